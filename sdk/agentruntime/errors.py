@@ -1,0 +1,192 @@
+"""Every error the platform raises on purpose: a class per gRPC code in use, and leaves for the domain.
+
+There is no gRPC in here; `status.py` maps these to codes and back. What is not an `AgentError` is a bug, and
+reaches a caller only as INTERNAL with a request id.
+"""
+
+from collections.abc import Mapping
+
+
+class AgentError(Exception):
+    """Something went wrong that a caller can act on.
+
+    Args:
+        message: one sentence that says what is wrong and, where known, what to do.
+        metadata: machine-readable details, sent along as `google.rpc.ErrorInfo.metadata`.
+
+    The class attribute `reason` is the machine-readable name of what happened, `ErrorInfo.reason`.
+    """
+
+    reason = "UNKNOWN"
+
+    def __init__(self, message: str, *, reason: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = dict(metadata or {})
+        if reason is not None:
+            self.reason = reason
+
+
+class InvalidArgument(AgentError):
+    """The request itself is wrong, whatever the state of the platform."""
+
+    reason = "INVALID_ARGUMENT"
+
+
+class NotFound(AgentError):
+    """What was named does not exist."""
+
+    reason = "NOT_FOUND"
+
+
+class AlreadyExists(AgentError):
+    """What should be made exists already."""
+
+    reason = "ALREADY_EXISTS"
+
+
+class PermissionDenied(AgentError):
+    """The caller is known and may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class Unauthenticated(AgentError):
+    """The caller showed no valid credential."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class ResourceExhausted(AgentError):
+    """It does not fit: memory, CPU, GPUs, a queue, a message."""
+
+    reason = "RESOURCE_EXHAUSTED"
+
+
+class FailedPrecondition(AgentError):
+    """The platform is not in a state for this; repeating it unchanged will not help."""
+
+    reason = "FAILED_PRECONDITION"
+
+
+class Aborted(AgentError):
+    """Something else changed it at the same time; the whole operation may be repeated."""
+
+    reason = "ABORTED"
+
+
+class OutOfRange(AgentError):
+    """A position beyond what there is."""
+
+    reason = "OUT_OF_RANGE"
+
+
+class Unimplemented(AgentError):
+    """No such service or method."""
+
+    reason = "UNIMPLEMENTED"
+
+
+class Internal(AgentError):
+    """A bug, here or in an agent."""
+
+    reason = "INTERNAL"
+
+
+class Unavailable(AgentError):
+    """Nobody is there to answer now; the call may be repeated."""
+
+    reason = "UNAVAILABLE"
+
+
+class DataLoss(AgentError):
+    """Stored data is damaged."""
+
+    reason = "DATA_LOSS"
+
+
+class DeadlineExceeded(AgentError):
+    """The caller's time ran out."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(AgentError):
+    """The caller hung up."""
+
+    reason = "CANCELLED"
+
+
+class AgentNotFound(NotFound):
+    """No agent of that name is registered."""
+
+    reason = "AGENT_NOT_FOUND"
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(f"agent '{agent}' not found", metadata={"agent": agent})
+
+
+class WorkerNotFound(NotFound):
+    """No worker of that name exists."""
+
+    reason = "WORKER_NOT_FOUND"
+
+
+class ImageNotFound(NotFound):
+    """No such image or tag."""
+
+    reason = "IMAGE_NOT_FOUND"
+
+
+class LeaseNotFound(NotFound):
+    """The lease is unknown, or has run out."""
+
+    reason = "LEASE_NOT_FOUND"
+
+
+class AgentAmbiguous(InvalidArgument):
+    """Several agents serve what was called, and the caller named none."""
+
+    reason = "AGENT_AMBIGUOUS"
+
+
+class AgentStopped(FailedPrecondition):
+    """The agent was stopped by an operator."""
+
+    reason = "AGENT_STOPPED"
+
+
+class AgentNotReady(Unavailable):
+    """The agent has no worker that is ready."""
+
+    reason = "AGENT_NOT_READY"
+
+
+class AgentFailed(FailedPrecondition):
+    """The agent's own code failed to import, to start or to become healthy. The message ends with its traceback."""
+
+    reason = "AGENT_FAILED"
+
+
+class NotEnforceable(FailedPrecondition):
+    """A limit or isolation was asked for that this machine cannot enforce."""
+
+    reason = "NOT_ENFORCEABLE"
+
+
+class InsufficientResources(ResourceExhausted):
+    """The ledger refuses a reservation; says what is free."""
+
+    reason = "INSUFFICIENT_RESOURCES"
+
+
+class InvalidUnit(InvalidArgument):
+    """A size, duration, share or rate that cannot be read."""
+
+    reason = "INVALID_UNIT"
+
+
+class InvalidManifest(InvalidArgument):
+    """An `agent.yaml` that does not say what it must."""
+
+    reason = "INVALID_MANIFEST"

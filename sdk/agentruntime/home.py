@@ -1,0 +1,109 @@
+"""The runtime directory: where the platform of one user on one machine keeps its sockets, state and logs.
+
+token               the operator's credential, mode 0600
+run/                sockets and pid files (elsewhere if the path would be too long for a socket)
+state/              databases of the pool and the gateway
+images/             an OCI image layout
+bundles/<digest>/   images unpacked
+logs/               of the platform; below agents/<agent>/ those of workers
+"""
+
+import hashlib
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# sun_path holds 108 bytes with its final NUL (unix(7)); what we add below run/ stays under 40.
+_LONGEST_RUN_DIR = 66
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths below one runtime directory. Nothing is created before `create`."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "Home":
+        """`$UAPI_HOME`, else `agentruntime` in XDG's state directory."""
+        if given := os.environ.get("UAPI_HOME"):
+            return cls(Path(given).resolve())
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return cls(Path(state) / "agentruntime")
+
+    def create(self) -> None:
+        """Makes the directories, closed to other users, and the token if there is none."""
+        for directory in (self.root, self.run, self.state, self.logs, self.images, self.bundles):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root.chmod(0o700)
+        if not self.token_file.exists():
+            # Written aside and renamed, so that two starters agree on one token.
+            scratch = self.root / f"token.{os.getpid()}"
+            scratch.touch(mode=0o600)
+            scratch.write_text(secrets.token_urlsafe(32))
+            try:
+                os.link(scratch, self.token_file)
+            except FileExistsError:
+                pass
+            finally:
+                scratch.unlink()
+
+    @property
+    def token_file(self) -> Path:
+        return self.root / "token"
+
+    def token(self) -> str:
+        """The operator's credential, or "" if there is none or it may not be read."""
+        try:
+            return self.token_file.read_text().strip()
+        except OSError:
+            return ""
+
+    @property
+    def run(self) -> Path:
+        own = self.root / "run"
+        if len(os.fsencode(own)) <= _LONGEST_RUN_DIR:
+            return own
+        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"agentruntime-{os.getuid()}-{name}"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def bundles(self) -> Path:
+        return self.root / "bundles"
+
+    @property
+    def gateway_socket(self) -> Path:
+        """Envoy's listener for this user: everything is allowed there."""
+        return self.run / "gateway.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        """The gateway's control plane: xDS, registry, relay."""
+        return self.run / "control.sock"
+
+    @property
+    def pool_socket(self) -> Path:
+        return self.run / "pool.sock"
+
+    @property
+    def envoy_admin_socket(self) -> Path:
+        return self.run / "envoy.sock"
+
+    @property
+    def supervisor_file(self) -> Path:
+        """What `agent up` started: JSON of pid, start time and addresses."""
+        return self.run / "supervisor.json"

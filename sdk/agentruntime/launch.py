@@ -1,0 +1,189 @@
+"""What the pool and an agent's processes say to each other: the only contract between them besides the protos.
+
+Three kinds of process, each forked from the one before it:
+
+- a **base** per Python environment, started by the pool as `python -m agent_worker.template --listen-fd N`;
+- an **image template** per image revision, forked by a base on `load`;
+- a **worker**, forked by an image template on `fork`.
+
+Base and image template are driven over a Unix stream socket on which they listen (the pool makes it, listens,
+and hands over the descriptor, so it can connect at once and again after a restart). A message is a 4-byte
+big-endian length and that much JSON; descriptors travel as SCM_RIGHTS with its first byte. Requests are
+answered in order; between answers, events may arrive (they have "event" in place of "ok").
+
+    base            load  TemplateSpec + [listen_fd, log_fd, *cgroup_fds]
+                          -> {"ok": true, "pid", "services": [full names], "descriptors": base64 of a
+                              FileDescriptorSet, "note": "" or why workers must import after the fork,
+                              "degraded": [sentences]}
+                          -> {"ok": false, "error": one sentence, "traceback": str}; the process has ended
+    image template  fork  WorkerSpec + [log_fd, control_fd, *cgroup_fds]
+                          -> {"ok": true, "pid"}
+    both            children -> {"ok": true, "children": {name: pid}, "exits": {name: wait status}}
+                    quit  -> {"ok": true}, and it ends, leaving its children
+    events                {"event": "exit", "name": key or worker_id, "pid", "status": as of waitpid(2)}
+
+`cgroup_fds` are descriptors of `cgroup.procs` files, opened for writing by the pool; the new process writes
+"0" to each before it does anything else, so it is never outside its limits.
+
+A worker and the pool share one end each of a Unix stream socket pair (`control_fd`), on which each sends lines
+of JSON. End of file tells the pool that the worker is gone; a worker lives on without its pool.
+
+    worker to pool  {"event": "listening"}                        it serves on its socket
+                    {"event": "failed", "stage": "import" or "start", "error": str, "traceback": str}
+    pool to worker  {"op": "drain", "grace_s": 30.0}              finish calls, then exit with status 0
+"""
+
+import json
+import os
+import socket
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+_LENGTH = struct.Struct(">I")
+LONGEST_MESSAGE = 16 * 2**20
+MOST_DESCRIPTORS = 16
+# Where a sandboxed worker sees the directory that holds its socket.
+SANDBOX_WORKERS_DIR = PurePosixPath("/run/agent")
+# A uid range for each agent, above what systemd gives to containers (systemd.io/UIDS-GIDS).
+UID_BASE = 0x70000000
+UIDS_PER_AGENT = 4096
+
+
+@dataclass(frozen=True)
+class SandboxSpec:
+    """What an agent's processes may see and reach."""
+
+    # Own user, mount, network and IPC namespaces, and a file system view of what a worker needs, read-only.
+    isolated: bool = True
+    # Leave the network namespace as it is.
+    host_network: bool = False
+    # First of UIDS_PER_AGENT host uids that belong to this agent; 0 where the pool may not map any.
+    uid_base: int = 0
+    # Host directory with a subdirectory per worker, which holds its socket.
+    workers_dir: str = ""
+    # More host paths that are visible, read-only.
+    read_only_paths: list[str] = field(default_factory=list)
+    # Device nodes that are visible, for GPUs.
+    devices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TemplateSpec:
+    """An image revision to be loaded."""
+
+    # Names the template in events: "my-agent@3".
+    key: str
+    agent: str
+    # Directory of the unpacked image; first on sys.path of the agent.
+    bundle: str
+    # "module:Class".
+    entrypoint: str
+    # Full names that agent.yaml promises; empty for "whatever the class serves".
+    services: list[str] = field(default_factory=list)
+    # Fork before the import: the workers import the agent's code themselves.
+    import_in_worker: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+    log_level: str = "INFO"
+    sandbox: SandboxSpec = field(default_factory=SandboxSpec)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One worker to be forked."""
+
+    worker_id: str
+    agent: str
+    revision: int
+    # From 1 to UIDS_PER_AGENT - 1, unique among the agent's living workers: its subdirectory of workers_dir
+    # (made, and given to uid_base + slot, by the pool) and its uid inside the sandbox.
+    slot: int
+    env: dict[str, str] = field(default_factory=dict)
+    log_level: str = "INFO"
+    # Calls handled at a time; more wait.
+    concurrency: int = 64
+    # For unary calls that come without a deadline.
+    default_timeout_s: float = 60.0
+    # For a SIGTERM, which says no grace of its own.
+    stop_grace_s: float = 30.0
+
+
+def socket_name(slot: int) -> str:
+    """Of a worker's socket, relative to workers_dir."""
+    return f"{slot}/s"
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """The frame of a message."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return _LENGTH.pack(len(body)) + body
+
+
+def spec_message(op: str, spec: TemplateSpec | WorkerSpec) -> dict[str, Any]:
+    """A `load` or `fork` request."""
+    return {"op": op, "spec": asdict(spec)}
+
+
+def template_spec(data: dict[str, Any]) -> TemplateSpec:
+    """The spec of a `load` request.
+
+    Raises:
+        TypeError: a field is missing or unknown.
+    """
+    return TemplateSpec(**{**data, "sandbox": SandboxSpec(**data["sandbox"])})
+
+
+def worker_spec(data: dict[str, Any]) -> WorkerSpec:
+    """The spec of a `fork` request.
+
+    Raises:
+        TypeError: a field is missing or unknown.
+    """
+    return WorkerSpec(**data)
+
+
+def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+    """Sends one message, blocking."""
+    frame = encode(message)
+    sent = socket.send_fds(channel, [frame], descriptors or [])
+    channel.sendall(frame[sent:])
+
+
+def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """The next message and the descriptors that came with it, or None at the end of the stream; blocking.
+
+    Raises:
+        ValueError: the frame is too long, or not a JSON object. The stream is then of no more use.
+    """
+    head, descriptors, _, _ = socket.recv_fds(channel, _LENGTH.size, MOST_DESCRIPTORS)
+    try:
+        head += _exactly(channel, _LENGTH.size - len(head)) if head else b""
+        if len(head) < _LENGTH.size:
+            _close(descriptors)
+            return None
+        (length,) = _LENGTH.unpack(head)
+        if length > LONGEST_MESSAGE:
+            raise ValueError(f"a message of {length} bytes")
+        message = json.loads(_exactly(channel, length))
+        if not isinstance(message, dict):
+            raise ValueError("a message that is not an object")
+    except ValueError:
+        _close(descriptors)
+        raise
+    return message, descriptors
+
+
+def _exactly(channel: socket.socket, count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        part = channel.recv(count - len(parts))
+        if not part:
+            break
+        parts += part
+    return bytes(parts)
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

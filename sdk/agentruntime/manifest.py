@@ -1,0 +1,121 @@
+"""`agent.yaml`: what an agent's author says about the agent."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from agentruntime import errors, names, units
+
+FILE_NAME = "agent.yaml"
+
+
+def _unit(parse: Any) -> BeforeValidator:
+    def read(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise ValueError("write a number with a unit")  # pydantic collects ValueError only
+        try:
+            return parse(str(value))
+        except errors.InvalidUnit as error:
+            raise ValueError(error.message) from None
+
+    return BeforeValidator(read)
+
+
+Size = Annotated[int, _unit(units.parse_size)]
+Cpu = Annotated[int, _unit(units.parse_cpu)]
+Duration = Annotated[float, _unit(units.parse_duration)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class PythonSection(_Section):
+    """What the agent's code needs beside the platform's SDK."""
+
+    # As in a requirements.txt, one each.
+    requirements: list[str] = []
+
+
+class ResourcesSection(_Section):
+    """What one worker gets, unless `agent run` says otherwise. Sizes in bytes, CPU in thousandths of a core."""
+
+    memory_bytes: Size | None = Field(default=None, alias="memory")
+    cpu_millis: Cpu | None = Field(default=None, alias="cpu")
+    memory_limit_bytes: Size | None = Field(default=None, alias="memory_limit")
+    cpu_limit_millis: Cpu | None = Field(default=None, alias="cpu_limit")
+    gpus: int | None = Field(default=None, alias="gpu", ge=0, le=64)
+    pids_limit: int | None = Field(default=None, alias="pids", ge=1)
+
+
+class HealthSection(_Section):
+    """When a worker counts as ready, and as unhealthy. Durations in seconds."""
+
+    interval_s: Duration = Field(default=10.0, alias="interval", gt=0)
+    timeout_s: Duration = Field(default=5.0, alias="timeout", gt=0)
+    retries: int = Field(3, ge=1)
+    start_timeout_s: Duration = Field(default=60.0, alias="start_timeout", gt=0)
+
+
+class AgentManifest(_Section):
+    """All of `agent.yaml`."""
+
+    name: Annotated[str, BeforeValidator(lambda name: names.check_agent_name(str(name)))]
+    version: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
+    # "module:Class"; the module is found in the project's directory.
+    entrypoint: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    # Full names of the gRPC services; empty for whatever the class implements.
+    services: list[str] = []
+    python: PythonSection = PythonSection()
+    resources: ResourcesSection = ResourcesSection()
+    health: HealthSection = HealthSection()
+    # Calls that one worker handles at a time.
+    concurrency: int = Field(64, ge=1, le=10_000)
+    # Limit of a unary call that comes without a deadline, in seconds.
+    timeout_s: Duration = Field(default=60.0, alias="timeout", gt=0)
+    # Whether calls that the protos declare idempotent may be repeated on another worker.
+    idempotent: bool = True
+    env: dict[str, str] = {}
+
+    @classmethod
+    def parse(cls, text: str) -> "AgentManifest":
+        """Reads the text of an `agent.yaml`.
+
+        Raises:
+            InvalidManifest: it is not YAML, or a field is missing, unknown or of the wrong type; names each.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise errors.InvalidManifest(f"{FILE_NAME} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise errors.InvalidManifest(f"{FILE_NAME} must be a mapping that begins with `name:`")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            problems = "; ".join(_problem(item) for item in error.errors(include_url=False))
+            raise errors.InvalidManifest(f"{FILE_NAME}: {problems}") from None
+        except errors.InvalidArgument as error:
+            raise errors.InvalidManifest(f"{FILE_NAME}: name: {error.message}") from None
+
+    @classmethod
+    def load(cls, project: Path) -> "AgentManifest":
+        """Reads `agent.yaml` of a project directory.
+
+        Raises:
+            InvalidManifest: there is none, or it is not valid.
+        """
+        try:
+            return cls.parse((project / FILE_NAME).read_text())
+        except FileNotFoundError:
+            raise errors.InvalidManifest(f"{project} has no {FILE_NAME}; `agent init` makes one") from None
+        except UnicodeDecodeError:
+            raise errors.InvalidManifest(f"{FILE_NAME} is not UTF-8 text") from None
+
+
+def _problem(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower() + message[1:]}"
