@@ -10,7 +10,7 @@ agent cannot signal, trace or read each other. Any other pool can map its own ui
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,6 +107,7 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
     pivot_root comes first, onto a tmpfs over /tmp: what the host has below /tmp is then to be found below the
     old root, which is let go at the end.
     """
+    python_paths = _python_paths()
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755,size=1m")  # noqa: S108 — a mount point
     Path(f"/tmp{_OLD_ROOT}").mkdir()  # noqa: S108 — as above
@@ -116,7 +117,7 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
         _show(path)
     for name in (*_ETC, *(_ETC_NETWORK if spec.host_network else ())):
         _show(f"/etc/{name}")
-    for path in (*_python_paths(), *spec.read_only_paths):
+    for path in (*python_paths, *spec.read_only_paths):
         _show(path)
     _show(bundle, BUNDLE)
     _show(spec.workers_dir, str(SANDBOX_WORKERS_DIR), writable=True)
@@ -164,7 +165,7 @@ def _show(path: str, target: str = "", *, writable: bool = False, devices: bool 
     linux.bind(str(source), str(goal), writable=writable, devices=devices)
 
 
-def _python_paths() -> Iterable[str]:
+def _python_paths() -> list[str]:
     """Directories that hold this Python, its packages and the platform's own, none inside another."""
     found = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix)}
     found |= {Path(os.path.realpath(sys.executable)).parent}

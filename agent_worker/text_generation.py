@@ -125,3 +125,10 @@ def _token(piece: Piece | object) -> Token:
     if isinstance(piece, str):
         return Token(piece)
     raise TypeError(f"generate() yielded {type(piece).__name__}, not text or a Token")
+
+
+def add_to(server: aio.Server, agent: Agent, vitals: Vitals) -> None:
+    """Lets a server serve the agent's text generation."""
+    text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(
+        TextGenerationServicer(agent, vitals), server
+    )
