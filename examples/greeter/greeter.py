@@ -5,7 +5,6 @@ from typing import Any
 
 import greeter_pb2
 import greeter_pb2_grpc
-
 from agentruntime import errors
 
 
