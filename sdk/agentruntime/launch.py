@@ -8,8 +8,13 @@ Three kinds of process, each forked from the one before it:
 
 Base and image template are driven over a Unix stream socket on which they listen (the pool makes it, listens,
 and hands over the descriptor, so it can connect at once and again after a restart). A message is a 4-byte
-big-endian length and that much JSON; descriptors travel as SCM_RIGHTS with its first byte. Requests are
-answered in order; between answers, events may arrive (they have "event" in place of "ok").
+big-endian length and that much JSON; descriptors travel as SCM_RIGHTS with its first byte. A request may carry an
+"id", which its answer repeats: a base answers a `load` when the import is done and takes other requests meanwhile.
+Between answers, events may arrive (they have "event" in place of "ok").
+
+An import that hangs is ended by killing what is in its cgroup: then `load` is answered with "ok": false. The
+bundle is a directory whose `app/` and `deps/` (if there is one) come first on the agent's sys.path; `app/` is the
+working directory.
 
     base            load  TemplateSpec + [listen_fd, log_fd, *cgroup_fds]
                           -> {"ok": true, "pid", "services": [full names], "descriptors": base64 of a
@@ -76,7 +81,7 @@ class TemplateSpec:
     # Names the template in events: "my-agent@3".
     key: str
     agent: str
-    # Directory of the unpacked image; first on sys.path of the agent.
+    # Directory of the unpacked image.
     bundle: str
     # "module:Class".
     entrypoint: str

@@ -1,0 +1,38 @@
+"""Calls without generated code: a request as a dict, the answer as a dict."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf import json_format, struct_pb2
+
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
+from agentruntime.errors import InvalidArgument
+
+_KEYS = ("service", "method", "data")
+
+
+def call_request(agent: str, request: Mapping[str, Any]) -> gateway_pb2.CallAgentRequest:
+    """The message of `{"service": …, "method": …, "data": {…}}`.
+
+    Raises:
+        InvalidArgument: a key is unknown or missing, or the data is not JSON.
+    """
+    unknown = sorted(request.keys() - set(_KEYS))
+    if unknown or not request.get("service") or not request.get("method"):
+        raise InvalidArgument(
+            "a call is a dict with service, method and data" + (f", not {unknown[0]}" if unknown else "")
+        )
+    data = struct_pb2.Struct()
+    try:
+        json_format.ParseDict(dict(request.get("data") or {}), data)
+    except (json_format.ParseError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"the call's data is not JSON: {error}") from None
+    return gateway_pb2.CallAgentRequest(
+        agent_id=agent, service=str(request["service"]), method=str(request["method"]), data=data
+    )
+
+
+def call_response(response: gateway_pb2.CallAgentResponse) -> dict[str, Any]:
+    """The answer's data. JSON's numbers are doubles on the way; whole ones come back as int."""
+    data: dict[str, Any] = json_format.MessageToDict(response.data)
+    return data
