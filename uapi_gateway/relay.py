@@ -132,7 +132,8 @@ async def forward(
     """Makes the same call at `address`, and hands back all that comes: messages, metadata and status."""
     # A channel of its own: one that is kept would wait out its back-off on a socket where another worker is by now.
     async with relay_channel(address) as channel:
-        call: Any = channel.stream_stream(method)(requests, metadata=metadata, timeout=context.time_remaining())
+        start: Any = channel.stream_stream(method)
+        call = start(requests, metadata=metadata, timeout=context.time_remaining())
         try:
             await context.send_initial_metadata(await call.initial_metadata())
             async for message in call:
