@@ -15,8 +15,10 @@ ALL = {"hop": hop.measure, "start": start.measure, "density": density.measure, "
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*ALL, []], help="which; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}; all by default")
     names = parser.parse_args().names or list(ALL)
+    if unknown := [name for name in names if name not in ALL]:
+        parser.error(f"no such benchmark: {', '.join(unknown)}")
     tables: list[Table] = []
     for name in names:
         table = asyncio.run(ALL[name]())

@@ -59,7 +59,7 @@ async def measure() -> Table:
     return table
 
 
-async def _start_forked(pool: agent_pool_pb2_grpc.AgentPoolAsyncStub) -> float:
+async def _start_forked(pool: "agent_pool_pb2_grpc.AgentPoolAsyncStub") -> float:
     started = time.perf_counter()
     request = agent_pool_pb2.RunAgentRequest(image="echo:latest", replicas=2)
     response = await pool.RunAgent(request, timeout=_TIMEOUT_S)
