@@ -34,7 +34,7 @@ class Platform:
         """Runs the `agent` command with JSON output; returns what it printed, parsed."""
         done = subprocess.run(
             [str(AGENT), *arguments, "--output", "json"],
-            env={**os.environ, "UAPI_HOME": str(self.home.root), "UAPI_ENDPOINT": self.address},
+            env={**os.environ, "UAPI_HOME": str(self.home.root)},
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
