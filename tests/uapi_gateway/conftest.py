@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from agentruntime.home import Home
 from grpc import aio
 
-from agentruntime.home import Home
-from tests.uapi_gateway.echo_worker import serve
-from tests.uapi_gateway.stand_ins import Gateway, PoolStandIn, deployment, eventually, generate
+from tests.uapi_gateway.echo_service import serve
+from tests.uapi_gateway.pool_service import PoolStandIn, deployment
+from tests.uapi_gateway.stand_ins import Gateway, eventually, generate
 
 
 class Platform:
@@ -22,6 +23,7 @@ class Platform:
         self.home = gateway.home
         self.tcp = gateway.channel()
         self.unix = gateway.channel(unix=True)
+        self.envoy_pid = gateway.envoy_pid
 
     async def routed(self, agent: str) -> None:
         """Waits until calls reach an agent."""
