@@ -196,7 +196,7 @@ async def test_malformed_frames_hurt_nobody(platform: Platform) -> None:
                 await reader.read()
         writer.close()
     for body in (b"", b"\0", b"\0\xff\xff\xff\xff", b"\7\0\0\0\1x", b"\0\0\0\0\5hello", b"junk" * 100):
-        await curl_grpc(platform, body=body)
+        await curl_grpc(platform, "grpc-timeout: 500m", body=body)
     assert (await curl_grpc(platform, "x-large: " + "x" * 70_000)).get("grpc-status") in ("8", None)
     assert platform.gateway.envoy_pid == platform.envoy_pid
     assert await generate(platform.tcp, "x", agent="beta") == "beta-01: x"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
 from agentruntime.home import Home
 from grpc import aio
 
-from tests.uapi_gateway.echo_service import serve
+from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
 from tests.uapi_gateway.stand_ins import ROOT, Gateway, eventually, generate, worker_process
 
@@ -83,9 +84,8 @@ async def test_an_agent_that_opted_out_is_not_called_twice(tmp_path: Path) -> No
     pool = PoolStandIn()
     address, other = f"unix:{tmp_path}/1.sock", f"unix:{tmp_path}/2.sock"
     with worker_process(address, "once-01") as worker:
-        server = await serve(other, "once-02")
         pool.put(deployment("once", {"once-01": address}, idempotent=False))
-        async with running(tmp_path, pool) as gateway, gateway.channel() as channel:
+        async with echoing(other, "once-02"), running(tmp_path, pool) as gateway, gateway.channel() as channel:
             await eventually(lambda: answered(channel, "once"))
             call = asyncio.create_task(generate(channel, "hang", agent="once", timeout_s=10))
             await eventually(lambda: _connected(worker.pid))
@@ -96,7 +96,6 @@ async def test_an_agent_that_opted_out_is_not_called_twice(tmp_path: Path) -> No
                 await call
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert status.decode(caught.value).reason == "WORKER_LOST"
-        await server.stop(0)
 
 
 def _connected(pid: int) -> bool:
@@ -134,14 +133,13 @@ async def test_calls_wait_for_a_worker_and_are_told_why_there_is_none(tmp_path: 
         stream = stub.StreamText(
             text.StreamTextRequest(prompt="a b"), metadata=(("x-uapi-agent", "late"),), timeout=5
         )
-        server = await serve(f"unix:{tmp_path}/1.sock", "late-01")
-        pool.put(deployment("late", {"late-01": f"unix:{tmp_path}/1.sock"}))
-        assert await asyncio.gather(*waiting) == ["late-01: x"] * 3
-        assert [piece.text async for piece in stream] == ["a", "b"]
-        with pytest.raises(aio.AioRpcError) as caught:
-            await fails
-        assert isinstance(status.decode(caught.value), errors.InsufficientResources)
-        await server.stop(0)
+        async with echoing(f"unix:{tmp_path}/1.sock", "late-01"):
+            pool.put(deployment("late", {"late-01": f"unix:{tmp_path}/1.sock"}))
+            assert await asyncio.gather(*waiting) == ["late-01: x"] * 3
+            assert [piece.text async for piece in stream] == ["a", "b"]
+            with pytest.raises(aio.AioRpcError) as caught:
+                await fails
+            assert isinstance(status.decode(caught.value), errors.InsufficientResources)
 
 
 async def _reason(channel: aio.Channel, agent: str, reason: str) -> bool:
@@ -154,9 +152,8 @@ async def _reason(channel: aio.Channel, agent: str, reason: str) -> bool:
 
 async def test_envoy_is_started_again_when_it_is_killed(tmp_path: Path) -> None:
     pool = PoolStandIn()
-    server = await serve(f"unix:{tmp_path}/1.sock", "a-01")
     pool.put(deployment("a", {"a-01": f"unix:{tmp_path}/1.sock"}))
-    async with running(tmp_path, pool) as gateway:
+    async with echoing(f"unix:{tmp_path}/1.sock", "a-01"), running(tmp_path, pool) as gateway:
         async with gateway.channel() as channel:
             await eventually(lambda: answered(channel, "a"))
         for _ in range(2):
@@ -166,15 +163,17 @@ async def test_envoy_is_started_again_when_it_is_killed(tmp_path: Path) -> None:
                 await eventually(lambda channel=channel: answered(channel, "a"))  # type: ignore[misc]  # bound now
             assert time.monotonic() - began < 2.5
             assert gateway.envoy_pid != before
-    await server.stop(0)
 
 
 async def test_a_killed_gateway_cuts_no_stream_and_its_successor_takes_envoy_over(tmp_path: Path) -> None:
     pool = PoolStandIn()
-    server = await serve(f"unix:{tmp_path}/1.sock", "a-01")
     pool.put(deployment("a", {"a-01": f"unix:{tmp_path}/1.sock"}))
-    outside = await serve(f"unix:{tmp_path}/2.sock", "outside")
-    async with running(tmp_path, pool) as gateway, gateway.channel() as channel:
+    async with (
+        echoing(f"unix:{tmp_path}/1.sock", "a-01"),
+        echoing(f"unix:{tmp_path}/2.sock", "outside"),
+        running(tmp_path, pool) as gateway,
+        gateway.channel() as channel,
+    ):
         await eventually(lambda: answered(channel, "a"))
         registry = agent_registry_pb2_grpc.AgentRegistryStub(gateway.channel(unix=True))
         registration = registry_proto.AgentRegistration(
@@ -218,51 +217,47 @@ async def test_a_killed_gateway_cuts_no_stream_and_its_successor_takes_envoy_ove
         assert not failures
         assert [piece.text async for piece in stream] == words[1:]
     assert not psutil.pid_exists(envoy)
-    await server.stop(0)
-    await outside.stop(0)
 
 
 async def test_what_the_pool_last_said_is_kept_while_it_is_away(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.create()
-    server = await serve(f"unix:{tmp_path}/1.sock", "a-01")
+    address = f"unix:{tmp_path}/1.sock"
     gateway, pool = Gateway(home), PoolStandIn()
-    try:
-        async with pool.serving(home):
-            pool.put(deployment("a", {"a-01": f"unix:{tmp_path}/1.sock"}))
-            pool.put(deployment("b", {"b-01": f"unix:{tmp_path}/1.sock"}))
-            await gateway.start()
+    async with echoing(address, "a-01"):
+        try:
+            async with pool.serving(home):
+                pool.put(deployment("a", {"a-01": address}))
+                pool.put(deployment("b", {"b-01": address}))
+                await gateway.start()
+                async with gateway.channel() as channel:
+                    await eventually(lambda: answered(channel, "b"))
             async with gateway.channel() as channel:
-                await eventually(lambda: answered(channel, "b"))
-        async with gateway.channel() as channel:
-            assert await generate(channel, "x", agent="a") == "a-01: x"
-            # Another pool, which has lost b.
-            successor = PoolStandIn()
-            successor.put(deployment("a", {"a-01": f"unix:{tmp_path}/1.sock"}))
-            async with successor.serving(home):
-                await eventually(lambda: _reason(channel, "b", "AGENT_NOT_FOUND"), timeout_s=5)
                 assert await generate(channel, "x", agent="a") == "a-01: x"
-    finally:
-        gateway.stop()
-        await server.stop(0)
+                # Another pool, which has lost b.
+                successor = PoolStandIn()
+                successor.put(deployment("a", {"a-01": address}))
+                async with successor.serving(home):
+                    await eventually(lambda: _reason(channel, "b", "AGENT_NOT_FOUND"), timeout_s=5)
+                    assert await generate(channel, "x", agent="a") == "a-01: x"
+        finally:
+            gateway.stop()
 
 
 async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
-    server = aio.server()
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    for flags, words in (
-        (("--grpc-port", str(port), "--http-port", "0"), "gRPC address 127.0.0.1"),
-        (("--grpc-port", "0", "--http-port", str(port)), "HTTP address 127.0.0.1"),
-        (("--host", "0.0.0.0"), "needs TLS and authentication first"),
-        (("--grpc-port", "70000"), "less than or equal to 65535"),
-    ):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "uapi_gateway", *flags,
-            env={**os.environ, "UAPI_HOME": str(tmp_path / "home")}, cwd=ROOT, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        _, output = await process.communicate()
-        assert process.returncode == 1
-        assert words in output.decode()
-        assert "Traceback" not in output.decode()
-    await server.stop(0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for flags, words in (
+            (("--grpc-port", port, "--http-port", "0"), "gRPC address 127.0.0.1"),
+            (("--grpc-port", "0", "--http-port", port), "HTTP address 127.0.0.1"),
+            (("--host", "0.0.0.0"), "needs TLS and authentication first"),
+            (("--grpc-port", "70000"), "less than or equal to 65535"),
+        ):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "uapi_gateway", *flags,
+                env={**os.environ, "UAPI_HOME": str(tmp_path / "home")}, cwd=ROOT, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            _, output = await process.communicate()
+            assert process.returncode == 1
+            assert words in output.decode()
+            assert "Traceback" not in output.decode()

@@ -18,7 +18,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2
 
 from tests.uapi_gateway.conftest import Platform
-from tests.uapi_gateway.echo_service import serve
+from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import deployment
 from tests.uapi_gateway.stand_ins import eventually, generate
 
@@ -41,14 +41,8 @@ def registration(agent_id: str, endpoint: str, **changes: Any) -> proto.Register
 @contextlib.asynccontextmanager
 async def external(name: str) -> AsyncIterator[str]:
     """An agent outside the pool; its "localhost:port"."""
-    server = await serve(address := "127.0.0.1:0", name)
-    port = server.add_insecure_port(address)
-    await server.stop(0)
-    server = await serve(f"127.0.0.1:{port}", name)
-    try:
+    async with echoing("127.0.0.1:0", name) as port:
         yield f"localhost:{port}"
-    finally:
-        await server.stop(0)
 
 
 async def test_operating_over_tcp_needs_the_credential(platform: Platform) -> None:
@@ -90,7 +84,7 @@ async def test_naming_an_agent_that_is_not_ready_opens_no_service_of_the_gateway
     """Calls to it land at the relay; the registry's own services must not answer there."""
     platform.pool.put(deployment("asleep", {}))
     registry = agent_registry_pb2_grpc.AgentRegistryStub(platform.tcp)
-    await eventually(lambda: _known(registry, "asleep"))
+    await eventually(lambda: _unready(platform, "asleep"))
     named = (("x-uapi-agent", "asleep"),)
     for method, request in (
         (registry.DeregisterAgent, proto.DeregisterAgentRequest(agent_id="x")),
@@ -109,9 +103,8 @@ async def _first(call: Any) -> Any:
     return [message async for message in call]
 
 
-async def _known(registry: Any, agent_id: str) -> bool:
-    agents = (await registry.ListAgents(proto.ListAgentsRequest(), timeout=5)).agents
-    return agent_id in [agent.agent_id for agent in agents]
+async def _unready(platform: Platform, agent: str) -> bool:
+    return isinstance(await fails(generate(platform.tcp, "x", agent=agent)), errors.AgentNotReady)
 
 
 async def test_an_agent_from_outside_is_routed_until_its_lease_runs_out(platform: Platform) -> None:
@@ -158,10 +151,9 @@ async def test_an_agent_from_outside_that_dies_is_unready_until_it_is_back(platf
     await eventually(unready)
     error = await fails(generate(platform.tcp, "x", agent="flaky", timeout_s=0.5))
     assert isinstance(error, errors.AgentNotReady)
-    server = await serve(endpoint.replace("localhost", "127.0.0.1"), "flaky")
-    assert await generate(platform.tcp, "x", agent="flaky") == "flaky: x"
-    await registry.DeregisterAgent(proto.DeregisterAgentRequest(agent_id="flaky"), timeout=5)
-    await server.stop(0)
+    async with echoing(endpoint.replace("localhost", "127.0.0.1"), "flaky"):
+        assert await generate(platform.tcp, "x", agent="flaky") == "flaky: x"
+        await registry.DeregisterAgent(proto.DeregisterAgentRequest(agent_id="flaky"), timeout=5)
 
 
 async def test_registrations_that_are_refused(platform: Platform) -> None:
