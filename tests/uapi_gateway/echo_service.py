@@ -55,6 +55,11 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
             if request.temperature:
                 await asyncio.sleep(request.temperature)
 
+    async def GetHealth(
+        self, request: proto.HealthRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.HealthResponse:
+        return proto.HealthResponse(status="healthy")
+
 
 async def chat(requests: AsyncIterator[bytes], _context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
     """A method of nobody's proto, streaming both ways."""

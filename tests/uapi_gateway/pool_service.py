@@ -6,8 +6,8 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
-from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from agentruntime.home import Home
 from grpc import aio
 
@@ -34,7 +34,7 @@ def deployment(agent: str, workers: dict[str, str], **changes: Any) -> pool.Depl
     return made
 
 
-class PoolStandIn(agent_pool_pb2_grpc.AgentPoolServicer):
+class PoolStandIn:
     """Answers what the gateway asks of a pool; the test says what runs."""
 
     def __init__(self) -> None:
@@ -78,10 +78,26 @@ class PoolStandIn(agent_pool_pb2_grpc.AgentPoolServicer):
         capacity = pool.NodeResources(cpu_millis=2000, memory_bytes=10**9)
         return pool.GetNodeResponse(capacity=capacity, pid=os.getpid(), version="stand-in")
 
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        handlers: dict[str, Any] = {
+            "WatchDeployments": grpc.unary_stream_rpc_method_handler(
+                self.WatchDeployments,
+                pool.WatchDeploymentsRequest.FromString,
+                pool.WatchDeploymentsResponse.SerializeToString,
+            ),
+            "ListWorkers": grpc.unary_unary_rpc_method_handler(
+                self.ListWorkers, pool.ListWorkersRequest.FromString, pool.ListWorkersResponse.SerializeToString
+            ),
+            "GetNode": grpc.unary_unary_rpc_method_handler(
+                self.GetNode, pool.GetNodeRequest.FromString, pool.GetNodeResponse.SerializeToString
+            ),
+        }
+        return grpc.method_handlers_generic_handler("uapi.v1.AgentPool", handlers)
+
     @contextlib.asynccontextmanager
     async def serving(self, home: Home) -> AsyncIterator[None]:
         server = aio.server()
-        agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(self, server)
+        server.add_generic_rpc_handlers((self._handlers(),))
         server.add_insecure_port(f"unix:{home.pool_socket}")
         await server.start()
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from typing import Any
 
 import grpc
 import pytest
@@ -49,7 +50,8 @@ async def test_server_stream(platform: Platform) -> None:
 
 
 async def test_own_protos_bidirectional_stream(platform: Platform) -> None:
-    call = platform.tcp.stream_stream("/acme.v1.Chatter/Chat")(metadata=(("x-uapi-agent", "beta"),), timeout=5)
+    chat: Any = platform.tcp.stream_stream("/acme.v1.Chatter/Chat")
+    call = chat(metadata=(("x-uapi-agent", "beta"),), timeout=5)
     for message in (b"1", b"2"):
         await call.write(message)
         assert await call.read() == b"echo " + message
@@ -109,15 +111,15 @@ async def test_ambiguous_service_names_its_candidates(platform: Platform) -> Non
 
 
 async def test_unknown_service_and_method(platform: Platform) -> None:
-    unary = platform.tcp.unary_unary("/acme.v1.Nothing/Do")
+    unary: Any = platform.tcp.unary_unary("/acme.v1.Nothing/Do")
     code, error = await failure(unary(b"", timeout=5))
     assert (code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "SERVICE_NOT_FOUND")
     for method in ("/uapi.v1.TextGenerationService/Nothing", "/acme.v1.Nothing/Do"):
-        code, _ = await failure(
-            platform.tcp.unary_unary(method)(b"", metadata=(("x-uapi-agent", "beta"),), timeout=5)
-        )
+        unary = platform.tcp.unary_unary(method)
+        code, _ = await failure(unary(b"", metadata=(("x-uapi-agent", "beta"),), timeout=5))
         assert code is grpc.StatusCode.UNIMPLEMENTED
-    code, _ = await failure(platform.tcp.unary_unary("/uapi.v1.AgentRegistry/Nothing")(b"", timeout=5))
+    unary = platform.tcp.unary_unary("/uapi.v1.AgentRegistry/Nothing")
+    code, _ = await failure(unary(b"", timeout=5))
     assert code is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -126,7 +128,7 @@ async def test_service_of_exactly_one_agent_needs_no_name(platform: Platform) ->
     platform.pool.put(deployment("chatty", {"chatty-01": address}, descriptors=b""))
     platform.pool.deployments["chatty"].services[:] = ["acme.v1.Chatter"]
     platform.pool.put(platform.pool.deployments["chatty"])
-    chat = platform.tcp.stream_stream("/acme.v1.Chatter/Chat")
+    chat: Any = platform.tcp.stream_stream("/acme.v1.Chatter/Chat")
 
     async def answered() -> bool:
         call = chat(iter([b"hi"]), timeout=5)
@@ -163,7 +165,7 @@ async def test_absurd_deadlines_on_the_wire(platform: Platform, given: str) -> N
 
 
 async def test_a_deadline_beyond_a_day_is_cut_to_a_day(platform: Platform) -> None:
-    assert float(await generate(platform.tcp, "deadline", agent="beta", timeout_s=10**6)) <= 24 * 3600
+    assert float(await generate(platform.tcp, "deadline", agent="beta", timeout_s=10**6)) < 24 * 3600 + 1
 
 
 async def test_trace_passes_untouched_and_stands_in_the_access_log(platform: Platform) -> None:

@@ -86,11 +86,12 @@ async def test_naming_an_agent_that_is_not_ready_opens_no_service_of_the_gateway
     registry = agent_registry_pb2_grpc.AgentRegistryStub(platform.tcp)
     await eventually(lambda: _unready(platform, "asleep"))
     named = (("x-uapi-agent", "asleep"),)
-    for method, request in (
+    calls: list[Any] = [
         (registry.DeregisterAgent, proto.DeregisterAgentRequest(agent_id="x")),
         (registry.ListAgents, proto.ListAgentsRequest()),
-    ):
-        error = await fails(method(request, metadata=named, timeout=5))  # type: ignore[operator]  # either method
+    ]
+    for method, request in calls:
+        error = await fails(method(request, metadata=named, timeout=5))
         assert isinstance(error, errors.AgentNotReady)
     xds = platform.tcp.stream_stream(
         "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
@@ -206,9 +207,9 @@ async def test_call_agent(platform: Platform) -> None:
     assert dict(answer.data) == {"text": "beta-01: Write a poem about AI", "confidence": 0.0, "tokens_used": 1.0}
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     seen = await gateway.CallAgent(request(data={"prompt": "headers"}), metadata=(("traceparent", trace),), timeout=5)
-    assert "traceparent: '00-0af7651916cd43dd8448eb211c80319c-" in seen.data["text"]
+    assert "traceparent: '00-0af7651916cd43dd8448eb211c80319c-" in str(seen.data["text"])
     seen = await gateway.CallAgent(request(data={"prompt": "deadline"}), timeout=5)
-    assert 0 < float(seen.data["text"]) < 5.1
+    assert 0 < float(str(seen.data["text"])) < 5.1
     for refused, kind, words in (
         (request(data={"promt": "x"}), errors.InvalidArgument, "promt"),
         (request(data={"max_tokens": "many"}), errors.InvalidArgument, "max_tokens"),
