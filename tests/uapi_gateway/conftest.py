@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from agentruntime.home import Home
 from grpc import aio
 
-from agentruntime.home import Home
 from tests.uapi_gateway.echo_worker import serve
 from tests.uapi_gateway.stand_ins import Gateway, PoolStandIn, deployment, eventually, generate
 

@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.reflection import enable_server_reflection
-
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as proto
 from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
 from agentruntime.interceptors import ServerInterceptor
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection import enable_server_reflection
 
 SERVICE = "uapi.v1.TextGenerationService"
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from grpc import aio
-
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
 from agentruntime.home import Home
+from grpc import aio
+
 from tests.uapi_gateway.echo_worker import SERVICE
 from uapi_gateway.descriptors import platform_subset
 

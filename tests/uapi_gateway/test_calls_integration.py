@@ -4,11 +4,11 @@ import asyncio
 
 import grpc
 import pytest
-from grpc import aio
-
 from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
 from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
+from grpc import aio
+
 from tests.uapi_gateway.conftest import Platform
 from tests.uapi_gateway.stand_ins import deployment, eventually, generate
 
