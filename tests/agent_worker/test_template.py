@@ -5,6 +5,7 @@ import signal
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -49,7 +50,8 @@ def test_a_worker_is_forked_serves_and_drains(base: templates.Base) -> None:
     assert worker.event() == {"event": "listening"}
     assert ask(worker, "hello") == "hello"
     with grpc.insecure_channel(worker.address) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        health = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
     assert health.status == health_pb2.HealthCheckResponse.SERVING
     worker.drain()
     assert worker.event() == {}
@@ -105,7 +107,7 @@ def test_a_servicer_with_its_own_proto_in_plain_functions(base: templates.Base) 
     assert worker.event() == {"event": "listening"}
     with grpc.insecure_channel(worker.address) as channel:
         # By hand, so that this process does not register the descriptors too.
-        greet = channel.unary_unary("/examples.greeter.v1.Greeter/Greet")
+        greet: Any = channel.unary_unary("/examples.greeter.v1.Greeter/Greet")
         assert b"Good day, Ada" in greet(b"\x0a\x03Ada", timeout=5)
         with pytest.raises(grpc.RpcError) as caught:
             greet(b"", timeout=5)
@@ -255,7 +257,7 @@ def test_a_call_without_a_deadline_gets_the_agents_own(base: templates.Base) -> 
         with pytest.raises(grpc.RpcError) as caught:
             stub.GenerateText(text_generation_pb2.GenerateTextRequest(prompt="x"))
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "without a deadline" in caught.value.details()
+    assert "without a deadline" in str(caught.value.details())
 
 
 @pytest.mark.parametrize("noise", [b"\x00\x00\x00\x02[]", b"\xff\xff\xff\xff", b"\x00\x00\x00\x05oops!", b"\x00\x00"])
