@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -96,7 +97,7 @@ def failure_of(log_tail: str, status: int) -> str:
         entry = json.loads(last)
         last = str(entry.get("error") or entry["event"])
     except (ValueError, TypeError, KeyError, AttributeError):
-        last = last.removeprefix("error: ")
+        last = re.sub(r"^(error|uapi_gateway|agent_pool): ", "", last)
     how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
     return f"{last} ({how})" if last else how
 
@@ -161,11 +162,6 @@ class Supervisor:
 
     async def run(self) -> int:
         """Returns the exit status: 0 when told to stop, 1 when a child could not start."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        # A terminal that closes is no reason to end.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         end_left_overs(read_record(self._home))
         keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
         starting = asyncio.create_task(self._await_start())
@@ -181,6 +177,10 @@ class Supervisor:
             self._say({"event": "failed", "error": self._failure})
             print(f"error: {self._failure}", file=sys.stderr, flush=True)
         return 1 if self._failure else 0
+
+    def stop(self) -> None:
+        """Makes `run` end the children, in order, and return."""
+        self._stop.set()
 
     async def _keep(self, child: Child) -> None:
         quick_deaths = 0
@@ -291,6 +291,15 @@ class Supervisor:
         self._report = None
 
 
+async def _until_told(supervisor: Supervisor) -> int:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.stop)
+    # A terminal that closes is no reason to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return await supervisor.run()
+
+
 def _say_line(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}", file=sys.stderr, flush=True)
 
@@ -327,7 +336,7 @@ def main(argv: list[str] | None = None) -> int:
         listen = Listen(args.host, args.grpc_port, args.http_port)
         # The children run where they may keep no user's folder busy.
         os.chdir(home.root)
-        return asyncio.run(Supervisor(home, listen, children_of(home, listen), report).run())
+        return asyncio.run(_until_told(Supervisor(home, listen, children_of(home, listen), report)))
 
 
 if __name__ == "__main__":

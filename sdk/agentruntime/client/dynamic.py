@@ -1,5 +1,6 @@
 """Calls without generated code: a request as a dict, the answer as a dict."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ def call_request(agent: str, request: Mapping[str, Any]) -> gateway_pb2.CallAgen
         )
     data = struct_pb2.Struct()
     try:
-        json_format.ParseDict(dict(request.get("data") or {}), data)
+        # protobuf alone would let NaN through, which is no JSON.
+        json_format.Parse(json.dumps(dict(request.get("data") or {}), allow_nan=False), data)
     except (json_format.ParseError, TypeError, ValueError) as error:
         raise InvalidArgument(f"the call's data is not JSON: {error}") from None
     return gateway_pb2.CallAgentRequest(
@@ -34,5 +36,13 @@ def call_request(agent: str, request: Mapping[str, Any]) -> gateway_pb2.CallAgen
 
 def call_response(response: gateway_pb2.CallAgentResponse) -> dict[str, Any]:
     """The answer's data. JSON's numbers are doubles on the way; whole ones come back as int."""
-    data: dict[str, Any] = json_format.MessageToDict(response.data)
+    data: dict[str, Any] = _whole(json_format.MessageToDict(response.data))
     return data
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

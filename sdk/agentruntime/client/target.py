@@ -70,7 +70,7 @@ def _parse(endpoint: str) -> tuple[str, bool, bool]:
         return endpoint, False, True
     scheme, found, rest = endpoint.rpartition("://")
     match = _HOST_AND_PORT.fullmatch(rest.rstrip("/"))
-    if match is None or scheme not in ("", "http", "https") or not 0 < int(match["port"]) < 2**16:
+    if match is None or scheme not in (("http", "https") if found else ("",)) or not 0 < int(match["port"]) < 2**16:
         raise InvalidArgument(
             f"'{endpoint}' is not an endpoint; write host:port, like localhost:50051, or unix:/path",
             reason="INVALID_ENDPOINT",
