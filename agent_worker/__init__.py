@@ -1,0 +1,1 @@
+"""Hosts one agent in one process: template, sandbox, loader and server."""

@@ -1,0 +1,107 @@
+"""The few Linux system calls that Python's standard library does not have, as functions that raise OSError."""
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+# linux/mount.h
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MNT_DETACH = 0x2
+# linux/prctl.h
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_NAME = 15
+# mount_setattr(2), since Linux 5.12; the number is the same on every architecture.
+_SYS_MOUNT_SETATTR = 442
+_AT_RECURSIVE = 0x8000
+_MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_NOSUID = 0x2
+_MOUNT_ATTR_NODEV = 0x4
+_AT_FDCWD = -100
+# pivot_root(2) has no wrapper in glibc; x86_64 and aarch64.
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+# linux/sockios.h, linux/if.h
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 0x1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def unshare(flags: int) -> None:
+    """Leaves namespaces for new ones; unshare(2)."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    arguments = [text.encode() or None for text in (source, target, kind)]
+    _check(_libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() or None), f"mount {target}")
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(target.encode(), flags), f"unmount {target}")
+
+
+def bind(source: str, target: str, *, writable: bool = False, devices: bool = False) -> None:
+    """Mounts a file or tree at a second place, nosuid, and read-only with everything below unless `writable`."""
+    mount(source, target, flags=MS_BIND | MS_REC)
+    attributes = _MOUNT_ATTR_NOSUID
+    attributes |= 0 if writable else _MOUNT_ATTR_RDONLY
+    attributes |= 0 if devices else _MOUNT_ATTR_NODEV
+    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+    packed = struct.pack("4Q", attributes, 0, 0, 0)
+    _check(
+        _libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, packed, len(packed)),
+        f"mount_setattr {target}",
+    )
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    number = _SYS_PIVOT_ROOT[os.uname().machine]
+    _check(_libc.syscall(number, new_root.encode(), put_old.encode()), "pivot_root")
+
+
+def no_new_privileges() -> None:
+    """No exec of this process or its children will gain privileges; prctl(2)."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl no_new_privs")
+
+
+def dumpable() -> None:
+    """Gives /proc/self back to the process after a change of uid; prctl(2)."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl dumpable")
+
+
+def name_process(name: str) -> None:
+    """What `ps -o comm` shows, at most 15 bytes; prctl(2)."""
+    _check(_libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl name")
+
+
+def loopback_up() -> None:
+    """Brings up the loopback interface of this network namespace; netdevice(7)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sh22x", b"lo", 0)
+        flags = struct.unpack("16sh22x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))

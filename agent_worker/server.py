@@ -1,0 +1,85 @@
+"""The gRPC server of a worker: the agent's services, health and reflection, on one Unix socket."""
+
+import asyncio
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from agentruntime.interceptors import ServerInterceptor
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from agent_worker.admission import AdmissionInterceptor
+from agent_worker.loader import LoadedAgent
+from agent_worker.vitals import Vitals
+
+# gRPC's own default for what a peer may send, https://grpc.io/docs/guides/max-message-size; stated because
+# callers are told so.
+LONGEST_MESSAGE_BYTES = 4 * 2**20
+# For the author's stop().
+_STOP_TIMEOUT_S = 10.0
+
+
+class WorkerServer:
+    """Serves one instance of an agent."""
+
+    def __init__(self, loaded: LoadedAgent, *, concurrency: int, default_timeout_s: float) -> None:
+        self._loaded = loaded
+        self._vitals = Vitals()
+        # Plain handlers, and asyncio.to_thread, run here; threads start as they are needed.
+        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="agent")
+        self._health = health.aio.HealthServicer()
+        self._server = aio.server(
+            self._threads,
+            interceptors=[ServerInterceptor(), AdmissionInterceptor(self._vitals, concurrency, default_timeout_s)],
+            options=[
+                ("grpc.max_receive_message_length", LONGEST_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", LONGEST_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._agent: Any = None
+
+    async def start(self, socket: Path) -> None:
+        """Instantiates the agent, lets it start, and serves.
+
+        Raises:
+            Exception: whatever the agent's constructor or start() raises.
+        """
+        asyncio.get_running_loop().set_default_executor(self._threads)
+        self._agent = self._loaded.cls()
+        await _call_if_defined(self._agent, "start")
+        for add_servicer in self._loaded.add_servicers:
+            add_servicer(self._agent, self._server)
+        if self._loaded.generates_text:
+            # Imported by the loader for agents that generate text, and only for them.
+            from agent_worker import text_generation  # noqa: PLC0415 — as said above
+
+            text_generation.add_to(self._server, self._agent, self._vitals)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for name in ("", *self._loaded.services):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        names = (*self._loaded.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._server.add_insecure_port(f"unix:{socket}")
+        await self._server.start()
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no new calls, lets those in flight finish for `grace_s` seconds, then ends them UNAVAILABLE."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await _call_if_defined(self._agent, "stop")
+
+
+async def _call_if_defined(agent: Any, name: str) -> None:
+    """Calls the author's start() or stop(), in a thread where it is a plain function."""
+    method = getattr(agent, name, None)
+    if not callable(method):
+        return
+    if inspect.iscoroutinefunction(method):
+        await method()
+    else:
+        await asyncio.to_thread(method)

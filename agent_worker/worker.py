@@ -1,0 +1,142 @@
+"""A worker's life after the fork: take up what the pool handed over, serve, drain, end."""
+
+import asyncio
+import gc
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, cast
+
+from agentruntime import errors, log
+from agentruntime.launch import TemplateSpec, WorkerSpec, socket_name
+
+from agent_worker import linux, loader, sandbox
+from agent_worker.loader import LoadedAgent
+from agent_worker.server import WorkerServer
+
+EXIT_FAILED = 1
+_log = log.get("agent_worker")
+
+
+class PoolChannel:
+    """This worker's end of the socket pair that it shares with the pool; a dead pool is not its concern."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.setblocking(False)
+        self._received = b""
+
+    def tell(self, event: str, **fields: str) -> None:
+        """Sends one event; if nobody listens, it is lost."""
+        line = json.dumps({"event": event, **fields}).encode() + b"\n"
+        self._socket.setblocking(True)
+        with suppress(OSError):
+            self._socket.sendall(line)
+        self._socket.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def commands(self) -> list[dict[str, object]] | None:
+        """What has come since the last time, or None once the pool is gone."""
+        try:
+            part = self._socket.recv(65536)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not part:
+            return None
+        *lines, self._received = (self._received + part).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+def run(
+    spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent | None, bundle: str, *, log_fd: int, control_fd: int
+) -> int:
+    """Runs the worker in this freshly forked process until it ends; returns its exit status.
+
+    Args:
+        spec: what the pool asks of this worker.
+        template: what its image template was loaded from.
+        loaded: the agent, if the template has imported it; None to import it here.
+        bundle: where this process sees the unpacked image.
+        log_fd: the worker's log, opened for appending.
+        control_fd: the worker's end of the pool's socket pair.
+    """
+    os.setsid()
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    channel = PoolChannel(control_fd)
+    sandbox.become_worker(template.sandbox, spec.slot)
+    linux.name_process(spec.worker_id)
+    take_environment({**template.env, **spec.env})
+    _reseed()
+    log.configure(spec.log_level, worker_id=spec.worker_id, agent=spec.agent, revision=spec.revision)
+    stage = "import"
+    try:
+        if loaded is None:
+            loaded = loader.load(bundle, template.entrypoint, template.services)
+        stage = "start"
+        return asyncio.run(_serve(spec, template, loaded, channel))
+    except Exception as error:
+        report = error.message if isinstance(error, errors.AgentError) else f"{type(error).__name__}: {error}"
+        _log.error("worker failed", stage=stage, error=report)
+        traceback.print_exc()
+        channel.tell("failed", stage=stage, error=report, traceback=traceback.format_exc())
+        return EXIT_FAILED
+
+
+def take_environment(wanted: Mapping[str, str]) -> None:
+    """Sets environment variables; those that would change where Python loads code from are not honoured."""
+    os.environ.update({key: value for key, value in wanted.items() if not key.startswith(("PYTHON", "LD_"))})
+
+
+def _reseed() -> None:
+    """Gives each worker random numbers of its own; the fork copied the generators' state."""
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+
+
+async def _serve(spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, channel: PoolChannel) -> int:
+    loop = asyncio.get_running_loop()
+    drain: asyncio.Future[float] = loop.create_future()
+
+    def begin_drain(grace_s: float) -> None:
+        if not drain.done():
+            drain.set_result(grace_s)
+
+    def hear() -> None:
+        commands = channel.commands()
+        if commands is None:
+            loop.remove_reader(channel.fileno())
+        for command in commands or ():
+            if command.get("op") == "drain":
+                begin_drain(float(str(command.get("grace_s", spec.stop_grace_s))))
+
+    loop.add_signal_handler(signal.SIGTERM, begin_drain, spec.stop_grace_s)
+    loop.add_reader(channel.fileno(), hear)
+    server = WorkerServer(loaded, concurrency=spec.concurrency, default_timeout_s=spec.default_timeout_s)
+    starting: asyncio.Future[Any] = asyncio.ensure_future(
+        server.start(sandbox.workers_dir(template.sandbox) / socket_name(spec.slot))
+    )
+    await asyncio.wait(cast(list[asyncio.Future[Any]], [starting, drain]), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        return 0  # stopped before it was ready
+    starting.result()
+    channel.tell("listening")
+    _log.info("worker serves", services=loaded.services)
+    gc.collect()
+    grace_s = await drain
+    _log.info("worker drains", grace_s=grace_s)
+    await server.drain(grace_s)
+    _log.info("worker ended")
+    return 0
