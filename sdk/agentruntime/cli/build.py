@@ -1,0 +1,109 @@
+"""`agent build`."""
+
+import fnmatch
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from agentruntime import errors, names, supervisor
+from agentruntime._proto.uapi.v1 import image_service_pb2 as image_pb2
+from agentruntime.cli import output, platform
+from agentruntime.config import RuntimeConfig
+from agentruntime.home import Home
+from agentruntime.manifest import AgentManifest
+
+# What a project's folder holds beside the agent, and an image should not.
+IGNORED = (
+    ".git", ".hg", ".svn", ".venv", "venv", "__pycache__", "*.pyc", "*.pyo", "*.egg-info", "node_modules",
+    ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".tox", ".nox", ".idea", ".vscode", ".DS_Store",
+    ".env",
+)  # fmt: skip
+# What the service takes in one message.
+_CHUNK_BYTES = 2**20
+# Requirements may have to be downloaded and compiled.
+_TIMEOUT_S = 1800.0
+
+
+def command(
+    path: Annotated[Path, typer.Argument(help="The project's folder, which holds agent.yaml.")],
+    tag: Annotated[
+        str | None, typer.Option("--tag", "-t", help="my-agent:1.2.0; name and version of agent.yaml by default.")
+    ] = None,
+    format_: output.Output = None,
+) -> None:
+    """Build an image of a project.
+
+    Starts the platform if none runs. Left out: version control, virtual environments, caches, .env files.
+    """
+    if not path.is_dir():
+        raise errors.InvalidArgument(f"{path} is no folder; give the project's folder, like `agent build .`")
+    AgentManifest.load(path)
+    if tag is not None:
+        names.ImageReference.parse(tag)
+    settings = RuntimeConfig.from_env()
+    if platform.is_local(settings):
+        with output.progress("starting the platform"):
+            platform.start(Home.default(), supervisor.Listen())
+    as_json = output.wants_json(format_)
+    image = image_pb2.Image()
+    with tempfile.TemporaryFile() as archive:
+        pack(path, archive)
+        archive.seek(0)
+        with platform.connect(settings) as client:
+            for response in client.images.BuildImage(requests(tag or "", archive), timeout=_TIMEOUT_S):
+                if response.WhichOneof("event") == "image":
+                    image = response.image
+                elif not as_json:
+                    output.note(response.progress)
+    if as_json:
+        output.print_json(output.as_data(image))
+        return
+    print(f"built {image.reference} ({image.digest})")
+    print(f"Run it:  agent run {image.reference}")
+
+
+def requests(reference: str, archive: IO[bytes]) -> Iterator[image_pb2.BuildImageRequest]:
+    """What `BuildImage` is sent: the spec, then the archive in pieces."""
+    yield image_pb2.BuildImageRequest(spec=image_pb2.BuildSpec(reference=reference))
+    while chunk := archive.read(_CHUNK_BYTES):
+        yield image_pb2.BuildImageRequest(chunk=chunk)
+
+
+def pack(project: Path, archive: IO[bytes]) -> None:
+    """Writes the project as a tar that is the same for the same files, whoever packs it and when.
+
+    Raises:
+        InvalidArgument: a file cannot be read.
+    """
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path in _files(project):
+            try:
+                info = tar.gettarinfo(path, arcname=path.relative_to(project).as_posix())
+                if info is None:  # a socket
+                    continue
+                info.uid = info.gid = 0
+                info.uname = info.gname = ""
+                info.mtime = 0
+                info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
+                if info.isreg() or info.islnk():
+                    # Hard links become files of their own: tar would refer to a name that may be left out.
+                    info.type, info.linkname, info.size = tarfile.REGTYPE, "", path.stat().st_size
+                    with path.open("rb") as content:
+                        tar.addfile(info, content)
+                elif info.isdir() or info.issym():
+                    tar.addfile(info)
+            except OSError as error:
+                raise errors.InvalidArgument(f"cannot read {path}: {error.strerror}") from None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if any(fnmatch.fnmatch(path.name, pattern) for pattern in IGNORED):
+            continue
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _files(path)

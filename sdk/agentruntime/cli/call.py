@@ -1,0 +1,89 @@
+"""`agent call`."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from agentruntime import errors
+from agentruntime.cli import output, platform
+from agentruntime.client.sync import Client
+from agentruntime.config import RuntimeConfig
+from agentruntime.units import parse_duration
+
+
+def command(
+    agent: Annotated[str, typer.Argument(help="An agent, or one of its workers.")],
+    prompt: Annotated[str | None, typer.Argument(help="For agents that generate text; read from stdin if -.")] = None,
+    *,
+    service: Annotated[str | None, typer.Option(help="A service of the agent, with --method.")] = None,
+    method: Annotated[str | None, typer.Option(help="A unary method of that service.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="JSON", help="The request, by its field names.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=0, help="The most tokens; 0 leaves it to the agent.")] = 0,
+    timeout: Annotated[str | None, typer.Option(help="Like 30s; UAPI_TIMEOUT by default, else 30s.")] = None,
+    format_: output.Output = None,
+) -> None:
+    """Call an agent: a prompt, or any unary method with JSON data.
+
+    A prompt's answer is printed while it is generated; with --output json it is printed whole, with its token count.
+    """
+    if bool(service) != bool(method):
+        raise errors.InvalidArgument("--service and --method belong together; give both, and --data with the request")
+    wait_s = parse_duration(timeout) if timeout else None
+    config = RuntimeConfig.from_env()
+    with platform.connect(config) as client:
+        if service and method:
+            request = {"service": service, "method": method, "data": _json(data)}
+            output.print_json(client.call_agent(agent, request, timeout_s=wait_s))
+            return
+        if data is not None:
+            raise errors.InvalidArgument("--data is the request of a method; name it by --service and --method")
+        options = {"temperature": temperature, "max_tokens": max_tokens, "timeout_s": wait_s}
+        _generate(client, agent, _prompt(prompt), options, as_json=output.wants_json(format_))
+
+
+def _generate(client: Client, agent: str, prompt: str, options: dict[str, Any], *, as_json: bool) -> None:
+    try:
+        if as_json:
+            output.print_json(output.as_data(client.generate_text(agent, prompt, **options)))
+            return
+        _stream(client, agent, prompt, options)
+    except errors.Unimplemented as error:
+        raise errors.Unimplemented(
+            f"{agent} does not generate text; call what it serves by --service, --method and --data",
+            reason=error.reason,
+        ) from None
+
+
+def _stream(client: Client, agent: str, prompt: str, options: dict[str, Any]) -> None:
+    ends_line = True
+    try:
+        for piece in client.stream_text(agent, prompt, **options):
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+            ends_line = piece.text.endswith("\n") if piece.text else ends_line
+    finally:
+        # An error line begins a line of its own, after however much text came.
+        if not ends_line:
+            print(flush=True)
+
+
+def _prompt(prompt: str | None) -> str:
+    if prompt is None and sys.stdin.isatty():
+        raise errors.InvalidArgument('what should it answer? Give a prompt: agent call AGENT "…"')
+    text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
+    if not text.strip():
+        raise errors.InvalidArgument('the prompt is empty; give one: agent call AGENT "…"')
+    return text
+
+
+def _json(data: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(data) if data is not None else {}
+    except json.JSONDecodeError as error:
+        raise errors.InvalidArgument(f"--data is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise errors.InvalidArgument('--data is not a JSON object, like \'{"name": "Ada"}\'')
+    return value

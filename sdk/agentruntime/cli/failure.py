@@ -1,0 +1,65 @@
+"""How a command fails: one line on stderr that says what to do, and an exit status that a script can test.
+
+0 done · 1 unforeseen · 2 wrong usage · 10 + gRPC's code number, an error of the platform · 130 interrupted ·
+141 the reader of the output went away
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from typer import Abort
+from typer.exceptions import TyperException
+
+from agentruntime import errors
+from agentruntime.home import Home
+
+UNFORESEEN = 1
+USAGE = 2
+PLATFORM = 10
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """What `run` returns, or the exit status for what it raised, after saying so."""
+    try:
+        status = run()
+        sys.stdout.flush()
+    except TyperException as error:
+        return _say(error.format_message().rstrip(".?"), USAGE, "see `agent VERB --help`")
+    except errors.AgentError as error:
+        from agentruntime import status as codes  # noqa: PLC0415 — because it imports grpc, which few verbs need
+
+        number: int = codes.code_of(error).value[0]
+        return _say(error.message, PLATFORM + number)
+    except (KeyboardInterrupt, Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        return _say(f"{type(error).__name__}: {error}; {_keep_traceback()}", UNFORESEEN)
+    return status
+
+
+def _say(message: str, status: int, hint: str = "") -> int:
+    """The first line is ours; what follows it, an agent's own traceback, stands below."""
+    first, _, rest = message.strip().partition("\n")
+    print(f"error: {first}" + (f"; {hint}" if hint else ""), file=sys.stderr)
+    if rest:
+        print(rest, file=sys.stderr)
+    return status
+
+
+def _keep_traceback() -> str:
+    path = Home.default().logs / "cli.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with path.open("a") as log:
+            log.write(traceback.format_exc())
+    except OSError:
+        return "this is a bug"
+    return f"this is a bug, and its traceback is in {path}"

@@ -1,0 +1,39 @@
+"""Entry point of the `agent` command: finds the verb and imports only its module."""
+
+import sys
+from importlib import import_module
+
+from agentruntime.cli.verbs import VERBS, help_text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line (the process's if None) and returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv in (["--help"], ["-h"]):
+        # Without Typer, which alone would take a third of the time that help may take.
+        return _print_help()
+    failure = import_module("agentruntime.cli.failure")
+    status: int = failure.guarded(lambda: _run(argv))
+    return status
+
+
+def _print_help() -> int:
+    try:
+        sys.stdout.write(help_text())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 141
+    return 0
+
+
+def _run(argv: list[str]) -> int:
+    typer = import_module("typer")
+    output = import_module("agentruntime.cli.output")
+    app = typer.Typer(name="agent", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+    app.callback(help="Run AI agents as limited, supervised processes behind a gRPC gateway.")(output.set_default)
+    named = next((argument for argument in argv if argument in VERBS), None)
+    # All of them where none is named: for completion, and to suggest one that was meant.
+    for verb in [named] if named else VERBS:
+        app.command(verb)(import_module(f"agentruntime.cli.{verb}").command)
+    result = app(args=argv, prog_name="agent", standalone_mode=False)
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,123 @@
+"""What a command prints: JSON for programs, a table for people, and a sign of life where something takes long."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+_PROGRESS_AFTER_S = 1.0
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+_default = Format.TABLE
+
+Output = Annotated[Format | None, typer.Option("--output", "-o", help="How to print the result.")]
+
+
+def set_default(output: Output = None) -> None:
+    """Options before the verb."""
+    global _default  # noqa: PLW0603 — because one process runs one command line
+    _default = output or Format.TABLE
+
+
+def wants_json(output: Format | None) -> bool:
+    """Whether this command prints JSON: by its own option, else by the one before the verb."""
+    return (output or _default) is Format.JSON
+
+
+def print_json(data: Any) -> None:
+    """One JSON document."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def print_json_line(data: Any) -> None:
+    """One JSON document in one line, for streams."""
+    print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under their columns; as wide as they are where nobody looks."""
+    from rich.console import Console  # noqa: PLC0415 — because it costs 80 ms that JSON and streams can do without
+    from rich.table import Table  # noqa: PLC0415 — because of the same
+    from rich.text import Text  # noqa: PLC0415 — because of the same
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        # The last column may wrap: reasons and notes are sentences.
+        table.add_column(column, no_wrap=number < len(columns) - 1, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    on_terminal = sys.stdout.isatty()
+    Console(width=None if on_terminal else 10_000, highlight=False, soft_wrap=not on_terminal).print(table)
+
+
+def note(text: str) -> None:
+    """A remark for people: on stderr, so that it never mixes with results."""
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Shows `text` with a spinner on a terminal, if the body takes longer than a second."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    shown: list[Any] = []
+
+    def show() -> None:
+        from rich.console import Console  # noqa: PLC0415 — because it is rarely shown
+
+        spinner = Console(stderr=True).status(text)
+        spinner.start()
+        shown.append(spinner)
+
+    timer = threading.Timer(_PROGRESS_AFTER_S, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        for spinner in shown:
+            spinner.stop()
+
+
+def as_data(message: "Message") -> dict[str, Any]:
+    """A message in protobuf's JSON form by its field names, defaults included, with 64-bit integers as numbers."""
+    from google.protobuf import json_format  # noqa: PLC0415 — because init and version do without protobuf
+
+    data: dict[str, Any] = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return _with_numbers(data, message.DESCRIPTOR)
+
+
+def _with_numbers(data: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    # protobuf's JSON writes 64-bit integers as strings; ours are sizes and counts, which JSON's numbers hold.
+    for field in descriptor.fields:
+        value = data.get(field.name)
+        if value is None:
+            continue
+        if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
+            data[field.name] = [int(item) for item in value] if isinstance(value, list) else int(value)
+            continue
+        nested = field.message_type
+        foreign = nested is None or nested.full_name.startswith("google.protobuf.") or nested.GetOptions().map_entry
+        for item in [] if foreign else value if isinstance(value, list) else [value]:
+            _with_numbers(item, nested)
+    return data

@@ -1,0 +1,117 @@
+"""The platform as a command sees it: where it is, whether it runs, and how to start it."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from agentruntime import errors, supervisor
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
+from agentruntime.client.sync import Client
+from agentruntime.config import RuntimeConfig
+from agentruntime.home import Home
+
+_START_TIMEOUT_S = 70.0
+_POLL_S = 0.05
+_STATUS_TIMEOUT_S = 2.0
+
+
+@contextmanager
+def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
+    """A client of the platform; a platform that cannot be reached is said with the command that starts one.
+
+    Raises:
+        Unavailable: nothing answers there.
+    """
+    config = config or RuntimeConfig.from_env()
+    home = Home.default()
+    if config.uapi.endpoint is None and not supervisor.is_running(home):
+        raise errors.Unavailable("no platform runs on this machine; start it with `agent up`", reason="NO_PLATFORM")
+    client = Client(config.uapi.endpoint, config.uapi.auth_token, config.uapi.timeout_s)
+    try:
+        yield client
+    except errors.Unavailable as error:
+        # gRPC's own words for "nobody listens there" name no remedy.
+        if error.reason == "UNAVAILABLE" and "onnect" in error.message:
+            where = config.uapi.endpoint or f"the socket {home.gateway_socket}"
+            raise errors.Unavailable(
+                f"nothing answers at {where}; look at `agent status` and the logs in {home.logs}",
+                reason="NO_PLATFORM",
+            ) from None
+        raise
+    finally:
+        client.close()
+
+
+def is_local(config: RuntimeConfig) -> bool:
+    """Whether commands mean the platform of this runtime directory, and not an endpoint that someone named."""
+    return config.uapi.endpoint is None
+
+
+def start(home: Home, listen: supervisor.Listen) -> bool:
+    """Starts the platform and waits until it answers; False if it ran already.
+
+    Raises:
+        FailedPrecondition: it cannot start here; says why.
+        DeadlineExceeded: it does not answer in time.
+    """
+    home.create()
+    started = not supervisor.is_running(home)
+    if started:
+        _spawn(home, listen)
+    _await_answer(home)
+    return started
+
+
+def _spawn(home: Home, listen: supervisor.Listen) -> None:
+    reader, writer = os.pipe()
+    argv = [sys.executable, "-m", "agentruntime.supervisor", *listen.argv(), "--report-fd", str(writer)]
+    with (home.logs / "supervisor.log").open("ab") as log:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[writer],
+            start_new_session=True,
+            env={**os.environ, "UAPI_HOME": str(home.root)},
+        )
+    os.close(writer)
+    with os.fdopen(reader) as report:
+        if not select.select([report], [], [], _START_TIMEOUT_S)[0]:
+            process.terminate()
+            raise errors.DeadlineExceeded(f"the platform did not start in time; its logs are in {home.logs}")
+        line = report.readline()
+    event = json.loads(line) if line else {}
+    if event.get("event") == "up":
+        return
+    # Another `agent up` may have been first; then its platform is ours too.
+    if not event and supervisor.is_running(home):
+        return
+    why = event.get("error") or "the supervisor ended at once"
+    raise errors.FailedPrecondition(f"{why}; logs are in {home.logs}", reason="START_FAILED")
+
+
+def _await_answer(home: Home) -> None:
+    """Until the gateway and, through it, the pool have answered."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    with Client(f"unix:{home.gateway_socket}", timeout_s=_STATUS_TIMEOUT_S) as client:
+        while True:
+            try:
+                status = client.gateway.GetStatus(gateway_pb2.GetStatusRequest())
+                if {"gateway", "pool"} <= {process.name for process in status.processes}:
+                    return
+            except (errors.Unavailable, errors.DeadlineExceeded, errors.NotFound) as error:
+                last: errors.AgentError | None = error
+            else:
+                last = None
+            if time.monotonic() > deadline:
+                why = last.message if last else "the pool has not joined"
+                raise errors.DeadlineExceeded(f"the platform does not answer: {why}; its logs are in {home.logs}")
+            if not supervisor.is_running(home):
+                raise errors.FailedPrecondition(f"the platform ended while it started; its logs are in {home.logs}")
+            time.sleep(_POLL_S)

@@ -1,0 +1,59 @@
+"""`agent status`."""
+
+import time
+from typing import Any
+
+from agentruntime import supervisor, units
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
+from agentruntime.cli import output, platform
+from agentruntime.home import Home
+
+
+def command(format_: output.Output = None) -> None:
+    """Show the platform's processes and addresses."""
+    show(Home.default(), output.wants_json(format_))
+
+
+def show(home: Home, as_json: bool) -> None:
+    """Prints the status.
+
+    Raises:
+        Unavailable: no platform runs.
+    """
+    with platform.connect() as client:
+        response = client.gateway.GetStatus(gateway_pb2.GetStatusRequest())
+    data = output.as_data(response)
+    known = {process["name"] for process in data["processes"]}
+    data["processes"] += [process for process in _supervised(home) if process["name"] not in known]
+    if as_json:
+        output.print_json(data)
+        return
+    rows = [
+        [
+            process["name"],
+            str(process["pid"] or "-"),
+            process["version"] or "-",
+            units.format_duration(process["uptime_seconds"]),
+            ", ".join(process["addresses"]) or "-",
+        ]
+        for process in data["processes"]
+    ]
+    output.print_table(["PROCESS", "PID", "VERSION", "UP", "ADDRESSES"], rows)
+
+
+def _supervised(home: Home) -> list[dict[str, Any]]:
+    """What the runtime directory itself says, for processes that the gateway does not name."""
+    record = supervisor.read_record(home)
+    if not record or not supervisor.is_running(home):
+        return []
+    own = {**record, "name": "supervisor"}
+    return [
+        {
+            "name": process["name"],
+            "pid": process["pid"],
+            "version": record["version"],
+            "addresses": [],
+            "uptime_seconds": max(0.0, time.time() - process["start_time"]),
+        }
+        for process in (own, *record["children"])
+    ]

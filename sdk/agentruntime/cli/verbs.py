@@ -1,0 +1,42 @@
+"""The verbs of `agent` with their one-line help. Each lives in the module of its name, as `command`.
+
+The table stands apart from the modules so that `agent --help` imports none of them; a test compares the two.
+"""
+
+VERBS = {
+    "up": "Start the platform on this machine.",
+    "down": "Stop the platform and every agent on it.",
+    "status": "Show the platform's processes and addresses.",
+    "run": "Run an agent from its image.",
+    "call": "Call an agent: a prompt, or any unary method with JSON data.",
+    "ps": "List workers.",
+    "stop": "Stop an agent, or one worker of it.",
+    "logs": "Show what an agent's workers wrote.",
+    "init": "Write a new agent project that runs at once.",
+    "build": "Build an image of a project.",
+    "images": "List images.",
+    "rmi": "Remove an image.",
+    "doctor": "Say what this machine can enforce and what is missing.",
+    "version": "Show the version.",
+}
+
+
+def help_text() -> str:
+    """What `agent --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {help_line}" for name, help_line in VERBS.items())
+    return f"""Usage: agent [--output table|json] VERB [ARGUMENTS]
+
+Run AI agents as limited, supervised processes behind a gRPC gateway.
+
+Verbs:
+{verbs}
+
+Options:
+  -o, --output table|json  How to print results; also after each verb.
+  --install-completion     Install completion for this shell.
+  --show-completion        Print the completion script of this shell.
+  -h, --help               Show this; `agent VERB --help` says more of a verb.
+
+First steps: agent run text-generator, then agent call text-generator "Once upon a time".
+"""

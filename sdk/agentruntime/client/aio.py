@@ -1,0 +1,245 @@
+"""`AsyncClient`: `Client` for asyncio."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+import grpc
+from grpc import aio
+
+import agentruntime
+from agentruntime import errors, log, status
+from agentruntime._proto.uapi.v1 import (
+    agent_gateway_pb2_grpc,
+    agent_pool_pb2_grpc,
+    agent_registry_pb2_grpc,
+    image_service_pb2_grpc,
+    text_generation_pb2,
+    text_generation_pb2_grpc,
+)
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
+from agentruntime.client import dynamic, policy, target
+from agentruntime.client.registration import Lease, register_request
+
+_log = log.get("agentruntime.client")
+StubT = TypeVar("StubT")
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, names and errors; belongs to one event loop."""
+
+    def __init__(self, endpoint: str | None = None, token: str | None = None, timeout_s: float | None = None) -> None:
+        self._connection = _Connection(target.resolve(endpoint, token, timeout_s))
+        self._agent = ""
+        self._leases: dict[str, asyncio.Task[None]] = {}
+
+    # The generated stubs' asynchronous forms exist for type checkers only, hence the names in quotes.
+    @property
+    def text_generation(self) -> "text_generation_pb2_grpc.TextGenerationServiceAsyncStub":
+        return self.stub(text_generation_pb2_grpc.TextGenerationServiceStub)
+
+    @property
+    def registry(self) -> "agent_registry_pb2_grpc.AgentRegistryAsyncStub":
+        return self.stub(agent_registry_pb2_grpc.AgentRegistryStub, agent="")
+
+    @property
+    def gateway(self) -> "agent_gateway_pb2_grpc.AgentGatewayAsyncStub":
+        return self.stub(agent_gateway_pb2_grpc.AgentGatewayStub, agent="")
+
+    @property
+    def pool(self) -> "agent_pool_pb2_grpc.AgentPoolAsyncStub":
+        return self.stub(agent_pool_pb2_grpc.AgentPoolStub, agent="")
+
+    @property
+    def images(self) -> "image_service_pb2_grpc.ImageServiceAsyncStub":
+        return self.stub(image_service_pb2_grpc.ImageServiceStub, agent="")
+
+    def stub(self, stub: Callable[[aio.Channel], StubT], *, agent: str | None = None) -> StubT:
+        """As `Client.stub`."""
+        return stub(self._connection.channel(self._agent if agent is None else agent))
+
+    def agent(self, name: str) -> "AsyncClient":
+        """As `Client.agent`."""
+        bound = AsyncClient.__new__(AsyncClient)
+        bound._connection = self._connection
+        bound._agent = name
+        bound._leases = self._leases
+        self._connection.channel(name)
+        return bound
+
+    async def generate_text(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 0,
+        timeout_s: float | None = None,
+    ) -> text_generation_pb2.GenerateTextResponse:
+        """As `Client.generate_text`."""
+        request = text_generation_pb2.GenerateTextRequest(
+            prompt=prompt, temperature=temperature, max_tokens=max_tokens
+        )
+        return await self.agent(agent).text_generation.GenerateText(request, timeout=timeout_s)
+
+    async def stream_text(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 0,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[text_generation_pb2.StreamTextResponse]:
+        """As `Client.stream_text`: `async for piece in …`."""
+        request = text_generation_pb2.StreamTextRequest(prompt=prompt, temperature=temperature, max_tokens=max_tokens)
+        async for piece in self.agent(agent).text_generation.StreamText(request, timeout=timeout_s):
+            yield piece
+
+    async def call_agent(
+        self, agent: str, request: Mapping[str, Any], *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """As `Client.call_agent`."""
+        message = dynamic.call_request(agent, request)
+        return dynamic.call_response(await self.gateway.CallAgent(message, timeout=timeout_s))
+
+    async def register_agent(
+        self, registration_data: Mapping[str, Any], *, lease_ttl_s: float | None = None
+    ) -> registry_pb2.AgentInfo:
+        """As `Client.register_agent`, with a task that renews the lease."""
+        request = register_request(registration_data, lease_ttl_s)
+        response = await self.registry.RegisterAgent(request)
+        lease = Lease(request)
+        lease.answered(response)
+        await self._release(lease.agent_id)
+        self._leases[lease.agent_id] = asyncio.create_task(self._keep(lease), name=f"lease-{lease.agent_id}")
+        return response.agent
+
+    async def deregister_agent(self, agent_id: str) -> None:
+        """As `Client.deregister_agent`."""
+        await self._release(agent_id)
+        await self.registry.DeregisterAgent(registry_pb2.DeregisterAgentRequest(agent_id=agent_id))
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        for agent_id in list(self._leases):
+            await self._release(agent_id)
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _release(self, agent_id: str) -> None:
+        if task := self._leases.pop(agent_id, None):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep(self, lease: Lease) -> None:
+        while True:
+            await asyncio.sleep(lease.delay_s)
+            request = lease.request()
+            try:
+                if isinstance(request, registry_pb2.KeepAliveRequest):
+                    lease.answered(await self.registry.KeepAlive(request, timeout=5))
+                else:
+                    lease.answered(await self.registry.RegisterAgent(request, timeout=10))
+            except errors.AgentError as error:
+                lease.failed(error)
+                _log.warning("lease not renewed", agent=lease.agent_id, error=error.message)
+
+
+class _Connection:
+    """Channels to one target, one per agent that calls are bound to. gRPC itself shares their connection."""
+
+    def __init__(self, to: target.Target) -> None:
+        self.target = to
+        self._channels: dict[str, aio.Channel] = {}
+        self._closed = False
+
+    def channel(self, agent: str) -> aio.Channel:
+        if self._closed:
+            raise errors.FailedPrecondition("this client is closed; make a new one")
+        if agent not in self._channels:
+            call_policy = policy.CallPolicy.of(self.target, agent)
+            # A class per kind: grpc.aio sorts an interceptor under the first kind that it is an instance of.
+            interceptors: list[aio.ClientInterceptor] = [
+                kind(call_policy) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
+            ]
+            options = policy.channel_options(self.target, agentruntime.__version__)
+            encrypted = policy.credentials(self.target)
+            if encrypted is None:
+                channel = aio.insecure_channel(self.target.address, options, interceptors=interceptors)
+            else:
+                channel = aio.secure_channel(self.target.address, encrypted, options, interceptors=interceptors)
+            self._channels[agent] = channel
+        return self._channels[agent]
+
+    async def close(self) -> None:
+        self._closed = True
+        while self._channels:
+            await self._channels.popitem()[1].close()
+
+
+class _Interceptor:
+    """Applies a `CallPolicy`."""
+
+    def __init__(self, of: policy.CallPolicy) -> None:
+        self._policy = of
+
+    def _details(self, given: aio.ClientCallDetails) -> aio.ClientCallDetails:
+        # grpc.aio's Metadata yields its pairs when iterated, which its stub does not say.
+        metadata = self._policy.metadata(cast("Any", given.metadata))
+        return aio.ClientCallDetails(
+            method=given.method,
+            timeout=self._policy.deadline_s(given.timeout),
+            metadata=aio.Metadata(*metadata),
+            credentials=given.credentials,
+            wait_for_ready=given.wait_for_ready,
+        )
+
+
+class _UnaryUnary(_Interceptor, aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await _typed_answer(await continuation(self._details(client_call_details), request))
+
+
+class _UnaryStream(_Interceptor, aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return _typed_stream(await continuation(self._details(client_call_details), request))
+
+
+class _StreamUnary(_Interceptor, aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await _typed_answer(await continuation(self._details(client_call_details), request_iterator))
+
+
+class _StreamStream(_Interceptor, aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return _typed_stream(await continuation(self._details(client_call_details), request_iterator))
+
+
+async def _typed_answer(call: Any) -> Any:
+    """The call, once it has its answer."""
+    try:
+        await call
+    except grpc.RpcError as error:
+        raise status.decode(error) from error
+    return call
+
+
+async def _typed_stream(call: Any) -> AsyncIterator[Any]:
+    try:
+        async for response in call:
+            yield response
+    except grpc.RpcError as error:
+        raise status.decode(error) from error

@@ -1,0 +1,64 @@
+"""What every call of a client gets: a deadline, the trace, the credential, the agent's name. No I/O in here."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grpc
+
+from agentruntime import names, trace
+from agentruntime.client.target import Target
+
+AGENT_KEY = "x-uapi-agent"
+Metadata = list[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True)
+class CallPolicy:
+    """What is added to the calls of one channel."""
+
+    token: str
+    timeout_s: float
+    # The agent or worker that calls go to; "" leaves it to the gateway.
+    agent: str = ""
+
+    @classmethod
+    def of(cls, target: Target, agent: str = "") -> "CallPolicy":
+        """The policy of calls to one agent of a target.
+
+        Raises:
+            InvalidArgument: the agent's name is none.
+        """
+        return cls(target.token, target.timeout_s, names.check_agent_name(agent) if agent else "")
+
+    def deadline_s(self, given_s: float | None) -> float | None:
+        """The caller's own deadline, else the default; `math.inf` is a caller's way to ask for none."""
+        wait_s = self.timeout_s if given_s is None else given_s
+        return None if math.isinf(wait_s) else wait_s
+
+    def metadata(self, given: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+        """The caller's metadata and ours; where both name a key, the caller's stays."""
+        result: Metadata = [(key, value) for key, value in given or ()]
+        present = {key for key, _ in result}
+        current = trace.current.get()
+        ours = {
+            trace.HEADER: (current.child() if current else trace.TraceContext.new()).header(),
+            AGENT_KEY: self.agent,
+            "authorization": f"Bearer {self.token}" if self.token else "",
+        }
+        result.extend((key, value) for key, value in ours.items() if value and key not in present)
+        return result
+
+
+def channel_options(target: Target, version: str) -> list[tuple[str, str | int]]:
+    """Of a channel to that target (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html)."""
+    options: list[tuple[str, str | int]] = [("grpc.primary_user_agent", f"agentruntime/{version}")]
+    if target.local:
+        # A proxy named in the environment is not the way to this machine itself.
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
+
+
+def credentials(target: Target) -> grpc.ChannelCredentials | None:
+    """Of a channel to that target: None is plain text."""
+    return grpc.ssl_channel_credentials() if target.secure else None

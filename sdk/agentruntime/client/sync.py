@@ -1,0 +1,314 @@
+"""`Client`: what a caller uses."""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+import agentruntime
+from agentruntime import errors, log, status
+from agentruntime._proto.uapi.v1 import (
+    agent_gateway_pb2_grpc,
+    agent_pool_pb2_grpc,
+    agent_registry_pb2_grpc,
+    image_service_pb2_grpc,
+    text_generation_pb2,
+    text_generation_pb2_grpc,
+)
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
+from agentruntime.client import dynamic, policy, target
+from agentruntime.client.registration import Lease, register_request
+
+_log = log.get("agentruntime.client")
+StubT = TypeVar("StubT")
+
+
+class Client:
+    """A connection to the gateway. Threads may share it; close it, or use it in a `with` statement.
+
+    Args:
+        endpoint: "host:port", "unix:/path", "https://host:port" or, unencrypted, "http://host:port". By default
+            `UAPI_ENDPOINT`, else the platform of this user's runtime directory, else localhost:50051.
+        token: the operator's credential. By default `UAPI_AUTH_TOKEN`, else, towards this machine, the runtime
+            directory's.
+        timeout_s: seconds that a call without a timeout of its own may take, streams included (`timeout=math.inf`
+            asks for none). By default `UAPI_TIMEOUT`, else 30.
+
+    Every call raises the classes of `agentruntime.errors`.
+
+    Raises:
+        InvalidArgument: an argument, or a variable of the environment, cannot be read.
+    """
+
+    def __init__(self, endpoint: str | None = None, token: str | None = None, timeout_s: float | None = None) -> None:
+        self._connection = _Connection(target.resolve(endpoint, token, timeout_s))
+        self._agent = ""
+        self._leases: dict[str, _LeaseKeeper] = {}
+
+    @property
+    def text_generation(self) -> text_generation_pb2_grpc.TextGenerationServiceStub:
+        return self.stub(text_generation_pb2_grpc.TextGenerationServiceStub)
+
+    @property
+    def registry(self) -> agent_registry_pb2_grpc.AgentRegistryStub:
+        return self.stub(agent_registry_pb2_grpc.AgentRegistryStub, agent="")
+
+    @property
+    def gateway(self) -> agent_gateway_pb2_grpc.AgentGatewayStub:
+        return self.stub(agent_gateway_pb2_grpc.AgentGatewayStub, agent="")
+
+    @property
+    def pool(self) -> agent_pool_pb2_grpc.AgentPoolStub:
+        return self.stub(agent_pool_pb2_grpc.AgentPoolStub, agent="")
+
+    @property
+    def images(self) -> image_service_pb2_grpc.ImageServiceStub:
+        return self.stub(image_service_pb2_grpc.ImageServiceStub, agent="")
+
+    def stub(self, stub: Callable[[grpc.Channel], StubT], *, agent: str | None = None) -> StubT:
+        """A generated stub, of an agent's own proto too, whose calls go to `agent`.
+
+        Raises:
+            InvalidArgument: the agent's name is none.
+        """
+        return stub(self._connection.channel(self._agent if agent is None else agent))
+
+    def agent(self, name: str) -> "Client":
+        """This client with every call bound to one agent or worker; it shares the connection.
+
+        Raises:
+            InvalidArgument: the name is none.
+        """
+        bound = Client.__new__(Client)
+        bound._connection = self._connection
+        bound._agent = name
+        bound._leases = self._leases
+        self._connection.channel(name)
+        return bound
+
+    def generate_text(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 0,
+        timeout_s: float | None = None,
+    ) -> text_generation_pb2.GenerateTextResponse:
+        """One whole text. `max_tokens=0` leaves the length to the agent."""
+        request = text_generation_pb2.GenerateTextRequest(
+            prompt=prompt, temperature=temperature, max_tokens=max_tokens
+        )
+        return self.agent(agent).text_generation.GenerateText(request, timeout=timeout_s)
+
+    def stream_text(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 0,
+        timeout_s: float | None = None,
+    ) -> Iterator[text_generation_pb2.StreamTextResponse]:
+        """The same text in pieces, while it is made: `for piece in …: print(piece.text)`."""
+        request = text_generation_pb2.StreamTextRequest(prompt=prompt, temperature=temperature, max_tokens=max_tokens)
+        return iter(self.agent(agent).text_generation.StreamText(request, timeout=timeout_s))
+
+    def call_agent(self, agent: str, request: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Calls a unary method without generated code.
+
+        Args:
+            agent: an agent or one of its workers.
+            request: `{"service": "TextGenerationService", "method": "GenerateText", "data": {…}}`, the data by the
+                field names of the method's request.
+            timeout_s: seconds; the client's if None.
+
+        Returns:
+            The response by its field names, defaults included.
+        """
+        message = dynamic.call_request(agent, request)
+        return dynamic.call_response(self.gateway.CallAgent(message, timeout=timeout_s))
+
+    def register_agent(
+        self, registration_data: Mapping[str, Any], *, lease_ttl_s: float | None = None
+    ) -> registry_pb2.AgentInfo:
+        """Enters an agent that runs elsewhere, and keeps it registered until `deregister_agent` or `close`.
+
+        A thread renews the lease, and registers again where the gateway has lost it.
+
+        Args:
+            registration_data: agent_id, services, endpoint, capabilities and health_check.
+            lease_ttl_s: from 1 second to 1 hour; 30 seconds if None.
+
+        Raises:
+            InvalidArgument: the data cannot be read.
+            FailedPrecondition: the endpoint does not answer.
+            AlreadyExists: the pool runs an agent of that name.
+        """
+        request = register_request(registration_data, lease_ttl_s)
+        response = self.registry.RegisterAgent(request)
+        lease = Lease(request)
+        lease.answered(response)
+        if previous := self._leases.pop(lease.agent_id, None):
+            previous.stop()
+        self._leases[lease.agent_id] = _LeaseKeeper(lease, self.registry)
+        return response.agent
+
+    def deregister_agent(self, agent_id: str) -> None:
+        """Takes an agent out again, and lets its lease go."""
+        if keeper := self._leases.pop(agent_id, None):
+            keeper.stop()
+        self.registry.DeregisterAgent(registry_pb2.DeregisterAgentRequest(agent_id=agent_id))
+
+    def close(self) -> None:
+        """Ends the connection; agents registered here stay until their leases run out."""
+        while self._leases:
+            self._leases.popitem()[1].stop()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _LeaseKeeper:
+    """A thread that keeps one lease alive."""
+
+    def __init__(self, lease: Lease, registry: agent_registry_pb2_grpc.AgentRegistryStub) -> None:
+        self._lease = lease
+        self._registry = registry
+        self._stopped = threading.Event()
+        # A daemon: a program that ends without close() must not hang for its lease.
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.agent_id}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _keep(self) -> None:
+        while not self._stopped.wait(self._lease.delay_s):
+            request = self._lease.request()
+            try:
+                if isinstance(request, registry_pb2.KeepAliveRequest):
+                    self._lease.answered(self._registry.KeepAlive(request, timeout=5))
+                else:
+                    self._lease.answered(self._registry.RegisterAgent(request, timeout=10))
+            except errors.AgentError as error:
+                self._lease.failed(error)
+                _log.warning("lease not renewed", agent=self._lease.agent_id, error=error.message)
+
+
+class _Connection:
+    """Channels to one target, one per agent that calls are bound to. gRPC itself shares their connection."""
+
+    def __init__(self, to: target.Target) -> None:
+        self.target = to
+        self._channels: dict[str, tuple[grpc.Channel, grpc.Channel]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def channel(self, agent: str) -> grpc.Channel:
+        with self._lock:
+            if self._closed:
+                raise errors.FailedPrecondition("this client is closed; make a new one")
+            if agent not in self._channels:
+                interceptor = CallInterceptor(policy.CallPolicy.of(self.target, agent))
+                options = policy.channel_options(self.target, agentruntime.__version__)
+                encrypted = policy.credentials(self.target)
+                if encrypted is None:
+                    raw = grpc.insecure_channel(self.target.address, options)
+                else:
+                    raw = grpc.secure_channel(self.target.address, encrypted, options)
+                self._channels[agent] = (raw, grpc.intercept_channel(raw, interceptor))
+            return self._channels[agent][1]
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            while self._channels:
+                self._channels.popitem()[1][0].close()
+
+
+class _Details(grpc.ClientCallDetails):
+    """A call's details with ours put in: grpc has no way to copy its own."""
+
+    def __init__(self, given: grpc.ClientCallDetails, timeout: float | None, metadata: policy.Metadata) -> None:
+        self.method = given.method
+        self.timeout = timeout
+        self.metadata = tuple(metadata)
+        self.credentials = given.credentials
+        self.wait_for_ready = getattr(given, "wait_for_ready", None)
+        self.compression = getattr(given, "compression", None)
+
+
+class CallInterceptor(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Applies a `CallPolicy` to every call of a channel, and raises `agentruntime.errors`."""
+
+    def __init__(self, of: policy.CallPolicy) -> None:
+        self._policy = of
+
+    def _intercept(self, continuation: Any, details: grpc.ClientCallDetails, request: Any) -> Any:
+        timeout = self._policy.deadline_s(details.timeout)
+        return _TypedCall(continuation(_Details(details, timeout, self._policy.metadata(details.metadata)), request))
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._intercept(continuation, client_call_details, request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._intercept(continuation, client_call_details, request)
+
+    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return self._intercept(continuation, client_call_details, request_iterator)
+
+    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return self._intercept(continuation, client_call_details, request_iterator)
+
+
+def _typed(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except grpc.RpcError as error:
+            raise status.decode(error) from error
+
+    return call
+
+
+class _TypedCall:
+    """A call (grpc.Call, grpc.Future and, for streams, an iterator) whose failures are `agentruntime.errors`."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    @_typed
+    def __next__(self) -> Any:
+        return next(self._call)
+
+    @_typed
+    def result(self, timeout: float | None = None) -> Any:
+        return self._call.result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        error: BaseException | None = self._call.exception(timeout)
+        return status.decode(error) if isinstance(error, grpc.RpcError) else error

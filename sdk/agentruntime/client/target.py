@@ -1,0 +1,88 @@
+"""Where a client connects, and with which credential, by its arguments, the environment and the runtime directory."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from agentruntime.config import RuntimeConfig
+from agentruntime.errors import InvalidArgument
+from agentruntime.home import Home
+
+DEFAULT_ENDPOINT = "localhost:50051"
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):(?P<port>\d{1,5})")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One gateway, as a channel needs it."""
+
+    # As gRPC names it: "localhost:50051", "unix:/path".
+    address: str
+    # TLS with the system's certificate authorities.
+    secure: bool
+    # On this machine.
+    local: bool
+    # The operator's credential; "" for none.
+    token: str
+    # For calls that bring no deadline of their own.
+    timeout_s: float
+
+
+def resolve(
+    endpoint: str | None = None,
+    token: str | None = None,
+    timeout_s: float | None = None,
+    *,
+    config: RuntimeConfig | None = None,
+    home: Home | None = None,
+) -> Target:
+    """The target that arguments, environment and runtime directory name, in that order.
+
+    Without an endpoint it is the platform that `agent up` started from this user's runtime directory, else
+    `localhost:50051`. Without a token it is the runtime directory's, but only towards this machine. TLS is spoken to
+    every other machine, unless the endpoint begins with `http://`; a token then is refused, for it would cross the
+    network readable.
+
+    Raises:
+        InvalidArgument: the endpoint, the timeout or an environment variable cannot be read.
+    """
+    config = config or RuntimeConfig.from_env()
+    home = home or Home.default()
+    given = endpoint or config.uapi.endpoint
+    if given is None:
+        runs = home.supervisor_file.exists() and home.gateway_socket.exists()
+        given = f"unix:{home.gateway_socket}" if runs else DEFAULT_ENDPOINT
+    address, secure, local = _parse(given)
+    own = token if token is not None else config.uapi.auth_token
+    if own and not secure and not local:
+        raise InvalidArgument(
+            f"a token would reach {given} unencrypted; use https://{address}", reason="INVALID_ENDPOINT"
+        )
+    wait_s = config.uapi.timeout_s if timeout_s is None else timeout_s
+    if not wait_s > 0:
+        raise InvalidArgument(f"a timeout of {wait_s:g} seconds leaves no time for an answer; use a positive number")
+    return Target(address, secure, local, own if own is not None else home.token() if local else "", wait_s)
+
+
+def _parse(endpoint: str) -> tuple[str, bool, bool]:
+    """Address, TLS, local."""
+    if endpoint.startswith("unix:") and len(endpoint) > len("unix:"):
+        return endpoint, False, True
+    scheme, found, rest = endpoint.rpartition("://")
+    match = _HOST_AND_PORT.fullmatch(rest.rstrip("/"))
+    if match is None or scheme not in (("http", "https") if found else ("",)) or not 0 < int(match["port"]) < 2**16:
+        raise InvalidArgument(
+            f"'{endpoint}' is not an endpoint; write host:port, like localhost:50051, or unix:/path",
+            reason="INVALID_ENDPOINT",
+        )
+    local = _is_loopback(match["host"].strip("[]"))
+    return match[0], scheme == "https" or (not found and not local), local
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,291 @@
+"""`RuntimeConfig`: what a user set, from `runtime-config.yaml`, the environment and flags, later ones first.
+
+Whole precedence: built-in < agent.yaml < runtime-config.yaml < environment < flags. The pool adds the first two, so
+here whatever nobody wrote stays None and is not sent.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from agentruntime import errors
+from agentruntime.manifest import Duration, ResourcesSection
+
+FILE_NAME = "runtime-config.yaml"
+DEFAULT_TIMEOUT_S = 30.0
+
+# Where each variable of the environment belongs, as a path of keys.
+ENVIRONMENT: dict[str, tuple[str, ...]] = {
+    "AGENT_RUNTIME_MODE": ("mode",),
+    "AGENT_MEMORY_LIMIT": ("resources", "memory_limit"),
+    "AGENT_CPU_LIMIT": ("resources", "cpu_limit"),
+    "AGENT_GPU_ENABLED": ("resources", "gpu"),
+    "AGENT_LOG_LEVEL": ("log_level",),
+    "UAPI_ENDPOINT": ("uapi", "endpoint"),
+    "UAPI_AUTH_TOKEN": ("uapi", "auth_token"),
+    "UAPI_TIMEOUT": ("uapi", "timeout"),
+}
+_BOOLEANS = {"true": 1, "1": 1, "yes": 1, "on": 1, "false": 0, "0": 0, "no": 0, "off": 0, "": 0}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class HealthCheckSection(_Section):
+    """How often a worker is asked, how long it may take, and when it counts as unhealthy. Durations in seconds."""
+
+    interval_s: Duration | None = Field(default=None, alias="interval", gt=0)
+    timeout_s: Duration | None = Field(default=None, alias="timeout", gt=0)
+    retries: int | None = Field(default=None, ge=1)
+    start_timeout_s: Duration | None = Field(default=None, alias="start_timeout", gt=0)
+
+
+class ScalingSection(_Section):
+    """Automatic scaling. Read, and refused by `check_supported`: this version does not scale by itself."""
+
+    auto_scale: bool | None = None
+    min_replicas: int | None = Field(default=None, ge=0)
+    max_replicas: int | None = Field(default=None, ge=1)
+    cpu_threshold: float | None = Field(default=None, gt=0, le=100)
+
+
+class UapiSection(_Section):
+    """How callers reach the gateway."""
+
+    # "host:port", "unix:/path", "http://host:port" or "https://host:port"; None finds the local platform.
+    endpoint: str | None = None
+    auth_token: str | None = Field(default=None, repr=False)
+    timeout_s: Duration = Field(default=DEFAULT_TIMEOUT_S, alias="timeout", gt=0)
+
+
+class RuntimeConfig(_Section):
+    """Settings of a caller and of `agent run`. None means that nobody set it.
+
+    `app_name`, `app_version`, `app_environment` and `custom_config` belong to the application; the platform carries
+    them and does not read them.
+    """
+
+    mode: Literal["native", "container", "serverless"] | None = None
+    resources: ResourcesSection = ResourcesSection()
+    health_check: HealthCheckSection = HealthCheckSection()
+    scaling: ScalingSection = ScalingSection()
+    replicas: int | None = Field(default=None, ge=0, le=10_000)
+    network: Annotated[
+        Literal["isolated", "host"] | None, BeforeValidator(lambda given: "isolated" if given == "none" else given)
+    ] = None
+    venv: str | None = None
+    env: dict[str, str] = {}
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None,
+        BeforeValidator(lambda given: given.upper() if isinstance(given, str) else given),
+    ] = None
+    allow_unenforced: bool | None = None
+    uapi: UapiSection = UapiSection()
+    app_name: str | None = None
+    app_version: str | None = None
+    app_environment: str | None = None
+    custom_config: dict[str, Any] = {}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str = "configuration") -> Self:
+        """Reads settings by their names, or under `runtime:` as `runtime-config.yaml` has them.
+
+        Raises:
+            InvalidArgument: a key is unknown or a value of the wrong type; names `source` and each of them.
+        """
+        return cls._validated(_flat(data, source), lambda path: f"{source}: {_dotted(path, data)}")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Self:
+        """Reads a JSON file.
+
+        Raises:
+            InvalidArgument: there is no such file, it is not JSON, or `from_dict` would refuse it.
+        """
+        text = _read(Path(path))
+        try:
+            return cls.from_dict(_mapping(json.loads(text), str(path)), source=str(path))
+        except json.JSONDecodeError as error:
+            raise errors.InvalidArgument(f"{path} is not JSON: {error}") from None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Reads the environment only.
+
+        Raises:
+            InvalidArgument: a variable cannot be read.
+        """
+        return cls._from_layer(_from_environment(os.environ if environ is None else environ))
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        flags: Mapping[str, Any] | None = None,
+        file: Path | None = None,
+        directory: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Merges the file, the environment and the flags; each overrides the one before it, key by key.
+
+        Args:
+            flags: values by their dotted names, "resources.memory"; None is a flag that was not given.
+            file: a configuration file that must exist; without it, `runtime-config.yaml` if `directory` has one.
+            directory: the working directory if None.
+            environ: the process's if None.
+
+        Raises:
+            InvalidArgument: one of them says what cannot be read.
+        """
+        merged: dict[str, Any] = {}
+        optional = (directory or Path.cwd()) / FILE_NAME
+        if file is not None or optional.exists():
+            path = file or optional
+            written = _mapping(_yaml(path), path.name)
+            cls.from_dict(written, source=path.name)
+            _merge(merged, _flat(written, path.name))
+        given = {tuple(name.split(".")): value for name, value in (flags or {}).items() if value is not None}
+        layers = (
+            _from_environment(os.environ if environ is None else environ),
+            {path: (_flag(path), value) for path, value in given.items()},
+        )
+        for layer in layers:
+            cls._from_layer(layer)
+            _merge(merged, _nested(layer))
+        return cls._validated(merged, ".".join)
+
+    def check_supported(self) -> None:
+        """Refuses what was written and this version cannot do, rather than to leave it out silently.
+
+        Raises:
+            FailedPrecondition: such a setting was written.
+        """
+        if self.mode not in (None, "native"):
+            raise errors.FailedPrecondition(
+                f"mode '{self.mode}' is not available in this version, which runs agents as processes; "
+                "set mode: native (or AGENT_RUNTIME_MODE=native, or the flag --native)",
+                reason="NOT_SUPPORTED",
+            )
+        scaling = self.scaling
+        sizes = (scaling.min_replicas, scaling.max_replicas, scaling.cpu_threshold)
+        written = any(value is not None for value in sizes)
+        if scaling.auto_scale or (scaling.auto_scale is None and written):
+            raise errors.FailedPrecondition(
+                "automatic scaling is not available in this version; set scaling.auto_scale: false and say how many "
+                "workers with replicas",
+                reason="NOT_SUPPORTED",
+            )
+
+    @classmethod
+    def _from_layer(cls, layer: Mapping[tuple[str, ...], tuple[str, Any]]) -> Self:
+        def name(path: tuple[str, ...]) -> str:
+            return next((said for known, (said, _) in layer.items() if path[: len(known)] == known), ".".join(path))
+
+        return cls._validated(_nested(layer), name)
+
+    @classmethod
+    def _validated(cls, data: dict[str, Any], name: Any) -> Self:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            problems = dict.fromkeys(_problem(item, name) for item in error.errors(include_url=False))
+            raise errors.InvalidArgument("; ".join(problems), reason="INVALID_CONFIG") from None
+
+
+def _problem(item: Any, name: Any) -> str:
+    where = name(tuple(str(part) for part in item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"{where} is not a setting; docs/configuration.md has all of them"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower() + message[1:]}"
+
+
+def _flat(data: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Settings under `runtime:` moved beside the others."""
+    flat = {key: value for key, value in data.items() if key != "runtime"}
+    inner = data.get("runtime")
+    if inner is not None:
+        twice = sorted(flat.keys() & _mapping(inner, f"{source}: runtime").keys())
+        if twice:
+            raise errors.InvalidArgument(f"{source}: {twice[0]} stands twice, with and without runtime:")
+        flat |= inner
+    return flat
+
+
+def _dotted(path: tuple[str, ...], data: Mapping[str, Any]) -> str:
+    inner = data.get("runtime")
+    under_runtime = isinstance(inner, Mapping) and path[:1] and path[0] in inner
+    return ".".join(("runtime", *path) if under_runtime else path)
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, ...], tuple[str, Any]]:
+    found: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for variable, path in ENVIRONMENT.items():
+        # An empty variable is how a shell or a compose file says "not set".
+        if not (value := environ.get(variable, "").strip()):
+            continue
+        if variable != "AGENT_GPU_ENABLED":
+            found[path] = (variable, value)
+        elif value.lower() in _BOOLEANS:
+            found[path] = (variable, _BOOLEANS[value.lower()])
+        else:
+            raise errors.InvalidArgument(f"{variable}: '{value}' is neither true nor false", reason="INVALID_CONFIG")
+    return found
+
+
+def _flag(path: tuple[str, ...]) -> str:
+    return "--" + path[-1].replace("_", "-")
+
+
+def _nested(layer: Mapping[tuple[str, ...], tuple[str, Any]]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, (_, value) in layer.items():
+        place = nested
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        place[path[-1]] = value
+    return nested
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            # A copy: a later layer must not change what the caller passed in.
+            deeper = dict(into.get(key) or {})
+            _merge(deeper, value)
+            into[key] = deeper
+        else:
+            into[key] = value
+
+
+def _mapping(value: Any, source: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise errors.InvalidArgument(f"{source} must be a mapping of settings", reason="INVALID_CONFIG")
+    return {str(key): inner for key, inner in value.items()}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise errors.InvalidArgument(f"{path} cannot be read: {error.strerror}", reason="INVALID_CONFIG") from None
+    except UnicodeDecodeError:
+        raise errors.InvalidArgument(f"{path} is not UTF-8 text", reason="INVALID_CONFIG") from None
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        # An empty file says nothing, which is fine.
+        return yaml.safe_load(_read(path)) or {}
+    except yaml.YAMLError as error:
+        raise errors.InvalidArgument(
+            f"{path.name} is not YAML: {' '.join(str(error).split())}", reason="INVALID_CONFIG"
+        ) from None

@@ -1,0 +1,343 @@
+"""`python -m agentruntime.supervisor`: keeps the gateway and the pool of one runtime directory running.
+
+`agent up` starts it in a session of its own, so it outlives its terminal. It knows its children by their command
+lines and sockets only. One that ends before it ever answered is wrong, not unlucky: then all of them end, and why is
+told to whoever started the supervisor, as one line of JSON on `--report-fd`. Later each is restarted, however often
+it dies.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+import agentruntime
+from agentruntime.home import Home
+
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 30.0
+# A child that ran for so long was well: its next restart begins with the first delay again.
+STABLE_AFTER_S = 10.0
+# For a child to answer on its sockets after its first start.
+START_TIMEOUT_S = 60.0
+# For a child to end after SIGTERM: the pool gives its workers 30 seconds.
+STOP_TIMEOUT_S = 40.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where the gateway listens; None leaves it to the gateway's own default."""
+
+    host: str | None = None
+    grpc_port: int | None = None
+    http_port: int | None = None
+
+    def argv(self) -> list[str]:
+        """As flags."""
+        given = (("--host", self.host), ("--grpc-port", self.grpc_port), ("--http-port", self.http_port))
+        return [part for flag, value in given if value is not None for part in (flag, str(value))]
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """A process to keep running."""
+
+    name: str
+    argv: list[str]
+    # It is up once all of them accept a connection.
+    sockets: list[Path]
+
+
+@dataclass
+class Child:
+    """What has become of one."""
+
+    spec: ChildSpec
+    process: asyncio.subprocess.Process | None = None
+    pid: int = 0
+    # As psutil has it; with the pid it names the process for good.
+    start_time: float = 0.0
+    restarts: int = 0
+    came_up: bool = False
+    # Length of its log when it was last started.
+    log_offset: int = field(default=0, repr=False)
+
+
+def restart_delay_s(quick_deaths: int) -> float:
+    """Seconds before a restart, after so many deaths in a row that each came soon after a start."""
+    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(quick_deaths, 16))
+
+
+def children_of(home: Home, listen: Listen) -> list[ChildSpec]:
+    """What runs, in the order in which it starts and ends: first the door closes, then the workers go."""
+    python = [sys.executable, "-m"]
+    return [
+        ChildSpec("gateway", [*python, "uapi_gateway", *listen.argv()], [home.control_socket, home.gateway_socket]),
+        ChildSpec("pool", [*python, "agent_pool"], [home.pool_socket]),
+    ]
+
+
+def failure_of(log_tail: str, status: int) -> str:
+    """One sentence on why a child ended, from the last line it wrote."""
+    lines = [line.strip() for line in log_tail.splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    try:
+        entry = json.loads(last)
+        last = str(entry.get("error") or entry["event"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        last = re.sub(r"^(error|uapi_gateway|agent_pool): ", "", last)
+    how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+    return f"{last} ({how})" if last else how
+
+
+def is_alive(pid: int, start_time: float) -> bool:
+    """Whether that very process still runs: a pid alone may have gone to another."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - start_time) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end_left_overs(record: dict[str, Any]) -> list[int]:
+    """Ends children of a supervisor that died without them, so that new ones find their sockets free."""
+    left = [child for child in record.get("children", []) if is_alive(child["pid"], child["start_time"])]
+    for child in left:
+        os.kill(child["pid"], signal.SIGTERM)
+    processes = [psutil.Process(child["pid"]) for child in left if psutil.pid_exists(child["pid"])]
+    _, stubborn = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in stubborn:
+        process.kill()
+    return [child["pid"] for child in left]
+
+
+def read_record(home: Home) -> dict[str, Any]:
+    """What the last supervisor of this runtime directory wrote of itself; {} if there was none."""
+    try:
+        record = json.loads(home.supervisor_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def lock_file(home: Home) -> Path:
+    """Locked by flock(2) for as long as a supervisor lives, however it ends."""
+    return home.run / "supervisor.lock"
+
+
+def is_running(home: Home) -> bool:
+    """Whether a supervisor holds the lock of this runtime directory."""
+    try:
+        with lock_file(home).open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+class Supervisor:
+    """Runs the children of one runtime directory until it is told to stop."""
+
+    def __init__(self, home: Home, listen: Listen, specs: list[ChildSpec], report: TextIO | None = None) -> None:
+        self._home = home
+        self._listen = listen
+        self._children = [Child(spec) for spec in specs]
+        self._report = report
+        self._stop = asyncio.Event()
+        self._failure = ""
+
+    async def run(self) -> int:
+        """Returns the exit status: 0 when told to stop, 1 when a child could not start."""
+        end_left_overs(read_record(self._home))
+        keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
+        starting = asyncio.create_task(self._await_start())
+        await self._stop.wait()
+        starting.cancel()
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(starting, *keepers, return_exceptions=True)
+        for child in self._children:
+            await self._end(child)
+        self._home.supervisor_file.unlink(missing_ok=True)
+        if self._failure:
+            self._say({"event": "failed", "error": self._failure})
+            print(f"error: {self._failure}", file=sys.stderr, flush=True)
+        return 1 if self._failure else 0
+
+    def stop(self) -> None:
+        """Makes `run` end the children, in order, and return."""
+        self._stop.set()
+
+    async def _keep(self, child: Child) -> None:
+        quick_deaths = 0
+        while True:
+            started_at = time.monotonic()
+            process = await self._start(child)
+            up = asyncio.create_task(self._await_sockets(child))
+            status = await process.wait()
+            up.cancel()
+            child.process, child.pid = None, 0
+            if not child.came_up:
+                self._fail(f"the {child.spec.name} did not start: {failure_of(self._tail(child), status)}")
+                return
+            quick_deaths = 0 if time.monotonic() - started_at >= STABLE_AFTER_S else quick_deaths + 1
+            delay_s = restart_delay_s(quick_deaths)
+            why = failure_of(self._tail(child), status)
+            _say_line(f"the {child.spec.name} ended: {why}; restart in {delay_s:g} s")
+            self._write_record()
+            await asyncio.sleep(delay_s)
+            child.restarts += 1
+
+    async def _start(self, child: Child) -> asyncio.subprocess.Process:
+        path = self._home.logs / f"{child.spec.name}.log"
+        with path.open("ab") as log:
+            child.log_offset = log.tell()
+            child.process = await asyncio.create_subprocess_exec(
+                *child.spec.argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        child.pid = child.process.pid
+        try:
+            child.start_time = psutil.Process(child.pid).create_time()
+        except psutil.NoSuchProcess:
+            child.start_time = 0.0  # it has ended already; wait() tells how
+        self._write_record()
+        return child.process
+
+    async def _await_sockets(self, child: Child) -> None:
+        while not all(map(_accepts, child.spec.sockets)):  # noqa: ASYNC110 — because nothing tells when they listen
+            await asyncio.sleep(_POLL_S)
+        child.came_up = True
+
+    async def _await_start(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not all(child.came_up for child in self._children):
+            if time.monotonic() > deadline:
+                silent = next(child.spec.name for child in self._children if not child.came_up)
+                self._fail(
+                    f"the {silent} does not answer after {START_TIMEOUT_S:g} s; see its log in the logs folder"
+                )
+                return
+            await asyncio.sleep(_POLL_S)
+        self._say({"event": "up"})
+
+    async def _end(self, child: Child) -> None:
+        if child.process is None or child.process.returncode is not None:
+            return
+        child.process.terminate()
+        try:
+            await asyncio.wait_for(child.process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            _say_line(f"the {child.spec.name} did not end within {STOP_TIMEOUT_S:g} s and was killed")
+            child.process.kill()
+            await child.process.wait()
+
+    def _fail(self, why: str) -> None:
+        self._failure = self._failure or why
+        self._stop.set()
+
+    def _tail(self, child: Child) -> str:
+        with (self._home.logs / f"{child.spec.name}.log").open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(child.log_offset, end - 4096))
+            return log.read().decode(errors="replace")
+
+    def _write_record(self) -> None:
+        own = psutil.Process()
+        record = {
+            "pid": own.pid,
+            "start_time": own.create_time(),
+            "version": agentruntime.__version__,
+            "host": self._listen.host,
+            "grpc_port": self._listen.grpc_port,
+            "http_port": self._listen.http_port,
+            "children": [
+                {
+                    "name": child.spec.name,
+                    "pid": child.pid,
+                    "start_time": child.start_time,
+                    "restarts": child.restarts,
+                }
+                for child in self._children
+                if child.process is not None
+            ],
+        }
+        # Written aside and renamed, so that a reader sees the old record or the new one.
+        scratch = self._home.supervisor_file.with_suffix(".new")
+        scratch.write_text(json.dumps(record))
+        scratch.replace(self._home.supervisor_file)
+
+    def _say(self, event: dict[str, Any]) -> None:
+        if self._report is None:
+            return
+        try:
+            self._report.write(json.dumps(event) + "\n")
+            self._report.close()
+        except BrokenPipeError:
+            _say_line("whoever started this did not wait for the platform to be up")
+        self._report = None
+
+
+async def _until_told(supervisor: Supervisor) -> int:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.stop)
+    # A terminal that closes is no reason to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return await supervisor.run()
+
+
+def _say_line(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}", file=sys.stderr, flush=True)
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs until SIGTERM; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m agentruntime.supervisor", description=__doc__)
+    parser.add_argument("--host")
+    parser.add_argument("--grpc-port", type=int)
+    parser.add_argument("--http-port", type=int)
+    parser.add_argument("--report-fd", type=int)
+    args = parser.parse_args(argv)
+    home = Home.default()
+    home.create()
+    report = os.fdopen(args.report_fd, "w") if args.report_fd is not None else None
+    if report is not None:
+        # The children must not hold it open: its end tells that the supervisor is gone.
+        os.set_inheritable(report.fileno(), False)
+    with lock_file(home).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"error: a supervisor runs already for {home.root}", file=sys.stderr)
+            return 1
+        listen = Listen(args.host, args.grpc_port, args.http_port)
+        # The children run where they may keep no user's folder busy.
+        os.chdir(home.root)
+        return asyncio.run(_until_told(Supervisor(home, listen, children_of(home, listen), report)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

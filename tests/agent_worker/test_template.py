@@ -1,0 +1,269 @@
+"""Templates and workers as processes: what is loaded, forked, refused and reaped."""
+
+import os
+import signal
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from agentruntime._proto.uapi.v1 import text_generation_pb2, text_generation_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.agent_worker import templates
+
+pytestmark = pytest.mark.integration
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ECHO = """
+from agentruntime.agent import Agent
+class A(Agent):
+    def generate(self, prompt, *, temperature, max_tokens):
+        return prompt
+"""
+
+
+@pytest.fixture
+def base() -> Iterator[templates.Base]:
+    with templates.base() as running:
+        yield running
+
+
+def load(base: templates.Base, code: str, agent: str = "a", **settings: object) -> templates.Template:
+    bundle = templates.write_bundle(base.directory / f"bundle-{agent}", m=textwrap.dedent(code))
+    return base.load(agent, bundle, "m:A", **settings)
+
+
+def ask(worker: templates.Worker, prompt: str, timeout_s: float = 10) -> str:
+    with grpc.insecure_channel(worker.address) as channel:
+        stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
+        response = stub.GenerateText(text_generation_pb2.GenerateTextRequest(prompt=prompt), timeout=timeout_s)
+        return str(response.text)
+
+
+def test_a_worker_is_forked_serves_and_drains(base: templates.Base) -> None:
+    template = load(base, ECHO)
+    assert template.answer["ok"]
+    assert template.answer["services"] == ["uapi.v1.TextGenerationService"]
+    worker = template.fork()
+    assert worker.event() == {"event": "listening"}
+    assert ask(worker, "hello") == "hello"
+    with grpc.insecure_channel(worker.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        health = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+    worker.drain()
+    assert worker.event() == {}
+    assert template.control.exit_of("a-01") == 0
+
+
+def test_a_stream_finishes_within_the_grace_period_and_new_calls_are_refused(base: templates.Base) -> None:
+    template = load(
+        base,
+        """
+        import asyncio
+        from agentruntime.agent import Agent
+        class A(Agent):
+            async def generate(self, prompt, *, temperature, max_tokens):
+                for number in range(5):
+                    yield str(number)
+                    await asyncio.sleep(0.1)
+        """,
+    )
+    worker = template.fork()
+    worker.event()
+    with grpc.insecure_channel(worker.address) as channel:
+        stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
+        pieces = stub.StreamText(text_generation_pb2.StreamTextRequest(prompt="x"), timeout=10)
+        first = next(pieces).text
+        worker.drain()
+        assert first + "".join(piece.text for piece in pieces) == "01234"
+    assert template.control.exit_of("a-01") == 0
+
+
+def test_a_servicer_with_its_own_proto_in_plain_functions(base: templates.Base) -> None:
+    bundle = base.directory / "greeter"
+    (bundle / "app").mkdir(parents=True)
+    for name in ("greeter_pb2.py", "greeter_pb2_grpc.py"):
+        (bundle / "app" / name).write_text((EXAMPLES / "greeter" / name).read_text())
+    (bundle / "app" / "m.py").write_text(
+        textwrap.dedent(
+            """
+            import greeter_pb2, greeter_pb2_grpc
+            from agentruntime import errors
+            class A(greeter_pb2_grpc.GreeterServicer):
+                def start(self):
+                    self.greeting = "Good day"
+                def Greet(self, request, context):
+                    if not request.name:
+                        raise errors.InvalidArgument("name must not be empty")
+                    return greeter_pb2.GreetResponse(text=f"{self.greeting}, {request.name}")
+            """
+        )
+    )
+    template = base.load("greeter", bundle, "m:A")
+    worker = template.fork()
+    assert worker.event() == {"event": "listening"}
+    with grpc.insecure_channel(worker.address) as channel:
+        # By hand, so that this process does not register the descriptors too.
+        greet: Any = channel.unary_unary("/examples.greeter.v1.Greeter/Greet")
+        assert b"Good day, Ada" in greet(b"\x0a\x03Ada", timeout=5)
+        with pytest.raises(grpc.RpcError) as caught:
+            greet(b"", timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import no_such_library", "No module named 'no_such_library'"),
+        ("raise RuntimeError('at import')", "RuntimeError: at import"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import os; os._exit(3)", "it ended while it was loaded"),
+        ("class A: pass", "serves nothing"),
+    ],
+)
+def test_a_failing_import_is_reported_and_leaves_nothing(base: templates.Base, code: str, said: str) -> None:
+    template = load(base, code)
+    assert not template.answer["ok"]
+    assert said in template.answer["error"]
+    assert base.control.ask({"op": "children"})["children"] == {}
+
+
+def test_a_failing_start_is_reported_with_its_traceback(base: templates.Base) -> None:
+    template = load(base, ECHO + "    def start(self):\n        raise RuntimeError('no model')\n")
+    event = template.fork().event()
+    assert (event["event"], event["stage"], event["error"]) == ("failed", "start", "RuntimeError: no model")
+    assert "in start" in event["traceback"]
+    assert os.waitstatus_to_exitcode(template.control.exit_of("a-01")) == 1
+
+
+def test_an_import_that_starts_threads_is_done_after_the_fork(base: templates.Base) -> None:
+    template = load(
+        base, "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n" + ECHO
+    )
+    assert template.answer["note"] == "imports after the fork, because its import starts 1 thread"
+    assert template.answer["services"] == ["uapi.v1.TextGenerationService"]
+    worker = template.fork()
+    assert worker.event() == {"event": "listening"}
+    assert ask(worker, "hello") == "hello"
+
+
+def test_one_slow_import_holds_up_no_other(base: templates.Base) -> None:
+    slow = templates.Control(base.path)  # takes the connection over, as a restarted pool does
+    base.control.close()
+    base.control = slow
+    assert load(base, ECHO, agent="quick").answer["ok"]
+
+
+def test_a_worker_that_is_killed_is_reported_by_its_template(base: templates.Base) -> None:
+    template = load(base, ECHO)
+    worker = template.fork()
+    worker.event()
+    os.kill(worker.pid, signal.SIGKILL)
+    assert worker.event() == {}
+    assert os.waitstatus_to_exitcode(template.control.exit_of("a-01")) == -signal.SIGKILL
+    assert template.control.ask({"op": "children"})["exits"] == {"a-01": signal.SIGKILL}
+
+
+def test_workers_outlive_their_template_and_base(base: templates.Base) -> None:
+    template = load(base, ECHO)
+    worker = template.fork()
+    worker.event()
+    os.kill(template.answer["pid"], signal.SIGKILL)
+    base.process.kill()
+    base.process.wait()
+    assert ask(worker, "still here") == "still here"
+
+
+def test_sigterm_drains_a_worker_whose_pool_is_gone(base: templates.Base) -> None:
+    template = load(base, ECHO)
+    worker = template.fork(stop_grace_s=5.0)
+    worker.event()
+    worker.channel.close()
+    assert ask(worker, "no pool") == "no pool"
+    os.kill(worker.pid, signal.SIGTERM)
+    assert template.control.exit_of("a-01") == 0
+
+
+def test_an_agent_sees_its_own_environment_and_not_the_pools(
+    base: templates.Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+    import os
+    from agentruntime.agent import Agent
+    class A(Agent):
+        def generate(self, prompt, *, temperature, max_tokens):
+            return ",".join(f"{name}={os.environ.get(name)}" for name in prompt.split())
+    """
+    template = load(base, code, env={"FROM_IMAGE": "1", "LD_PRELOAD": "/tmp/x.so"})
+    worker = template.fork(env={"FROM_RUN": "2"})
+    worker.event()
+    assert ask(worker, "FROM_IMAGE FROM_RUN HOME USER LD_PRELOAD") == (
+        "FROM_IMAGE=1,FROM_RUN=2,HOME=/tmp,USER=None,LD_PRELOAD=None"
+    )
+
+
+def test_workers_draw_different_random_numbers(base: templates.Base) -> None:
+    code = """
+    import random
+    from agentruntime.agent import Agent
+    random.seed(1)
+    class A(Agent):
+        def generate(self, prompt, *, temperature, max_tokens):
+            return str(random.random())
+    """
+    template = load(base, code)
+    first, second = template.fork(1), template.fork(2)
+    assert first.event() == second.event() == {"event": "listening"}
+    assert ask(first, "x") != ask(second, "x")
+
+
+def test_more_calls_than_the_concurrency_wait(base: templates.Base) -> None:
+    code = """
+    import asyncio
+    from agentruntime.agent import Agent
+    class A(Agent):
+        running = most = 0
+        async def generate(self, prompt, *, temperature, max_tokens):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0.05)
+            self.running -= 1
+            return str(self.most)
+    """
+    worker = load(base, code).fork(concurrency=2)
+    worker.event()
+    with grpc.insecure_channel(worker.address) as channel:
+        stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
+        request = text_generation_pb2.GenerateTextRequest(prompt="x")
+        calls = [stub.GenerateText.future(request, timeout=10) for _ in range(8)]
+        assert max(int(call.result().text) for call in calls) == 2
+
+
+def test_a_call_without_a_deadline_gets_the_agents_own(base: templates.Base) -> None:
+    code = """
+    import asyncio
+    from agentruntime.agent import Agent
+    class A(Agent):
+        async def generate(self, prompt, *, temperature, max_tokens):
+            await asyncio.sleep(60)
+    """
+    worker = load(base, code).fork(default_timeout_s=0.2)
+    worker.event()
+    with grpc.insecure_channel(worker.address) as channel:
+        stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.GenerateText(text_generation_pb2.GenerateTextRequest(prompt="x"))
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "without a deadline" in str(caught.value.details())
+
+
+@pytest.mark.parametrize("noise", [b"\x00\x00\x00\x02[]", b"\xff\xff\xff\xff", b"\x00\x00\x00\x05oops!", b"\x00\x00"])
+def test_noise_on_the_control_socket_ends_that_connection_only(base: templates.Base, noise: bytes) -> None:
+    base.control._socket.sendall(noise)
+    base.control.close()
+    base.control = templates.Control(base.path)
+    assert base.control.ask({"op": "nonsense"})["error"] == "ValueError: no such request: nonsense"
+    assert base.control.ask({"op": "children", "id": 7})["id"] == 7

@@ -1,0 +1,86 @@
+"""The command as a whole: help, usage, completion."""
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import agentruntime
+import pytest
+from agentruntime.cli import main as main_module
+from agentruntime.cli.verbs import VERBS, help_text
+
+from tests.agentruntime.cli.conftest import Agent
+
+HEAVY = ("grpc", "google", "pydantic", "yaml", "rich", "typer", "structlog", "psutil", "asyncio")
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_imports_nothing_heavy(argv: list[str]) -> None:
+    code = (
+        "import sys; from agentruntime.cli.main import main; "
+        f"status = main({argv!r}); print([name for name in {HEAVY!r} if name in sys.modules], status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == help_text() + "[] 0\n"
+
+
+def test_the_table_is_what_the_verbs_say() -> None:
+    folder = Path(main_module.__file__).parent
+    shared = {"__init__", "main", "verbs", "failure", "output", "platform"}
+    assert {path.stem for path in folder.glob("*.py")} - shared == set(VERBS)
+    for verb, line in VERBS.items():
+        command = import_module(f"agentruntime.cli.{verb}").command
+        assert str(inspect.getdoc(command)).splitlines()[0] == line
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help_and_output(agent: Agent, verb: str) -> None:
+    result = agent(verb, "--help")
+    assert result.status == 0
+    assert VERBS[verb] in " ".join(result.out.split())
+    assert "--output" in result.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["frob"], "No such command 'frob'"),
+        (["stat"], "status"),
+        (["run"], "Missing argument"),
+        (["ps", "--nonsense"], "No such option: --nonsense"),
+        (["ps", "extra"], "extra"),
+        (["-o", "yaml", "ps"], "yaml"),
+        (["call", "a", "b", "--temperature", "3"], "--temperature"),
+        (["up", "--grpc-port", "70000"], "65535"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(agent: Agent, argv: list[str], says: str) -> None:
+    result = agent(*argv)
+    assert result.status == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert says in result.err
+
+
+def test_version(agent: Agent) -> None:
+    assert agentruntime.__version__ in agent("version").out
+    assert f'"version": "{agentruntime.__version__}"' in agent("--output", "json", "version").out
+    assert f'"version": "{agentruntime.__version__}"' in agent("version", "-o", "json").out
+
+
+def test_completion(agent_process: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_AGENT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "agent st")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert agent_process("st").out.split() == ["status", "stop"]
+
+
+def test_a_reader_that_goes_away(agent_process: Agent) -> None:
+    program = Path(sys.executable).with_name("agent")
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {program} version | true; {program} | true; echo $?"],
+                          capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.stderr == ""

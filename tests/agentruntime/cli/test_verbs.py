@@ -1,0 +1,267 @@
+"""Each verb against a server: what it sends, and what it prints."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from agentruntime import errors
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime.manifest import AgentManifest
+
+from tests.agentruntime.cli.conftest import Agent
+from tests.agentruntime.platform_services import Record
+
+
+def test_status(agent: Agent) -> None:
+    result = agent("status")
+    assert result.out.splitlines()[0].split() == ["PROCESS", "PID", "VERSION", "UP", "ADDRESSES"]
+    assert result.out.splitlines()[1].split() == ["gateway", "7", "0.1.0", "1m", "30s", "127.0.0.1:50051"]
+    assert json.loads(agent("status", "-o", "json").out)["processes"][0]["pid"] == 7
+
+
+def test_ps(agent: Agent, record: Record) -> None:
+    header, row = agent("ps", "--agent", "my-agent").out.splitlines()
+    assert header.split()[:4] == ["WORKER", "STATE", "REVISION", "PID"]
+    assert row.split()[:7] == ["my-agent-01", "READY", "1", "4242", "2", "12%", "5GB"]
+    assert record.requests[0].agent == "my-agent"
+    (worker,) = json.loads(agent("ps", "--output", "json").out)
+    assert {"worker_id", "agent", "revision", "state", "pid", "restarts", "reason"} <= worker.keys()
+    assert worker["state"] == "WORKER_STATE_READY"
+
+
+def test_run_sends_what_was_set_and_nothing_else(agent: Agent, record: Record) -> None:
+    result = agent(
+        "run", "my-agent:1.0", "--memory", "2GB", "--cpu", "2", "--native", "--replicas", "0", "-e", "A=b=c"
+    )
+    assert result.status == 0
+    expected = pool_pb2.RunAgentRequest(image="my-agent:1.0", replicas=0, env={"A": "b=c"})
+    expected.resources.memory_bytes = 2 * 10**9
+    expected.resources.cpu_millis = 2000
+    assert record.requests == [expected]
+    assert "my-agent runs my-agent:1.0: my-agent-01" in result.out
+    assert 'agent call my-agent "Once upon a time"' in result.out
+    assert "note: the network is not isolated here" in result.err
+
+
+def test_run_with_every_flag(agent: Agent, record: Record) -> None:
+    flags = "--name x --memory-limit 1GiB --cpu-limit 500m --gpu 1 --venv v --network host --log-level debug"
+    assert agent("run", "my-agent", *flags.split(), "--allow-unenforced").status == 0
+    request = record.requests[0]
+    assert (request.agent, request.network, request.log_level) == ("x", pool_pb2.NETWORK_MODE_HOST, "DEBUG")
+    assert (request.resources.memory_limit_bytes, request.resources.cpu_limit_millis) == (2**30, 500)
+    assert (request.resources.gpus, request.allow_unenforced) == (1, True)
+    assert request.venv == str(Path.cwd() / "v")
+
+
+def test_run_reads_the_configuration_file(agent: Agent, record: Record) -> None:
+    Path("runtime-config.yaml").write_text(
+        "runtime: {mode: native, resources: {memory: 1GB, cpu: 2}, health_check: {interval: 30s, retries: 3}}"
+    )
+    assert agent("run", "my-agent", "--memory", "3GB").status == 0
+    request = record.requests[0]
+    assert (request.resources.memory_bytes, request.resources.cpu_millis) == (3 * 10**9, 2000)
+    assert (request.health_check.interval_seconds, request.health_check.retries) == (30.0, 3)
+
+
+def test_run_as_json(agent: Agent) -> None:
+    data = json.loads(agent("run", "my-agent", "-o", "json").out)
+    assert data["agent"] == "my-agent"
+    assert data["workers"][0]["worker_id"] == "my-agent-01"
+    assert "descriptors" not in data
+
+
+@pytest.mark.parametrize(
+    ("argv", "says", "status"),
+    [
+        (["--memory", "2 gigs"], "--memory: '2 gigs' is not a size", 13),
+        (["--cpu", "fast"], "--cpu: 'fast' is not a CPU share", 13),
+        (["--env", "A"], "--env: 'A' is not NAME=VALUE", 13),
+        (["--network", "bridge"], "--network", 13),
+        (["--name", "Not_A_Name"], "is not an agent name", 13),
+        (["--config", "none.yaml"], "none.yaml cannot be read", 13),
+    ],
+)
+def test_run_refuses(agent: Agent, record: Record, argv: list[str], says: str, status: int) -> None:
+    result = agent("run", "my-agent", *argv)
+    assert (result.status, result.out, result.err.count("\n")) == (status, "", 1)
+    assert says in result.err
+    assert record.requests == []
+
+
+def test_run_refuses_what_was_set_and_is_not_there(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_RUNTIME_MODE", "container")
+    result = agent("run", "my-agent")
+    assert (result.status, "mode 'container' is not available" in result.err) == (19, True)
+    assert agent("run", "my-agent", "--native").status == 0
+    assert agent("ps").status == 0
+
+
+def test_call_streams(agent: Agent, record: Record) -> None:
+    result = agent("call", "my-agent", "a b c", "--temperature", "0.5", "--max-tokens", "7", "--timeout", "9s")
+    assert (result.status, result.out) == (0, "a b c \n")
+    assert (record.requests[0].temperature, record.requests[0].max_tokens) == (0.5, 7)
+    assert record.metadata["x-uapi-agent"] == "my-agent"
+    assert record.time_remaining_s == pytest.approx(9, abs=2)
+
+
+def test_call_as_json(agent: Agent) -> None:
+    data = json.loads(agent("call", "my-agent", "hi", "-o", "json").out)
+    assert data == {"text": "echo: hi", "confidence": 0.5, "tokens_used": 2}
+
+
+def test_call_a_method(agent: Agent, record: Record) -> None:
+    argv = ["call", "my-agent", "--service", "acme.v1.Greeter", "--method", "Greet", "--data", '{"name": "Ada"}']
+    assert json.loads(agent(*argv).out)["text"] == "hi"
+    assert (record.requests[0].service, dict(record.requests[0].data)) == ("acme.v1.Greeter", {"name": "Ada"})
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--service", "S"], "--service and --method belong together"),
+        (["--data", "{}"], "--data is the request of a method"),
+        (["--service", "S", "--method", "M", "--data", "{"], "--data is not JSON"),
+        (["--service", "S", "--method", "M", "--data", "[]"], "--data is not a JSON object"),
+        ([" "], "the prompt is empty"),
+        (["x", "--timeout", "soon"], "'soon' is not a duration"),
+    ],
+)
+def test_call_refuses(agent: Agent, argv: list[str], says: str) -> None:
+    result = agent("call", "my-agent", *argv)
+    assert (result.status, result.err.count("\n")) == (13, 1)
+    assert says in result.err
+
+
+def test_call_says_what_went_wrong_below_the_text_that_came(agent: Agent) -> None:
+    result = agent("call", "my-agent", "so far cut")
+    assert (result.status, result.out, result.err) == (24, "so far cut \n", "error: the worker ended\n")
+
+
+def test_call_an_unknown_agent(agent: Agent, record: Record) -> None:
+    record.raises["StreamText"] = errors.AgentNotFound("nobody")
+    result = agent("call", "nobody", "x")
+    assert (result.status, result.err) == (15, "error: agent 'nobody' not found\n")
+
+
+def test_call_an_agent_that_generates_no_text(agent: Agent, record: Record) -> None:
+    record.raises["StreamText"] = errors.Unimplemented("no such method")
+    result = agent("call", "greeter", "x")
+    assert (result.status, "--service" in result.err) == (22, True)
+
+
+def test_stop(agent: Agent, record: Record) -> None:
+    assert agent("stop", "my-agent", "--grace", "1500ms").out == "stopped my-agent-01\n"
+    assert record.requests[0].grace_period.ToMilliseconds() == 1500
+    assert agent("stop", "my-agent").status == 0
+    assert not record.requests[1].HasField("grace_period")
+    assert agent("stop", "my-agent", "--grace", "never").status == 13
+    assert json.loads(agent("stop", "my-agent", "-o", "json").out) == {"worker_ids": ["my-agent-01"]}
+
+
+def test_logs(agent: Agent, record: Record) -> None:
+    assert agent("logs", "my-agent").out.splitlines()[0] == "my-agent-01  line 0"
+    assert agent("logs", "my-agent-01", "--tail", "1", "--level", "warning").out == "line 0\n"
+    assert (record.requests[1].level, record.requests[1].tail) == ("WARNING", 1)
+    (line,) = agent("logs", "my-agent", "--tail", "1", "-f", "-o", "json").out.splitlines()
+    assert json.loads(line)["line"] == "line 0"
+    assert record.time_remaining_s is None or record.time_remaining_s > 10_000
+
+
+def test_init_writes_a_project_that_the_platform_reads(agent: Agent) -> None:
+    result = agent("init", "my-agent")
+    assert result.status == 0
+    assert "agent run my-agent:0.1.0" in result.out
+    assert AgentManifest.load(Path("my-agent")).entrypoint == "agent:MyAgent"
+    compile(Path("my-agent/agent.py").read_text(), "agent.py", "exec")
+
+
+def test_init_never_overwrites(agent: Agent) -> None:
+    Path("my-agent").mkdir()
+    Path("my-agent/agent.py").write_text("mine")
+    result = agent("init", "my-agent")
+    assert (result.status, "exists already" in result.err) == (16, True)
+    assert Path("my-agent/agent.py").read_text() == "mine"
+    assert not Path("my-agent/agent.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["Bad_Name", "../x", "", "a/b"])
+def test_init_refuses_names(agent: Agent, name: str) -> None:
+    assert agent("init", name).status == 13
+
+
+def test_init_names_a_class_for_any_name(agent: Agent) -> None:
+    agent("init", "7-seas")
+    assert AgentManifest.load(Path("7-seas")).entrypoint == "agent:Agent7Seas"
+
+
+def test_build_sends_the_project_without_what_is_not_the_agent(agent: Agent, record: Record) -> None:
+    agent("init", "my-agent")
+    project = Path("my-agent")
+    for left_out in (".git/config", "__pycache__/agent.pyc", ".venv/bin/python", "sub/__pycache__/x.pyc", ".env"):
+        (project / left_out).parent.mkdir(parents=True, exist_ok=True)
+        (project / left_out).write_text("x")
+    (project / "sub/data.txt").write_text("data")
+    (project / "big.bin").write_bytes(b"x" * (3 * 2**20))
+    result = agent("build", "my-agent", "-t", "my-agent:1.2.0")
+    assert result.status == 0
+    assert "built my-agent:0.1.0" in result.out
+    assert result.err == "reading the project\n"
+    assert record.requests[0].spec.reference == "my-agent:1.2.0"
+    chunks = [request.chunk for request in record.requests[1:]]
+    assert max(map(len, chunks)) <= 2**20
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+        assert sorted(tar.getnames()) == ["agent.py", "agent.yaml", "big.bin", "sub", "sub/data.txt"]
+
+
+def test_the_same_project_packs_the_same(agent: Agent, record: Record) -> None:
+    agent("init", "my-agent")
+    agent("build", "my-agent")
+    first = [request.chunk for request in record.requests]
+    Path("my-agent/agent.py").touch()
+    record.requests.clear()
+    agent("build", "my-agent")
+    assert [request.chunk for request in record.requests] == first
+
+
+def test_build_refuses(agent: Agent, record: Record) -> None:
+    assert "is no folder" in agent("build", "nowhere").err
+    Path("empty").mkdir()
+    assert "has no agent.yaml; `agent init` makes one" in agent("build", "empty").err
+    agent("init", "my-agent")
+    assert agent("build", "my-agent", "-t", "My:Tag").status == 13
+    assert record.requests == []
+
+
+def test_images_and_rmi(agent: Agent, record: Record) -> None:
+    assert agent("images").out.splitlines()[1].split()[:3] == ["my-agent:0.1.0", "sha256:abababababab", "1.23kB"]
+    assert json.loads(agent("images", "-o", "json").out)[0]["size_bytes"] == 1234
+    assert agent("rmi", "my-agent").out == "removed my-agent:latest\n"
+    assert record.requests[-1].reference == "my-agent:latest"
+    assert agent("rmi", "a:b:c").status == 13
+
+
+def test_doctor(agent: Agent) -> None:
+    result = agent("doctor")
+    assert "cgroup v1" in result.out
+    assert "2 of 2 CPU, 4GB of 4GB memory and 0 of 0 GPUs are free" in result.out
+    findings = json.loads(agent("doctor", "-o", "json").out)
+    assert {"what": "memory limit", "ok": True, "detail": "cgroup v1"} in findings
+
+
+def test_without_a_platform(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UAPI_ENDPOINT")
+    for argv in (["ps"], ["status"], ["call", "a", "b"], ["stop", "a"], ["logs", "a"], ["images"], ["rmi", "a"]):
+        result = agent(*argv)
+        expected = "error: no platform runs on this machine; start it with `agent up`\n"
+        assert (result.status, result.out, result.err) == (24, "", expected)
+    assert agent("doctor").status == 0
+    assert agent("down").out == "no platform runs on this machine\n"
+
+
+def test_an_endpoint_where_nobody_listens(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UAPI_ENDPOINT", "127.0.0.1:1")
+    result = agent("ps")
+    assert (result.status, result.err.count("\n")) == (24, 1)
+    assert "nothing answers at 127.0.0.1:1" in result.err

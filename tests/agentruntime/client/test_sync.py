@@ -1,0 +1,115 @@
+"""`Client` against a real server."""
+
+import math
+import threading
+
+import grpc
+import pytest
+from agentruntime import Client, errors
+from agentruntime._proto.uapi.v1 import text_generation_pb2, text_generation_pb2_grpc
+
+from tests.agentruntime.client.test_dynamic import REQUEST
+from tests.agentruntime.client.test_registration import DATA
+from tests.agentruntime.platform_services import Record
+
+
+def test_a_call_has_deadline_trace_agent_and_token(endpoint: str, record: Record) -> None:
+    with Client(endpoint, "secret") as client:
+        assert client.generate_text("my-agent", "hi", temperature=0.5, max_tokens=3).text == "echo: hi"
+    assert record.requests[0].max_tokens == 3
+    assert record.time_remaining_s == pytest.approx(30, abs=5)
+    assert record.metadata["x-uapi-agent"] == "my-agent"
+    assert record.metadata["authorization"] == "Bearer secret"
+    assert record.metadata["traceparent"].startswith("00-")
+    assert record.metadata["user-agent"].startswith("agentruntime/")
+
+
+def test_the_caller_s_deadline_wins(endpoint: str, record: Record) -> None:
+    with Client(endpoint, timeout_s=9.0) as client:
+        stub = client.agent("my-agent").text_generation
+        stub.GetHealth(text_generation_pb2.HealthRequest())
+        assert record.time_remaining_s == pytest.approx(9, abs=2)
+        stub.GetHealth(text_generation_pb2.HealthRequest(), timeout=100)
+        assert record.time_remaining_s == pytest.approx(100, abs=5)
+        stub.GetHealth(text_generation_pb2.HealthRequest(), timeout=math.inf)
+        assert record.time_remaining_s is None or record.time_remaining_s > 10_000
+
+
+def test_streams(endpoint: str) -> None:
+    with Client(endpoint) as client:
+        assert [piece.text for piece in client.stream_text("my-agent", "a b c")] == ["a ", "b ", "c "]
+
+
+def test_errors_are_ours_in_every_form_of_call(endpoint: str, record: Record) -> None:
+    record.raises["GenerateText"] = errors.AgentNotFound("my-agent")
+    request = text_generation_pb2.GenerateTextRequest(prompt="x")
+    with Client(endpoint) as client:
+        with pytest.raises(errors.AgentNotFound, match="agent 'my-agent' not found") as caught:
+            client.generate_text("my-agent", "x")
+        assert caught.value.metadata == {"agent": "my-agent"}
+        with pytest.raises(errors.AgentNotFound):
+            client.text_generation.GenerateText.with_call(request)
+        future = client.text_generation.GenerateText.future(request)
+        assert isinstance(future.exception(), errors.AgentNotFound)
+        with pytest.raises(errors.AgentNotFound):
+            future.result()
+        with pytest.raises(errors.Unavailable, match="the worker ended") as cut:
+            list(client.stream_text("my-agent", "a cut"))
+        assert cut.value.reason == "WORKER_LOST"
+
+
+def test_nobody_there() -> None:
+    with Client("127.0.0.1:1", timeout_s=5) as client, pytest.raises(errors.Unavailable):
+        client.generate_text("my-agent", "x")
+
+
+def test_a_stub_of_an_own_proto_goes_to_its_agent(endpoint: str, record: Record) -> None:
+    with Client(endpoint) as client:
+        stub = client.stub(text_generation_pb2_grpc.TextGenerationServiceStub, agent="other")
+        assert stub.GetHealth(text_generation_pb2.HealthRequest()).status == "healthy"
+    assert record.metadata["x-uapi-agent"] == "other"
+
+
+def test_platform_services_are_not_sent_to_an_agent(endpoint: str, record: Record) -> None:
+    with Client(endpoint) as client:
+        client.agent("my-agent").call_agent("other", REQUEST)
+    assert "x-uapi-agent" not in record.metadata
+
+
+def test_call_agent(endpoint: str, record: Record) -> None:
+    with Client(endpoint) as client:
+        assert client.call_agent("text-generator-01", REQUEST) == {"text": "hi", "tokens_used": 2, "confidence": 0.5}
+    assert record.requests[0].agent_id == "text-generator-01"
+
+
+def test_a_registration_is_renewed_and_taken_up_again_when_lost(endpoint: str, record: Record) -> None:
+    with Client(endpoint) as client:
+        assert client.register_agent(DATA).agent_id == "text-generator-01"
+        record.wait_for(lambda seen: len(seen.requests) >= 3)
+        assert record.registrations == 1
+        record.leases.clear()
+        record.wait_for(lambda seen: seen.registrations >= 2)
+        client.deregister_agent("text-generator-01")
+        assert type(record.requests[-1]).__name__ == "DeregisterAgentRequest"
+    assert not any(thread.name.startswith("lease-") for thread in threading.enumerate())
+
+
+def test_registering_again_replaces_the_lease(endpoint: str, record: Record) -> None:
+    with Client(endpoint) as client:
+        client.register_agent(DATA)
+        client.register_agent(DATA, lease_ttl_s=5)
+        assert [thread.name for thread in threading.enumerate()].count("lease-text-generator-01") == 1
+
+
+def test_a_closed_client_says_so(endpoint: str) -> None:
+    client = Client(endpoint)
+    client.close()
+    with pytest.raises(errors.FailedPrecondition, match="closed"):
+        client.generate_text("my-agent", "x")
+
+
+def test_no_grpc_error_escapes(endpoint: str, record: Record) -> None:
+    record.raises["Health"] = errors.ResourceExhausted("full")
+    with Client(endpoint) as client, pytest.raises(errors.AgentError) as caught:
+        client.text_generation.GetHealth(text_generation_pb2.HealthRequest())
+    assert not isinstance(caught.value, grpc.RpcError)

@@ -1,0 +1,67 @@
+"""Where a client connects."""
+
+import pytest
+from agentruntime.client.target import Target, resolve
+from agentruntime.errors import InvalidArgument
+from agentruntime.home import Home
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address", "secure", "local"),
+    [
+        ("localhost:50051", "localhost:50051", False, True),
+        ("127.0.0.1:1", "127.0.0.1:1", False, True),
+        ("[::1]:50051", "[::1]:50051", False, True),
+        ("unix:/run/x.sock", "unix:/run/x.sock", False, True),
+        ("uapi.example.com:50051", "uapi.example.com:50051", True, False),
+        ("https://localhost:443", "localhost:443", True, True),
+        ("http://gateway:50051/", "gateway:50051", False, False),
+    ],
+)
+def test_endpoints(endpoint: str, address: str, secure: bool, local: bool) -> None:
+    assert resolve(endpoint) == Target(address, secure, local, "", 30.0)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["localhost", "localhost:x", ":50051", "a:0", "a:65536", "ftp://a:1", "a b:1", "unix:", "://a:1", "a:1:2"],
+)
+def test_endpoints_refused(endpoint: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not an endpoint"):
+        resolve(endpoint)
+
+
+def test_the_default_is_the_platform_of_the_runtime_directory() -> None:
+    home = Home.default()
+    assert resolve().address == "localhost:50051"
+    home.create()
+    home.supervisor_file.write_text("{}")
+    home.gateway_socket.touch()
+    assert resolve().address == f"unix:{home.gateway_socket}"
+
+
+def test_the_environment_and_arguments_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UAPI_ENDPOINT", "uapi.example.com:50051")
+    monkeypatch.setenv("UAPI_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("UAPI_TIMEOUT", "5s")
+    assert resolve() == Target("uapi.example.com:50051", True, False, "secret", 5.0)
+    assert resolve("localhost:1", "other", 2.0) == Target("localhost:1", False, True, "other", 2.0)
+
+
+def test_the_runtime_directory_s_token_stays_on_this_machine() -> None:
+    home = Home.default()
+    home.create()
+    assert resolve("localhost:1").token == home.token()
+    assert resolve("uapi.example.com:1").token == ""
+    assert resolve("localhost:1", token="").token == ""
+
+
+def test_no_token_crosses_a_network_in_the_clear() -> None:
+    with pytest.raises(InvalidArgument, match="unencrypted"):
+        resolve("http://gateway:50051", "secret")
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
+def test_absurd_timeouts(timeout_s: float) -> None:
+    with pytest.raises(InvalidArgument):
+        resolve("localhost:1", None, timeout_s)

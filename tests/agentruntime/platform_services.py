@@ -1,0 +1,238 @@
+"""A gRPC server with the platform's services, in memory: what clients and commands are tested against.
+
+It checks nothing and keeps what it was sent; the real gateway and pool are met in the integration tests.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import grpc
+from agentruntime import errors, status
+from agentruntime._proto.uapi.v1 import (
+    agent_gateway_pb2,
+    agent_gateway_pb2_grpc,
+    agent_pool_pb2,
+    agent_pool_pb2_grpc,
+    agent_registry_pb2,
+    agent_registry_pb2_grpc,
+    image_service_pb2,
+    image_service_pb2_grpc,
+    text_generation_pb2,
+    text_generation_pb2_grpc,
+)
+from google.protobuf import json_format, timestamp_pb2
+
+TEXT_SERVICE = "uapi.v1.TextGenerationService"
+
+
+class Record:
+    """What the server was sent, and what it shall raise."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.metadata: dict[str, Any] = {}
+        self.time_remaining_s: float | None = None
+        self.raises: dict[str, errors.AgentError] = {}
+        self.leases: set[str] = set()
+        self.registrations = 0
+        self.workers: list[agent_pool_pb2.Worker] = []
+        self._changed = threading.Condition()
+
+    def add(self, request: Any, context: grpc.ServicerContext) -> None:
+        with self._changed:
+            self.requests.append(request)
+            self.metadata = dict(context.invocation_metadata())
+            self.time_remaining_s = context.time_remaining()
+            self._changed.notify_all()
+        if error := self.raises.get(type(request).__name__.removesuffix("Request")):
+            abort(context, error)
+
+    def wait_for(self, condition: Callable[["Record"], bool], timeout_s: float = 10.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: condition(self), timeout_s)
+
+
+def abort(context: grpc.ServicerContext, error: errors.AgentError) -> NoReturn:
+    context.set_trailing_metadata(((status.DETAILS_KEY, status.encode(error)),))
+    context.abort(status.code_of(error), error.message)
+
+
+class TextGeneration(text_generation_pb2_grpc.TextGenerationServiceServicer):
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def GenerateText(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return text_generation_pb2.GenerateTextResponse(text=f"echo: {request.prompt}", confidence=0.5, tokens_used=2)
+
+    def StreamText(self, request: Any, context: Any) -> Iterator[Any]:
+        self._record.add(request, context)
+        for number, word in enumerate(request.prompt.split(), start=1):
+            yield text_generation_pb2.StreamTextResponse(text=word + " ", tokens_used=number)
+        if request.prompt.endswith("cut"):
+            abort(context, errors.Unavailable("the worker ended", reason="WORKER_LOST"))
+
+    def GetHealth(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return text_generation_pb2.HealthResponse(status="healthy")
+
+
+class Registry(agent_registry_pb2_grpc.AgentRegistryServicer):
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def RegisterAgent(self, request: Any, context: Any) -> Any:
+        self._record.registrations += 1
+        lease = f"lease-{self._record.registrations}"
+        self._record.leases.add(lease)
+        self._record.add(request, context)
+        response = agent_registry_pb2.RegisterAgentResponse(lease_id=lease)
+        response.lease_ttl.FromMilliseconds(60)
+        response.agent.agent_id = request.registration.agent_id
+        return response
+
+    def KeepAlive(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        if request.lease_id not in self._record.leases:
+            abort(context, errors.LeaseNotFound(f"no lease {request.lease_id}"))
+        response = agent_registry_pb2.KeepAliveResponse()
+        response.lease_ttl.FromMilliseconds(60)
+        return response
+
+    def DeregisterAgent(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_registry_pb2.DeregisterAgentResponse()
+
+    def GetAgent(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def ListAgents(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def WatchAgents(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+class Gateway(agent_gateway_pb2_grpc.AgentGatewayServicer):
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def CallAgent(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        response = agent_gateway_pb2.CallAgentResponse()
+        json_format.ParseDict({"text": "hi", "tokens_used": 2, "confidence": 0.5}, response.data)
+        return response
+
+    def GetStatus(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        process = agent_gateway_pb2.ProcessStatus(
+            name="gateway", pid=7, version="0.1.0", addresses=["127.0.0.1:50051"], uptime_seconds=90.0
+        )
+        return agent_gateway_pb2.GetStatusResponse(processes=[process])
+
+
+class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def RunAgent(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        deployment = agent_pool_pb2.Deployment(
+            agent=request.agent or request.image.partition(":")[0],
+            image=request.image,
+            services=[TEXT_SERVICE],
+            descriptors=b"schema",
+            workers=[worker()],
+            notes=["the network is not isolated here"],
+        )
+        return agent_pool_pb2.RunAgentResponse(deployment=deployment)
+
+    def StopAgent(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_pool_pb2.StopAgentResponse(worker_ids=["my-agent-01"])
+
+    def ListWorkers(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_pool_pb2.ListWorkersResponse(workers=[worker()])
+
+    def StreamLogs(self, request: Any, context: Any) -> Iterator[Any]:
+        self._record.add(request, context)
+        for number in range(request.tail if request.HasField("tail") else 3):
+            yield agent_pool_pb2.StreamLogsResponse(worker_id="my-agent-01", line=f"line {number}", level="INFO")
+
+    def GetNode(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_pool_pb2.GetNodeResponse(
+            capacity=agent_pool_pb2.NodeResources(cpu_millis=2000, memory_bytes=4 * 10**9),
+            enforcement=[agent_pool_pb2.Enforcement(what="memory", enforced=True, detail="cgroup v1")],
+        )
+
+    def GetWorker(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def GetDeployment(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def ListDeployments(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def WatchDeployments(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+class Images(image_service_pb2_grpc.ImageServiceServicer):
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def BuildImage(self, request_iterator: Any, context: Any) -> Iterator[Any]:
+        for request in request_iterator:
+            self._record.add(request, context)
+            if request.HasField("spec"):
+                yield image_service_pb2.BuildImageResponse(progress="reading the project")
+        yield image_service_pb2.BuildImageResponse(image=image())
+
+    def ListImages(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return image_service_pb2.ListImagesResponse(images=[image()])
+
+    def RemoveImage(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return image_service_pb2.RemoveImageResponse()
+
+
+def worker() -> agent_pool_pb2.Worker:
+    return agent_pool_pb2.Worker(
+        worker_id="my-agent-01",
+        agent="my-agent",
+        revision=1,
+        state=agent_pool_pb2.WORKER_STATE_READY,
+        pid=4242,
+        restarts=2,
+        reason="",
+        started_at=timestamp_pb2.Timestamp(seconds=1_700_000_000),
+        usage=agent_pool_pb2.Usage(memory_bytes=5_000_000_000, cpu_percent=12.4),
+    )
+
+
+def image() -> image_service_pb2.Image:
+    return image_service_pb2.Image(reference="my-agent:0.1.0", digest="sha256:" + "ab" * 32, size_bytes=1234)
+
+
+@contextmanager
+def serving(record: Record) -> Iterator[str]:
+    """Serves on a free port of loopback; yields its address."""
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(TextGeneration(record), server)
+    agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(Registry(record), server)
+    agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(Gateway(record), server)
+    agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(Pool(record), server)
+    image_service_pb2_grpc.add_ImageServiceServicer_to_server(Images(record), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()

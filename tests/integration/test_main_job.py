@@ -1,0 +1,102 @@
+"""What a newcomer does, from a new project to its answer; and what the seed's document writes, word for word."""
+
+import re
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from agentruntime import Client, errors, trace
+from agentruntime.home import Home
+
+from tests.integration.conftest import Platform
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_new_project_runs_at_once(platform: Platform, project: Path) -> None:
+    platform.agent("init", "my-agent", cwd=project)
+    made = project / "my-agent"
+    assert sorted(path.name for path in made.iterdir()) == ["agent.py", "agent.yaml"]
+    platform.agent("build", "my-agent", "-t", "my-agent:1.2.0", cwd=project)
+    assert "my-agent:1.2.0" in [image["reference"] for image in platform.json("images")]
+    platform.agent("run", "my-agent:1.2.0", "--memory", "128MB", "--cpu", "0.1")
+    assert platform.agent("call", "my-agent", "Hello").stdout.strip()
+    (worker,) = platform.workers("my-agent")
+    assert worker["worker_id"] == "my-agent-01"
+    assert worker["state"] == "WORKER_STATE_READY"
+    assert {"agent", "revision", "pid", "restarts", "reason"} <= set(worker)
+    platform.agent("stop", "my-agent-01")
+    assert platform.agent("call", "my-agent", "Hello", code=10 + 9).stderr.startswith("error: ")
+    platform.agent("rmi", "my-agent:1.2.0", code=10 + 9)
+
+
+def test_the_embedded_model_writes_text(platform: Platform) -> None:
+    platform.agent("run", "text-generator:latest")
+    text = platform.agent("call", "text-generator", "What is the capital of France?", "--max-tokens", "24").stdout
+    assert "Paris" in text
+    with Client(platform.grpc_address) as client:
+        request = {
+            "service": "TextGenerationService",
+            "method": "GenerateText",
+            "data": {"prompt": "Write a poem about AI", "temperature": 0.7, "max_tokens": 20},
+        }
+        response = client.call_agent("text-generator-01", request)
+    assert response["tokens_used"] == 20
+    assert 0 < response["confidence"] <= 1
+    assert len(response["text"]) > 20
+    platform.agent("stop", "text-generator")
+
+
+def test_tokens_are_streamed_while_they_are_made(platform: Platform) -> None:
+    with Client(platform.grpc_address) as client:
+        pieces = list(client.stream_text("mock-ai", "hello"))
+    assert len(pieces) == 7
+    assert "".join(piece.text for piece in pieces) == "Hello! How can I help you today?"
+    assert pieces[-1].tokens_used == 7
+    assert pieces[-1].confidence == pytest.approx(0.9)
+
+
+def test_the_seeds_health_document(platform: Platform) -> None:
+    with urllib.request.urlopen(f"http://{platform.http_address}/health", timeout=10) as response:
+        text = response.read().decode()
+    assert re.search(r'"status":\s*"healthy"', text)
+    for field in ("uptime", "requests_processed", "memory_usage", "cpu_usage"):
+        assert f'"{field}"' in text
+
+
+def test_metrics_count_an_agents_calls(platform: Platform) -> None:
+    for _ in range(3):
+        platform.agent("call", "echo", "count me")
+    with urllib.request.urlopen(f"http://{platform.http_address}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    ours = [line for line in text.splitlines() if 'agent="echo"' in line and "calls_total" in line]
+    assert any(float(line.rsplit(" ", 1)[1]) >= 3 for line in ours), text
+
+
+def test_the_trace_goes_from_the_client_to_the_workers_log(platform: Platform) -> None:
+    context = trace.TraceContext.new()
+    token = trace.current.set(context)
+    try:
+        with Client(platform.grpc_address) as client, pytest.raises(errors.InvalidArgument, match="temperature"):
+            client.generate_text("echo", "x", temperature=9.0)
+        with Client(platform.grpc_address) as client:
+            client.generate_text("echo", "traced")
+    finally:
+        trace.current.reset(token)
+    access_log = (platform.home.logs / "envoy-access.log").read_text()
+    assert context.trace_id in access_log
+
+
+def test_nothing_is_left_after_down() -> None:
+    with tempfile.TemporaryDirectory(prefix="uapi-down-") as directory:
+        own = Platform(Home(Path(directory, "home")), "", "")
+        own.agent("up", "--grpc-port", "0", "--http-port", "0")
+        own.agent("run", "echo:latest", "--replicas", "3")
+        supervisor = next(int(p["pid"]) for p in own.json("status")["processes"] if p["name"] == "supervisor")
+        family = [supervisor, *(child.pid for child in psutil.Process(supervisor).children(recursive=True))]
+        family += [int(worker["pid"]) for worker in own.workers("echo")]
+        own.agent("down")
+        assert [pid for pid in family if psutil.pid_exists(pid)] == []
+        assert directory not in Path("/proc/mounts").read_text()

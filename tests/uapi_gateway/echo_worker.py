@@ -1,0 +1,91 @@
+"""A gRPC server for the gateway's tests: it serves TextGenerationService on an address until it is killed.
+
+`python -m tests.uapi_gateway.echo_worker ADDRESS NAME` prints "ready" once it listens.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from agentruntime import errors
+from agentruntime._proto.uapi.v1 import text_generation_pb2 as proto
+from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
+from agentruntime.interceptors import ServerInterceptor
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection import enable_server_reflection
+
+SERVICE = "uapi.v1.TextGenerationService"
+
+
+class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
+    """Says who answered, and what came with the call. Some prompts are orders."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def GenerateText(
+        self, request: proto.GenerateTextRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.GenerateTextResponse:
+        metadata = dict(context.invocation_metadata() or ())
+        if request.prompt == "hang":
+            await asyncio.sleep(3600)
+        if request.prompt == "headers":
+            return proto.GenerateTextResponse(text="\n".join(f"{k}: {v!r}" for k, v in sorted(metadata.items())))
+        if request.prompt == "deadline":
+            return proto.GenerateTextResponse(text=f"{context.time_remaining()}")
+        if request.prompt == "fail":
+            raise errors.InsufficientResources("no room", metadata={"free": "0"})
+        if request.prompt.startswith("wait "):
+            await asyncio.sleep(float(request.prompt.split()[1]))
+        await context.send_initial_metadata((("x-answered-by", self.name),))
+        context.set_trailing_metadata((("x-trailer", "kept"), ("x-blob-bin", b"\x00\xff")))
+        return proto.GenerateTextResponse(text=f"{self.name}: {request.prompt}", tokens_used=1)
+
+    async def StreamText(
+        self, request: proto.StreamTextRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[proto.StreamTextResponse]:
+        for word in request.prompt.split():
+            yield proto.StreamTextResponse(text=word)
+            if request.temperature:
+                await asyncio.sleep(request.temperature)
+
+
+async def chat(requests: AsyncIterator[bytes], _context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+    """A method of nobody's proto, streaming both ways."""
+    async for request in requests:
+        yield b"echo " + request
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+async def serve(address: str, name: str) -> aio.Server:
+    """Starts the server."""
+    server = aio.server(interceptors=[ServerInterceptor()])
+    text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(Echo(name), server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
+    enable_server_reflection([SERVICE], server)
+    chats = grpc.method_handlers_generic_handler(
+        "acme.v1.Chatter", {"Chat": grpc.stream_stream_rpc_method_handler(chat)}
+    )
+    server.add_generic_rpc_handlers((chats,))
+    server.add_insecure_port(address)
+    await server.start()
+    return server
+
+
+async def _main(address: str, name: str) -> None:
+    server = await serve(address, name)
+    print("ready", flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))

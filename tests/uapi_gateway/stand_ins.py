@@ -1,0 +1,206 @@
+"""What stands beside the gateway in its tests: a pool that the test steers, worker processes, the gateway itself."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc, text_generation_pb2_grpc
+from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
+from agentruntime.home import Home
+from grpc import aio
+
+from tests.uapi_gateway.echo_worker import SERVICE
+from uapi_gateway.descriptors import platform_subset
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def eventually(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+    """Polls until a condition, sync or async, is true; its last value."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value or time.monotonic() > deadline:
+            assert value, f"not within {timeout_s} s"
+            return value
+        await asyncio.sleep(0.01)
+
+
+def deployment(agent: str, workers: dict[str, str], **changes: Any) -> pool.Deployment:
+    """A deployment whose workers, by id and address, are ready."""
+    made = pool.Deployment(
+        agent=agent,
+        image=f"{agent}:latest",
+        replicas=len(workers),
+        services=[SERVICE],
+        descriptors=platform_subset([SERVICE]),
+        idempotent=True,
+        workers=[
+            pool.Worker(worker_id=worker_id, agent=agent, state=pool.WORKER_STATE_READY, address=address)
+            for worker_id, address in workers.items()
+        ],
+    )
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+class PoolStandIn(agent_pool_pb2_grpc.AgentPoolServicer):
+    """Answers what the gateway asks of a pool; the test says what runs."""
+
+    def __init__(self) -> None:
+        self.deployments: dict[str, pool.Deployment] = {}
+        self._queues: list[asyncio.Queue[pool.WatchDeploymentsResponse]] = []
+
+    def put(self, changed: pool.Deployment) -> None:
+        self.deployments[changed.agent] = changed
+        self._tell(pool.WatchDeploymentsResponse(changed=changed))
+
+    def remove(self, agent: str) -> None:
+        del self.deployments[agent]
+        self._tell(pool.WatchDeploymentsResponse(removed=agent))
+
+    def _tell(self, event: pool.WatchDeploymentsResponse) -> None:
+        for queue in self._queues:
+            queue.put_nowait(event)
+
+    async def WatchDeployments(
+        self, request: pool.WatchDeploymentsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pool.WatchDeploymentsResponse]:
+        queue: asyncio.Queue[pool.WatchDeploymentsResponse] = asyncio.Queue()
+        self._queues.append(queue)
+        try:
+            for known in list(self.deployments.values()):
+                yield pool.WatchDeploymentsResponse(changed=known)
+            yield pool.WatchDeploymentsResponse(synced=True)
+            while True:
+                yield await queue.get()
+        finally:
+            self._queues.remove(queue)
+
+    async def ListWorkers(
+        self, request: pool.ListWorkersRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pool.ListWorkersResponse:
+        return pool.ListWorkersResponse(workers=[w for d in self.deployments.values() for w in d.workers])
+
+    async def GetNode(
+        self, request: pool.GetNodeRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pool.GetNodeResponse:
+        capacity = pool.NodeResources(cpu_millis=2000, memory_bytes=10**9)
+        return pool.GetNodeResponse(capacity=capacity, pid=os.getpid(), version="stand-in")
+
+    @contextlib.asynccontextmanager
+    async def serving(self, home: Home) -> AsyncIterator[None]:
+        server = aio.server()
+        agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(self, server)
+        server.add_insecure_port(f"unix:{home.pool_socket}")
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(0)
+
+
+@contextlib.contextmanager
+def worker_process(address: str, name: str) -> Iterator[subprocess.Popen[str]]:
+    """An echo worker that can be killed."""
+    argv = [sys.executable, "-m", "tests.uapi_gateway.echo_worker", address, name]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+class Gateway:
+    """A gateway process with a runtime directory of its own."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self, **environment: str) -> None:
+        self._output = (self.home.root / "gateway.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "uapi_gateway", "--grpc-port", "0", "--http-port", "0"],
+            env={**os.environ, "UAPI_HOME": str(self.home.root), "UAPI_GATEWAY_DRAIN_S": "0.5", **environment},
+            cwd=ROOT,
+            stdout=self._output,
+            stderr=self._output,
+        )
+        await eventually(self._ready, timeout_s=20)
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.home.root / "gateway.log").read_text()[-3000:]
+        return self.file.exists() and self.announced()["pid"] == self.process.pid
+
+    @property
+    def file(self) -> Path:
+        return self.home.run / "gateway.json"
+
+    def announced(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.file.read_text())
+        return content
+
+    @property
+    def address(self) -> str:
+        return str(self.announced()["grpc_address"])
+
+    @property
+    def http_address(self) -> str:
+        return str(self.announced()["http_address"])
+
+    @property
+    def envoy_pid(self) -> int:
+        return int(json.loads((self.home.run / "envoy.json").read_text())["pid"])
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self._output.close()
+
+    def stop(self) -> None:
+        """Ends the gateway, and Envoy even if the gateway could not."""
+        assert self.process is not None
+        envoy_file = self.home.run / "envoy.json"
+        envoy_pid = self.envoy_pid if envoy_file.exists() else 0
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(15)
+        finally:
+            self.process.kill()
+            self._output.close()
+            if envoy_pid and psutil.pid_exists(envoy_pid):
+                os.kill(envoy_pid, signal.SIGKILL)
+
+    def channel(self, *, unix: bool = False) -> aio.Channel:
+        target = f"unix:{self.home.gateway_socket}" if unix else self.address
+        # A pool of its own, for another test may have used the same port.
+        return aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+async def generate(
+    channel: aio.Channel, prompt: str, *metadata: tuple[str, str], agent: str = "", timeout_s: float | None = 5.0
+) -> str:
+    """One GenerateText call; the text of its answer."""
+    if agent:
+        metadata = (*metadata, ("x-uapi-agent", agent))
+    stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
+    answer = await stub.GenerateText(text.GenerateTextRequest(prompt=prompt), metadata=metadata, timeout=timeout_s)
+    return answer.text

@@ -1,0 +1,65 @@
+"""The HTTP port: health and metrics."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from uapi_gateway.http import health, metrics
+from uapi_gateway.http.guard import Guard
+from uapi_gateway.http.observation import Observer
+
+
+def application(observer: Observer, port: int) -> Starlette:
+    """The ASGI application."""
+
+    async def platform_health(_request: Request) -> Response:
+        return _health(health.platform_document(await observer.observe()))
+
+    async def agent_health(request: Request) -> Response:
+        name = request.path_params["agent"]
+        target = observer.registry.find(name)
+        if target is None:
+            return JSONResponse({"status": "unknown", "reason": f"agent '{name}' not found"}, status_code=404)
+        return _health(health.agent_document(target.agent, await observer.observe(), time.time()))
+
+    async def metrics_page(_request: Request) -> Response:
+        page = metrics.exposition(await observer.observe(), observer.registry.agents())
+        return Response(page, media_type=metrics.CONTENT_TYPE)
+
+    return Starlette(
+        routes=[
+            Route("/health", platform_health),
+            Route("/health/{agent}", agent_health),
+            Route("/metrics", metrics_page),
+        ],
+        middleware=[Middleware(Guard, port=port)],
+    )
+
+
+def _health(document: dict[str, object]) -> Response:
+    return JSONResponse(document, status_code=200 if document["status"] == "healthy" else 503)
+
+
+class Server(uvicorn.Server):
+    """Uvicorn in an event loop that has its own handling of signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def server(observer: Observer, bound: socket.socket) -> Server:
+    """A server for a bound socket; `serve(sockets=[bound])` runs it."""
+    port = bound.getsockname()[1]
+    config = uvicorn.Config(
+        application(observer, port), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
+    )
+    return Server(config)

@@ -1,0 +1,43 @@
+"""Keeps web pages of others away from the HTTP port: a browser reaches loopback on any site's behalf.
+
+A request must name this machine as its host (against DNS rebinding), and if it says where it comes from, that too.
+"""
+
+from urllib.parse import urlsplit
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_LOCAL = frozenset(("localhost", "127.0.0.1", "::1"))
+
+
+def allowed(host: str, origin: str | None, port: int) -> bool:
+    """Whether a request with these headers may come in; `origin` is None where there is none."""
+    if not _local(f"//{host}", port):
+        return False
+    return origin is None or (origin.startswith("http://") and _local(origin, port))
+
+
+def _local(url: str, port: int) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.hostname in _LOCAL and (parts.port or 80) == port and not parts.path
+    except ValueError:
+        return False
+
+
+class Guard:
+    """The ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self._app = app
+        self._port = port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
+            if not allowed(headers.get(b"host", ""), headers.get(b"origin"), self._port):
+                text = f"this port answers requests to localhost:{self._port} only\n"
+                await PlainTextResponse(text, status_code=403)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,108 @@
+"""The metrics page: an observation as Prometheus text. The names are documented in docs/metrics.md."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_proto
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from uapi_gateway.http.observation import Observation
+from uapi_gateway.http.statistics import Statistics
+from uapi_gateway.registry import Agent
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def exposition(observed: Observation, agents: Iterable[Agent]) -> bytes:
+    """The page's text."""
+    known = list(agents)
+    collector = CollectorRegistry(auto_describe=False)
+    collector.register(_Families([*_platform(observed), *_agents(observed, known), *_workers(observed)]))
+    return generate_latest(collector)
+
+
+class _Families:
+    """Finished families, in the form that the library collects."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _platform(observed: Observation) -> Iterator[Metric]:
+    up = GaugeMetricFamily("uapi_up", "1 if the process answers.", labels=["process"])
+    up.add_metric(["gateway"], 1)
+    up.add_metric(["envoy"], float(observed.statistics is not None))
+    up.add_metric(["pool"], float(observed.node is not None))
+    yield up
+    yield CounterMetricFamily("uapi_envoy_restarts", "Times the gateway started Envoy anew.", observed.envoy_restarts)
+    yield GaugeMetricFamily("uapi_gateway_uptime_seconds", "Since the gateway started.", observed.uptime_s)
+    if observed.statistics is not None:
+        yield CounterMetricFamily(
+            "uapi_requests", "Requests that Envoy has answered, of all kinds.", observed.statistics.completed
+        )
+    if observed.node is None:
+        return
+    for name, text, scale in (
+        ("cpu_cores", "CPU cores", 0.001),
+        ("memory_bytes", "Bytes of memory", 1.0),
+        ("gpus", "GPUs", 1.0),
+    ):
+        field = "cpu_millis" if name == "cpu_cores" else name
+        family = GaugeMetricFamily(f"uapi_node_{name}", f"{text} of the machine.", labels=["kind"])
+        family.add_metric(["capacity"], getattr(observed.node.capacity, field) * scale)
+        family.add_metric(["reserved"], getattr(observed.node.reserved, field) * scale)
+        yield family
+
+
+def _agents(observed: Observation, agents: list[Agent]) -> Iterator[Metric]:
+    state = GaugeMetricFamily("uapi_agent_state", "1 for the state that the agent is in.", labels=["agent", "state"])
+    for agent in agents:
+        name = registry_proto.AgentState.Name(agent.info().state).removeprefix("AGENT_STATE_").lower()
+        state.add_metric([agent.agent_id, name], 1)
+    yield state
+    statistics = observed.statistics or Statistics()
+    calls = CounterMetricFamily("uapi_agent_calls", "Calls answered, by gRPC code.", labels=["agent", "code"])
+    retries = CounterMetricFamily("uapi_agent_retries", "Calls that Envoy repeated.", labels=["agent"])
+    in_flight = GaugeMetricFamily("uapi_agent_calls_in_flight", "Calls that are being answered.", labels=["agent"])
+    durations = HistogramMetricFamily(
+        "uapi_agent_call_duration_seconds", "From a call's arrival at an agent to its end.", labels=["agent"]
+    )
+    for agent_id, found in sorted(statistics.agents.items()):
+        for code, count in sorted(found.codes.items()):
+            calls.add_metric([agent_id, code], count)
+        retries.add_metric([agent_id], found.retries)
+        in_flight.add_metric([agent_id], found.in_flight)
+        if found.durations.buckets:
+            buckets = [
+                (f"{bound:g}" if math.isfinite(bound) else "+Inf", count)
+                for bound, count in sorted(found.durations.buckets.items())
+            ]
+            durations.add_metric([agent_id], buckets, found.durations.sum_s)
+    yield from (calls, retries, in_flight, durations)
+
+
+def _workers(observed: Observation) -> Iterator[Metric]:
+    labels = ["agent", "worker"]
+    states = GaugeMetricFamily("uapi_workers", "Workers by state.", labels=["agent", "state"])
+    memory = GaugeMetricFamily("uapi_worker_memory_bytes", "Memory charged to the worker.", labels=labels)
+    cpu = CounterMetricFamily("uapi_worker_cpu_seconds", "CPU time since its start.", labels=labels)
+    throttled = CounterMetricFamily("uapi_worker_throttled_seconds", "Held back by its CPU cap.", labels=labels)
+    restarts = CounterMetricFamily("uapi_worker_restarts", "Times it was started again.", labels=labels)
+    counts: dict[tuple[str, str], int] = {}
+    for worker in observed.workers or ():
+        state = pool.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
+        counts[worker.agent, state] = counts.get((worker.agent, state), 0) + 1
+        values = [worker.agent, worker.worker_id]
+        memory.add_metric(values, worker.usage.memory_bytes)
+        cpu.add_metric(values, worker.usage.cpu_seconds)
+        throttled.add_metric(values, worker.usage.throttled_seconds)
+        restarts.add_metric(values, worker.restarts)
+    for (agent, state), count in sorted(counts.items()):
+        states.add_metric([agent, state], count)
+    yield from (states, memory, cpu, throttled, restarts)

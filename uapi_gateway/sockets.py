@@ -1,0 +1,90 @@
+"""Where the gateway's own processes meet, and how an address is written."""
+
+import errno
+import socket
+from contextlib import closing
+from pathlib import Path
+
+from agentruntime.errors import FailedPrecondition, InvalidArgument
+from agentruntime.home import Home
+
+
+def xds_socket(home: Home) -> Path:
+    """The control plane that configures Envoy. Not the control socket: no caller may reach it through Envoy."""
+    return home.run / "xds.sock"
+
+
+def relay_socket(home: Home) -> Path:
+    """The relay. Not the control socket: there, a call to an agent could name a service of the gateway."""
+    return home.run / "relay.sock"
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """("host", port) of "host:port", "[::1]:port"; ("/path", 0) of "unix:/path".
+
+    Raises:
+        InvalidArgument: the text is none of these.
+    """
+    wanted = f"'{endpoint}' is not an endpoint; write host:port or unix:/path"
+    if endpoint.startswith("unix:"):
+        path = endpoint.removeprefix("unix:")
+        if not path.startswith("/") or len(path.encode()) > 107:  # sun_path, unix(7)
+            raise InvalidArgument(wanted)
+        return path, 0
+    host, colon, port = endpoint.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise InvalidArgument(wanted)
+    printable = host.isprintable() and host.isascii() and " " not in host and "/" not in host
+    if not colon or not host or not printable or not port.isascii() or not port.isdigit():
+        raise InvalidArgument(wanted)
+    if not 0 < int(port) < 65536:
+        raise InvalidArgument(wanted)
+    return host, int(port)
+
+
+def join(host: str, port: int) -> str:
+    """ "127.0.0.1:80", "[::1]:80"."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen(host: str, port: int, what: str) -> socket.socket:
+    """A bound TCP socket that does not listen yet; port 0 takes a free one.
+
+    Raises:
+        FailedPrecondition: another program has the port.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+            raise
+        why = {
+            errno.EADDRINUSE: "is already in use by another program",
+            errno.EACCES: "may not be opened by this user",
+            errno.EADDRNOTAVAIL: "is not an address of this machine",
+        }[error.errno]
+        raise FailedPrecondition(f"{what} address {join(host, port)} {why}; choose another port") from error
+    return bound
+
+
+def free_port(host: str, port: int, what: str) -> int:
+    """The port, or a free one for 0, checked to be open for another process to take.
+
+    Raises:
+        FailedPrecondition: another program has it.
+    """
+    with closing(listen(host, port, what)) as bound:
+        # A socket bound with SO_REUSEADDR may share the port until it listens.
+        try:
+            bound.listen(1)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"{what} address {join(host, port)} is already in use by another program; choose another port"
+            ) from error
+        return int(bound.getsockname()[1])

@@ -1,0 +1,128 @@
+"""One Envoy's side of incremental xDS: what it has subscribed to, what it has, and what it must be sent.
+
+The protocol: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#incremental-xds
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from envoy.service.discovery.v3 import discovery_pb2
+
+from uapi_gateway.xds.cache import Cache
+from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE
+
+# Made before broken: what is named is sent before what names it.
+_ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTE)
+_WILDCARD = "*"
+
+
+@dataclass
+class Subscription:
+    """What one Envoy wants of one kind of resource."""
+
+    wildcard: bool = False
+    names: set[str] = field(default_factory=set)
+    # Versions that Envoy has.
+    has: dict[str, str] = field(default_factory=dict)
+    # Names to look at in the next flush.
+    pending: set[str] = field(default_factory=set)
+    # It waits for an answer, even an empty one.
+    awaited: bool = False
+
+    def wants(self, name: str) -> bool:
+        return self.wildcard or name in self.names
+
+
+class Session:
+    """The state of one delta ADS stream; `wake` is called when `flush` has something to send."""
+
+    def __init__(self, cache: Cache, wake: Callable[[], None]) -> None:
+        self._cache = cache
+        self._wake = wake
+        self._subscriptions: dict[str, Subscription] = {}
+        self._responses = 0
+
+    def touched(self, kind: str, name: str) -> None:
+        """A resource has changed or is gone."""
+        subscription = self._subscriptions.get(kind)
+        if subscription is not None and subscription.wants(name):
+            subscription.pending.add(name)
+            self._wake()
+
+    def request(self, request: Any) -> None:
+        """Takes in a DeltaDiscoveryRequest: a subscription, or an acknowledgement."""
+        kind = request.type_url
+        asked = set(request.resource_names_subscribe)
+        first = kind not in self._subscriptions
+        subscription = self._subscriptions.setdefault(kind, Subscription())
+        if first:
+            subscription.has.update(request.initial_resource_versions)
+            subscription.awaited = True
+        for name in request.resource_names_unsubscribe:
+            subscription.names.discard(name)
+            subscription.has.pop(name, None)
+            if name == _WILDCARD:
+                subscription.wildcard = False
+        if _WILDCARD in asked or (first and not asked and kind in (LISTENER, CLUSTER)):
+            asked.discard(_WILDCARD)
+            subscription.wildcard = True
+            subscription.pending.update(self._cache.names(kind), subscription.has)
+        subscription.names |= asked
+        subscription.pending |= asked
+        if not first:
+            # Subscribing again asks for the resource again, whatever was sent before.
+            for name in asked:
+                subscription.has.pop(name, None)
+        if subscription.pending or subscription.awaited:
+            self._wake()
+
+    def flush(self) -> Iterator[Any]:
+        """The DeltaDiscoveryResponses that are due, in the order in which they must arrive."""
+        removed: list[tuple[str, list[str]]] = []
+        for kind in _ORDER:
+            subscription = self._subscriptions.get(kind)
+            if subscription is None or not (subscription.pending or subscription.awaited):
+                continue
+            gone = []
+            changed = []
+            for name in sorted(subscription.pending):
+                resource = self._cache.get(kind, name)
+                if resource is None:
+                    gone.append(name)
+                    subscription.has.pop(name, None)
+                elif subscription.has.get(name) != resource.version:
+                    changed.append(resource)
+                    subscription.has[name] = resource.version
+            subscription.pending.clear()
+            if kind == CLUSTER:
+                self._resend_endpoints([resource.name for resource in changed])
+            if changed or (subscription.awaited and not gone):
+                yield self._response(kind, changed, [])
+            if gone:
+                removed.append((kind, gone))
+            subscription.awaited = False
+        for kind, gone in reversed(removed):
+            yield self._response(kind, [], gone)
+
+    def _resend_endpoints(self, clusters: list[str]) -> None:
+        """A cluster that is sent again waits 15 s for its endpoints, unless they are sent again too."""
+        endpoints = self._subscriptions.get(ENDPOINTS)
+        if endpoints is None:
+            return
+        for name in clusters:
+            if name in endpoints.names:
+                endpoints.has.pop(name, None)
+                endpoints.pending.add(name)
+
+    def _response(self, kind: str, changed: list[Any], gone: list[str]) -> Any:
+        self._responses += 1
+        return discovery_pb2.DeltaDiscoveryResponse(
+            type_url=kind,
+            resources=[
+                discovery_pb2.Resource(name=resource.name, version=resource.version, resource=resource.body)
+                for resource in changed
+            ],
+            removed_resources=gone,
+            nonce=str(self._responses),
+        )

@@ -1,0 +1,69 @@
+"""The kinds of xDS resources in use, and how one becomes bytes with a version."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.access_loggers.file.v3 import file_pb2
+from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.type.matcher.v3 import http_inputs_pb2
+from google.protobuf import any_pb2, json_format
+
+PREFIX = "type.googleapis.com/"
+LISTENER = PREFIX + "envoy.config.listener.v3.Listener"
+ROUTE = PREFIX + "envoy.config.route.v3.RouteConfiguration"
+CLUSTER = PREFIX + "envoy.config.cluster.v3.Cluster"
+ENDPOINTS = PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
+
+_TYPES: dict[str, Any] = {
+    LISTENER: listener_pb2.Listener,
+    ROUTE: route_pb2.RouteConfiguration,
+    CLUSTER: cluster_pb2.Cluster,
+    ENDPOINTS: endpoint_pb2.ClusterLoadAssignment,
+}
+# Types that stand inside `Any`s: json_format finds them only once their modules are imported.
+_WITHIN = (
+    file_pb2,
+    grpc_stats_pb2,
+    router_pb2,
+    http_connection_manager_pb2,
+    header_mutation_pb2,
+    previous_hosts_pb2,
+    http_protocol_options_pb2,
+    http_inputs_pb2,
+)
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A resource as it goes to Envoy. Its version is a hash of its content, so it survives restarts."""
+
+    name: str
+    version: str
+    body: Any  # google.protobuf.Any
+
+
+def make(kind: str, name: str, content: dict[str, Any]) -> Resource:
+    """A resource out of its message in protobuf's JSON form."""
+    return wrap(kind, name, json_format.ParseDict(content, _TYPES[kind]()))
+
+
+def wrap(kind: str, name: str, message: Any) -> Resource:
+    """A resource out of its message."""
+    body = message.SerializeToString(deterministic=True)
+    version = hashlib.blake2b(body, digest_size=8).hexdigest()
+    return Resource(name, version, any_pb2.Any(type_url=kind, value=body))
+
+
+def typed(name: str, **fields: Any) -> dict[str, Any]:
+    """An `Any` in JSON form, of a message by its full name."""
+    return {"@type": PREFIX + name, **fields}

@@ -1,0 +1,201 @@
+"""The routes: which cluster a call goes to, who may make it, and when it may be repeated.
+
+All is found by look-up, in a tree of matchers, so that a thousand services cost a call no more than one:
+
+    authorization is the operator's     the header is removed and the rest of the tree is open
+    x-uapi-agent is given               the cluster that Envoy made of it (never a name that the caller chose)
+    else, by service                    the pool's; one of exactly one agent; the gateway's own and all others
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from uapi_gateway import descriptors
+from uapi_gateway.xds import clusters, resources
+from uapi_gateway.xds.resources import Resource, typed
+
+AGENT_HEADER = "x-uapi-agent"
+# Set by Envoy from x-uapi-agent; a caller's own is removed first.
+CLUSTER_HEADER = "x-uapi-cluster"
+LONGEST_DEADLINE_S = 24 * 3600
+UNAUTHENTICATED = (
+    "this needs the operator's credential: send 'authorization: Bearer <token>' with the token from the "
+    "runtime directory, or use its gateway socket"
+)
+# Services that need the operator's credential over TCP, as a whole or by method.
+OPERATOR_PREFIXES = (
+    f"/{descriptors.POOL}/",
+    f"/{descriptors.IMAGES}/",
+    f"/{descriptors.REGISTRY}/RegisterAgent",
+    f"/{descriptors.REGISTRY}/KeepAlive",
+    f"/{descriptors.REGISTRY}/DeregisterAgent",
+)
+_SAFE = "connect-failure,refused-stream,reset-before-request"
+
+
+@dataclass(frozen=True)
+class RoutePlan:
+    """What the routes depend on. Pure data: equal plans give equal routes."""
+
+    # Full service name -> the one agent that serves it.
+    services: Mapping[str, str] = field(default_factory=dict)
+    # "/service/Method" of methods that may be repeated though a worker may have seen the call.
+    idempotent: frozenset[str] = frozenset()
+    # Agents and workers of which no call may be repeated so.
+    opted_out: frozenset[str] = frozenset()
+
+
+def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
+    """Decides the routes for the agents there are.
+
+    Args:
+        agents: `registry.Agent`s.
+        workers: the agent of each worker.
+    """
+    agents = list(agents)
+    serving: dict[str, list[Any]] = {}
+    repeatable: dict[str, bool] = {}
+    for agent in agents:
+        for service in agent.services:
+            if service not in descriptors.PLATFORM:
+                serving.setdefault(service, []).append(agent)
+        # Where two agents differ about a method, it is not idempotent.
+        for method in descriptors.methods_of(agent.descriptors):
+            if method.service not in descriptors.PLATFORM:
+                repeatable[method.path] = repeatable.get(method.path, True) and method.idempotent
+    for method in descriptors.methods_of(descriptors.platform_set()):
+        if method.service == descriptors.TEXT_GENERATION:
+            repeatable.setdefault(method.path, method.idempotent)
+    single = {}
+    for service, every in serving.items():
+        running = [agent for agent in every if not agent.stopped] or every
+        if len(running) == 1:
+            single[service] = running[0].agent_id
+    out = {agent.agent_id for agent in agents if not agent.idempotent}
+    return RoutePlan(
+        services=single,
+        idempotent=frozenset(path for path, yes in repeatable.items() if yes),
+        opted_out=frozenset(out | {worker for worker, agent in workers.items() if agent in out}),
+    )
+
+
+def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all: bool) -> Resource:
+    """The routes of one listener.
+
+    Args:
+        name: of the route configuration.
+        wanted: what there is to route.
+        token: the operator's credential.
+        open_to_all: whoever can reach the listener may do everything.
+    """
+    bearer = _equals("authorization", f"Bearer {token}")
+    matcher = {
+        "matcher_list": {
+            "matchers": [{"predicate": bearer, "on_match": _tree(wanted, operator=True, credential=True)}]
+        },
+        "on_no_match": _tree(wanted, operator=open_to_all, credential=False),
+    }
+    host = {"name": name, "domains": ["*"], "matcher": matcher}
+    return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
+def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, Any]:
+    by_header: dict[str, Any] = {"cluster_header": CLUSTER_HEADER, "cluster_not_found_response_code": "NOT_FOUND"}
+    plain = _route(by_header, credential=credential)
+    named = _by_path(wanted.idempotent, _route(by_header, repeat=True, credential=credential), plain)
+    if wanted.opted_out:
+        named = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.opted_out), plain), otherwise=named)
+    given = {
+        "single_predicate": {
+            "input": _header(AGENT_HEADER),
+            "value_match": {"safe_regex": {"google_re2": {}, "regex": ".+"}},
+        }
+    }
+    return {
+        "matcher": {
+            "matcher_list": {"matchers": [{"predicate": given, "on_match": named}]},
+            "on_no_match": _by_service(wanted, operator=operator, credential=credential),
+        }
+    }
+
+
+def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, Any]:
+    control = _route({"cluster": clusters.CONTROL}, credential=credential)
+    pool = _route({"cluster": clusters.POOL}, credential=credential)
+    prefixes: dict[str, Any] = {}
+    for service, agent in sorted(wanted.services.items()):
+        prefix = f"/{service}/"
+        target = {"cluster": clusters.AGENT_PREFIX + agent}
+        once = _route(target, agent=agent, credential=credential)
+        repeatable = {path for path in wanted.idempotent if path.startswith(prefix)}
+        if agent in wanted.opted_out:
+            repeatable = set()
+        again = _route(target, agent=agent, repeat=True, credential=credential)
+        prefixes[prefix] = _by_path(repeatable, again, once)
+    for prefix in OPERATOR_PREFIXES:
+        allowed = pool if prefix.startswith((f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/")) else control
+        prefixes[prefix] = allowed if operator else _refusal()
+    tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
+    return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
+
+
+def _by_path(paths: Iterable[str], listed: dict[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
+    return _look_up(":path", dict.fromkeys(sorted(paths), listed), otherwise)
+
+
+def _look_up(header: str, values: dict[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
+    if not values:
+        return otherwise
+    tree = {"input": _header(header), "exact_match_map": {"map": values}}
+    return {"matcher": {"matcher_tree": tree, "on_no_match": otherwise}}
+
+
+def _header(name: str) -> dict[str, Any]:
+    config = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=name)
+    return {"name": "header", "typed_config": config}
+
+
+def _equals(header: str, value: str) -> dict[str, Any]:
+    return {"single_predicate": {"input": _header(header), "value_match": {"exact": value}}}
+
+
+def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat: bool = False) -> dict[str, Any]:
+    route: dict[str, Any] = {
+        "match": {"prefix": "/"},
+        "route": {
+            **target,
+            "timeout": "0s",
+            # The caller's own deadline, even if the worker ignores it; none means none, for streams may last.
+            "max_stream_duration": {"grpc_timeout_header_max": f"{LONGEST_DEADLINE_S}s"},
+            "retry_policy": {
+                "retry_on": f"{_SAFE},reset" if repeat else _SAFE,
+                "num_retries": 3,
+                "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+                "retry_host_predicate": [
+                    {
+                        "name": "envoy.retry_host_predicates.previous_hosts",
+                        "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+                    }
+                ],
+                # Least-request prefers a dead host, which has no requests: 5 attempts were too few.
+                "host_selection_retry_max_attempts": 30,
+            },
+        },
+    }
+    if credential:
+        route["request_headers_to_remove"] = ["authorization"]
+    if agent:
+        # So that the relay knows whom the call is for.
+        header = {"header": {"key": AGENT_HEADER, "value": agent}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        route["request_headers_to_add"] = [header]
+    return {"action": {"name": "route", "typed_config": typed("envoy.config.route.v3.Route", **route)}}
+
+
+def _refusal() -> dict[str, Any]:
+    route = typed(
+        "envoy.config.route.v3.Route",
+        match={"prefix": "/"},
+        direct_response={"status": 401, "body": {"inline_string": UNAUTHENTICATED}},
+    )
+    return {"action": {"name": "route", "typed_config": route}}
