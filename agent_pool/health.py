@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 # One connection per call pattern: no proxy, no name lookup, no retries that would hide what is asked.
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
@@ -44,12 +44,16 @@ class HealthProbe:
 
     def __init__(self, address: str) -> None:
         self._channel = aio.insecure_channel(address, options=_OPTIONS)
-        self._stub = health_pb2_grpc.HealthStub(self._channel)
+        self._check = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
 
     async def ask(self, timeout_s: float) -> str:
-        """"" if the worker serves, else what is wrong in a few words."""
+        """ "" if the worker serves, else what is wrong in a few words."""
         try:
-            response = await self._stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True)
+            response = await self._check(health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True)
         except aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return f"no answer to a health check in {timeout_s:g}s"

@@ -109,7 +109,8 @@ def _check(resources: Resources) -> None:
     for millis in (resources.cpu_millis, resources.cpu_limit_millis):
         if millis is not None and not LEAST_CPU_MILLIS <= millis <= MOST_CPU_MILLIS:
             raise errors.InvalidArgument(
-                f"a CPU share of {share(millis)} is not between {share(LEAST_CPU_MILLIS)} and {share(MOST_CPU_MILLIS)}"
+                f"a CPU share of {share(millis)} is not between {share(LEAST_CPU_MILLIS)} "
+                f"and {share(MOST_CPU_MILLIS)}"
             )
     if resources.memory_bytes > resources.memory_limit_bytes:
         raise errors.InvalidArgument(
@@ -123,5 +124,6 @@ def _check(resources: Resources) -> None:
         )
     if resources.pids_limit < LEAST_PIDS_LIMIT:
         raise errors.InvalidArgument(
-            f"a limit of {resources.pids_limit} processes and threads is below the {LEAST_PIDS_LIMIT} that a worker needs"
+            f"a limit of {resources.pids_limit} processes and threads is below the {LEAST_PIDS_LIMIT} "
+            "that a worker needs"
         )

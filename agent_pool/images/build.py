@@ -66,7 +66,9 @@ async def build(
     manifest = project.checked_manifest(directory)
     tag = ImageReference.parse(reference or f"{manifest.name}:{manifest.version}")
     if tag.digest:
-        raise errors.InvalidArgument(f"'{reference}' is a digest; an image is built under a tag, like {tag.name}:1.0.0")
+        raise errors.InvalidArgument(
+            f"'{reference}' is a digest; an image is built under a tag, like {tag.name}:1.0.0"
+        )
     progress(f"packing {manifest.name} {manifest.version}")
     layers = [await asyncio.to_thread(pack, store, directory, "app")]
     if manifest.python.requirements:

@@ -37,7 +37,7 @@ async def ensure(store: ImageLayout, stamps: Path) -> None:
     Args:
         stamps: file that remembers what the projects looked like when they were packed.
     """
-    known = json.loads(stamps.read_text()) if stamps.exists() else {}
+    known = _known(stamps)
     tagged = {image.reference for image in store.images() if image.built_in}
     for name, directory in projects().items():
         reference = str(ImageReference(name))
@@ -47,6 +47,10 @@ async def ensure(store: ImageLayout, stamps: Path) -> None:
         await build.build(store, directory, reference, pip=[], progress=lambda _: None, built_in=True)
         known[name] = stamp
         layout.write_atomically(stamps, json.dumps(known).encode())
+
+
+def _known(stamps: Path) -> dict[str, list[str]]:
+    return dict(json.loads(stamps.read_text())) if stamps.exists() else {}
 
 
 def _stamp(directory: Path) -> list[str]:

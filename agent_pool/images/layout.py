@@ -108,7 +108,9 @@ class ImageLayout:
             raise errors.DataLoss(f"the blob {digest} in the image store is not an image manifest")
         return manifest
 
-    def tag(self, reference: ImageReference, digest: str, created_at: datetime, *, built_in: bool = False) -> StoredImage:
+    def tag(
+        self, reference: ImageReference, digest: str, created_at: datetime, *, built_in: bool = False
+    ) -> StoredImage:
         """Points a tag at a manifest, away from whatever it pointed at, and drops what nothing points at."""
         annotations = {_REF_NAME: str(reference), _CREATED: created_at.isoformat()}
         if built_in:

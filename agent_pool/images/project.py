@@ -7,7 +7,7 @@ files, a path twice, and more than 1 GiB in all. Left out: what is made on the w
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from agentruntime import errors, units
 from agentruntime.manifest import FILE_NAME, AgentManifest
@@ -17,7 +17,7 @@ MOST_FILES = 50_000
 _LEFT_OUT = frozenset({"__pycache__", ".git", ".hg", ".svn", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache"})
 
 
-def extract(stream: BinaryIO, target: Path) -> None:
+def extract(stream: IO[bytes], target: Path) -> None:
     """Writes the project in an uncompressed tar below `target`, which is empty.
 
     Raises:
@@ -106,7 +106,8 @@ def checked_manifest(project: Path) -> AgentManifest:
     place = project.joinpath(*module.split("."))
     if not place.with_suffix(".py").is_file() and not (place / "__init__.py").is_file():
         raise errors.InvalidManifest(
-            f"{FILE_NAME}: entrypoint: there is no module '{module}' in the project (no {module.replace('.', '/')}.py)"
+            f"{FILE_NAME}: entrypoint: there is no module '{module}' in the project "
+            f"(no {module.replace('.', '/')}.py)"
         )
     return manifest
 
