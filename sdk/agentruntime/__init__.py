@@ -7,17 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentruntime.agent import Agent
+    from agentruntime.agent import Agent, Token
     from agentruntime.client import AsyncClient, Client
     from agentruntime.config import RuntimeConfig
 
-__all__ = ["Agent", "AsyncClient", "Client", "RuntimeConfig", "__version__"]
+__all__ = ["Agent", "AsyncClient", "Client", "RuntimeConfig", "Token", "__version__"]
 
 _HOMES = {
     "Agent": "agentruntime.agent",
     "AsyncClient": "agentruntime.client",
     "Client": "agentruntime.client",
     "RuntimeConfig": "agentruntime.config",
+    "Token": "agentruntime.agent",
 }
 
 

@@ -152,7 +152,7 @@ def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]
     """Sends one message, blocking."""
     frame = encode(message)
     sent = socket.send_fds(channel, [frame], descriptors or [])
-    if sent < len(frame):  # sending nothing fails, too, once the receiver has all and has hung up
+    if sent < len(frame):  # sending nothing to a peer that has read all and hung up would raise
         channel.sendall(frame[sent:])
 
 
