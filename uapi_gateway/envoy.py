@@ -135,6 +135,9 @@ class Envoy:
             "warning",
             "--drain-time-s",
             "5",
+            # Of the access log; the default is ten seconds.
+            "--file-flush-interval-msec",
+            "1000",
         ]
         # Appended to a file, for a pipe would break with the gateway, which Envoy outlives.
         with (self._home.logs / "envoy.log").open("ab") as output:

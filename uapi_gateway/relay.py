@@ -16,6 +16,7 @@ from grpc import aio
 
 from uapi_gateway.registry import Endpoint, Registry, Target
 from uapi_gateway.sockets import split_endpoint
+from uapi_gateway.xds import routes
 from uapi_gateway.xds.routes import AGENT_HEADER, CLUSTER_HEADER
 
 _log = log.get("uapi_gateway.relay")
@@ -25,8 +26,8 @@ _LONGEST_RESPONSE_BYTES = 64 * 2**20
 _HOP_BY_HOP = frozenset((CLUSTER_HEADER, "user-agent", "te", "content-type", "x-forwarded-proto"))
 # Between two looks at an endpoint that is said to be ready and does not accept.
 _RETRY_S = 0.1
-
-Decision = Endpoint | errors.AgentError | None
+# Of a call whose worker is lost, in all.
+_ATTEMPTS = 3
 
 
 def decide(target: Target | None, name: str, *, expired: bool) -> errors.AgentError | None:
@@ -110,32 +111,75 @@ class Relay:
         """One call, from its first message to its status."""
         metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _HOP_BY_HOP]
         name = next((str(value) for key, value in metadata if key == AGENT_HEADER), "")
-        remaining_s = context.time_remaining()
-        try:
-            endpoint = await self.endpoint(name, remaining_s)
-        except errors.AgentError as error:
-            context.set_code(status.code_of(error))
-            context.set_details(error.message)
-            context.set_trailing_metadata(((status.DETAILS_KEY, status.encode(error)),))
-            return
-        async for message in forward(endpoint.dialled, method, requests, context, metadata):
+        kept = Kept(requests)
+        for attempt in range(_ATTEMPTS):
+            try:
+                endpoint = await self.endpoint(name, context.time_remaining())
+            except errors.AgentError as error:
+                _finish(context, error)
+                return
+            try:
+                async for message in forward(endpoint.dialled, method, kept, context, metadata):
+                    yield message
+                return
+            except errors.Unavailable as lost:
+                again = kept.complete and routes.may_repeat(self._plan(), method, name, endpoint.worker_id)
+                if attempt + 1 == _ATTEMPTS or not again:
+                    _finish(context, lost)
+                    return
+
+    def _plan(self) -> routes.RoutePlan:
+        return routes.plan(self._registry.agents(), self._registry.worker_ids())
+
+
+class Kept:
+    """Request messages that can be sent once more, as long as they are not many bytes."""
+
+    def __init__(self, requests: AsyncIterator[bytes]) -> None:
+        self._requests = requests
+        self._messages: list[bytes] = []
+        self._bytes = 0
+
+    @property
+    def complete(self) -> bool:
+        """All that has been sent is still here."""
+        return self._bytes <= LONGEST_REQUEST_BYTES
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for message in list(self._messages):
+            yield message
+        async for message in self._requests:
+            self._bytes += len(message)
+            if self.complete:
+                self._messages.append(message)
+            else:
+                self._messages.clear()
             yield message
 
 
 async def forward(
     address: str,
     method: str,
-    requests: AsyncIterator[bytes],
+    requests: Kept,
     context: aio.ServicerContext[Any, Any],
     metadata: list[tuple[str, str | bytes]],
 ) -> AsyncIterator[bytes]:
-    """Makes the same call at `address`, and hands back all that comes: messages, metadata and status."""
+    """Makes the same call at `address`, and hands back all that comes: messages, metadata and status.
+
+    Raises:
+        Unavailable: the connection broke before anything came back.
+    """
     # A channel of its own: one that is kept would wait out its back-off on a socket where another worker is by now.
     async with relay_channel(address) as channel:
         start: Any = channel.stream_stream(method)
-        call = start(requests, metadata=metadata, timeout=context.time_remaining())
+        call = start(aiter(requests), metadata=metadata, timeout=context.time_remaining())
         try:
-            await context.send_initial_metadata(await call.initial_metadata())
+            initial = await call.initial_metadata()
+            # What the other side has sent has at least a content type of its own making; a broken connection nothing.
+            code = await call.code() if call.done() else None
+            if code is grpc.StatusCode.UNAVAILABLE and not initial and not await call.trailing_metadata():
+                raise errors.Unavailable("the worker ended during the call", reason="WORKER_LOST")
+            await context.send_initial_metadata(initial)
             async for message in call:
                 yield message
         except aio.AioRpcError:
@@ -147,6 +191,13 @@ async def forward(
         context.set_trailing_metadata(await call.trailing_metadata())
         context.set_code(await call.code())
         context.set_details(await call.details() or "")
+
+
+def _finish(context: aio.ServicerContext[Any, Any], error: errors.AgentError) -> None:
+    """Gives the call the status of an error; the handler must return then."""
+    context.set_code(status.code_of(error))
+    context.set_details(error.message)
+    context.set_trailing_metadata(((status.DETAILS_KEY, status.encode(error)),))
 
 
 def relay_channel(address: str) -> aio.Channel:

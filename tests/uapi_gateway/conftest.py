@@ -1,5 +1,6 @@
 """One running gateway with a pool beside it, for the tests that do not break it."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest_asyncio
 from agentruntime.home import Home
 from grpc import aio
 
-from tests.uapi_gateway.echo_worker import serve
-from tests.uapi_gateway.stand_ins import Gateway, PoolStandIn, deployment, eventually, generate
+from tests.uapi_gateway.echo_service import echoing
+from tests.uapi_gateway.pool_service import PoolStandIn, deployment
+from tests.uapi_gateway.stand_ins import Gateway, eventually, generate
 
 
 class Platform:
@@ -22,6 +24,7 @@ class Platform:
         self.home = gateway.home
         self.tcp = gateway.channel()
         self.unix = gateway.channel(unix=True)
+        self.envoy_pid = gateway.envoy_pid
 
     async def routed(self, agent: str) -> None:
         """Waits until calls reach an agent."""
@@ -46,11 +49,13 @@ async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pl
         agent: {f"{agent}-{n:02d}": f"unix:{tmp}/{agent}-{n:02d}.sock" for n in range(1, count + 1)}
         for agent, count in (("alpha", 2), ("beta", 1))
     }
-    servers = [await serve(a, worker_id) for by_id in workers.values() for worker_id, a in by_id.items()]
-    for agent, by_id in workers.items():
-        pool.put(deployment(agent, by_id))
     gateway = Gateway(home)
-    async with pool.serving(home):
+    async with contextlib.AsyncExitStack() as stack:
+        for agent, by_id in workers.items():
+            for worker_id, address in by_id.items():
+                await stack.enter_async_context(echoing(address, worker_id))
+            pool.put(deployment(agent, by_id))
+        await stack.enter_async_context(pool.serving(home))
         await gateway.start(UAPI_GATEWAY_HEALTH_INTERVAL_S="0.2", UAPI_GATEWAY_RELAY_WAIT_S="2")
         try:
             platform = Platform(gateway, pool, tmp)
@@ -61,5 +66,3 @@ async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pl
             await platform.unix.close()
         finally:
             gateway.stop()
-            for server in servers:
-                await server.stop(0)

@@ -1,4 +1,4 @@
-"""What stands beside the gateway in its tests: a pool that the test steers, worker processes, the gateway itself."""
+"""Processes for the gateway's tests: workers that can be killed, and the gateway itself."""
 
 import asyncio
 import contextlib
@@ -8,19 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
-from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
-from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
+from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
 from agentruntime.home import Home
 from grpc import aio
-
-from tests.uapi_gateway.echo_worker import SERVICE
-from uapi_gateway.descriptors import platform_subset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,85 +34,10 @@ async def eventually(condition: Callable[[], Any], timeout_s: float = 10.0) -> A
         await asyncio.sleep(0.01)
 
 
-def deployment(agent: str, workers: dict[str, str], **changes: Any) -> pool.Deployment:
-    """A deployment whose workers, by id and address, are ready."""
-    made = pool.Deployment(
-        agent=agent,
-        image=f"{agent}:latest",
-        replicas=len(workers),
-        services=[SERVICE],
-        descriptors=platform_subset([SERVICE]),
-        idempotent=True,
-        workers=[
-            pool.Worker(worker_id=worker_id, agent=agent, state=pool.WORKER_STATE_READY, address=address)
-            for worker_id, address in workers.items()
-        ],
-    )
-    for name, value in changes.items():
-        setattr(made, name, value)
-    return made
-
-
-class PoolStandIn(agent_pool_pb2_grpc.AgentPoolServicer):
-    """Answers what the gateway asks of a pool; the test says what runs."""
-
-    def __init__(self) -> None:
-        self.deployments: dict[str, pool.Deployment] = {}
-        self._queues: list[asyncio.Queue[pool.WatchDeploymentsResponse]] = []
-
-    def put(self, changed: pool.Deployment) -> None:
-        self.deployments[changed.agent] = changed
-        self._tell(pool.WatchDeploymentsResponse(changed=changed))
-
-    def remove(self, agent: str) -> None:
-        del self.deployments[agent]
-        self._tell(pool.WatchDeploymentsResponse(removed=agent))
-
-    def _tell(self, event: pool.WatchDeploymentsResponse) -> None:
-        for queue in self._queues:
-            queue.put_nowait(event)
-
-    async def WatchDeployments(
-        self, request: pool.WatchDeploymentsRequest, context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pool.WatchDeploymentsResponse]:
-        queue: asyncio.Queue[pool.WatchDeploymentsResponse] = asyncio.Queue()
-        self._queues.append(queue)
-        try:
-            for known in list(self.deployments.values()):
-                yield pool.WatchDeploymentsResponse(changed=known)
-            yield pool.WatchDeploymentsResponse(synced=True)
-            while True:
-                yield await queue.get()
-        finally:
-            self._queues.remove(queue)
-
-    async def ListWorkers(
-        self, request: pool.ListWorkersRequest, context: aio.ServicerContext[Any, Any]
-    ) -> pool.ListWorkersResponse:
-        return pool.ListWorkersResponse(workers=[w for d in self.deployments.values() for w in d.workers])
-
-    async def GetNode(
-        self, request: pool.GetNodeRequest, context: aio.ServicerContext[Any, Any]
-    ) -> pool.GetNodeResponse:
-        capacity = pool.NodeResources(cpu_millis=2000, memory_bytes=10**9)
-        return pool.GetNodeResponse(capacity=capacity, pid=os.getpid(), version="stand-in")
-
-    @contextlib.asynccontextmanager
-    async def serving(self, home: Home) -> AsyncIterator[None]:
-        server = aio.server()
-        agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(self, server)
-        server.add_insecure_port(f"unix:{home.pool_socket}")
-        await server.start()
-        try:
-            yield
-        finally:
-            await server.stop(0)
-
-
 @contextlib.contextmanager
 def worker_process(address: str, name: str) -> Iterator[subprocess.Popen[str]]:
     """An echo worker that can be killed."""
-    argv = [sys.executable, "-m", "tests.uapi_gateway.echo_worker", address, name]
+    argv = [sys.executable, "-m", "tests.uapi_gateway.echo_service", address, name]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None

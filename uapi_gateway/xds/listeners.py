@@ -141,6 +141,14 @@ def _local_replies() -> list[dict[str, Any]]:
             text=f"agent '{agent}' not found",
         ),
         _reply(
+            {"response_flag_filter": {"flags": ["DT"]}},
+            code=4,
+            http=504,
+            reason="DEADLINE_EXCEEDED",
+            message="the call's deadline has passed",
+            text="the call's deadline has passed",
+        ),
+        _reply(
             _both({"response_flag_filter": {"flags": ["UC"]}}, _has(AGENT_HEADER)),
             code=14,
             http=503,

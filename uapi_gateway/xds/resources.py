@@ -1,6 +1,7 @@
 """The kinds of xDS resources in use, and how one becomes bytes with a version."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +55,19 @@ class Resource:
 
 def make(kind: str, name: str, content: dict[str, Any]) -> Resource:
     """A resource out of its message in protobuf's JSON form."""
-    return wrap(kind, name, json_format.ParseDict(content, _TYPES[kind]()))
+    # Of the JSON: bytes inside an `Any` come out in another order in another process.
+    canonical = json.dumps(content, sort_keys=True).encode()
+    return _resource(kind, name, json_format.ParseDict(content, _TYPES[kind]()).SerializeToString(), canonical)
 
 
 def wrap(kind: str, name: str, message: Any) -> Resource:
-    """A resource out of its message."""
+    """A resource out of its message, which must hold no map inside an `Any`."""
     body = message.SerializeToString(deterministic=True)
-    version = hashlib.blake2b(body, digest_size=8).hexdigest()
+    return _resource(kind, name, body, body)
+
+
+def _resource(kind: str, name: str, body: bytes, hashed: bytes) -> Resource:
+    version = hashlib.blake2b(hashed, digest_size=8).hexdigest()
     return Resource(name, version, any_pb2.Any(type_url=kind, value=body))
 
 

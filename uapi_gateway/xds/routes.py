@@ -80,6 +80,11 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
     )
 
 
+def may_repeat(wanted: RoutePlan, path: str, *targets: str) -> bool:
+    """Whether a call of "/service/Method" to these agents or workers may be made again after a worker has seen it."""
+    return path in wanted.idempotent and not wanted.opted_out.intersection(targets)
+
+
 def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all: bool) -> Resource:
     """The routes of one listener.
 

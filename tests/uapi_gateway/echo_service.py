@@ -1,9 +1,10 @@
 """A gRPC server for the gateway's tests: it serves TextGenerationService on an address until it is killed.
 
-`python -m tests.uapi_gateway.echo_worker ADDRESS NAME` prints "ready" once it listens.
+`python -m tests.uapi_gateway.echo_service ADDRESS NAME` prints "ready" once it listens.
 """
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -39,7 +40,9 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
         if request.prompt == "fail":
             raise errors.InsufficientResources("no room", metadata={"free": "0"})
         if request.prompt.startswith("wait "):
+            # Answers in one piece, as most do: what was begun and is cut cannot be repeated by anyone.
             await asyncio.sleep(float(request.prompt.split()[1]))
+            return proto.GenerateTextResponse(text=f"{self.name}: {request.prompt}")
         await context.send_initial_metadata((("x-answered-by", self.name),))
         context.set_trailing_metadata((("x-trailer", "kept"), ("x-blob-bin", b"\x00\xff")))
         return proto.GenerateTextResponse(text=f"{self.name}: {request.prompt}", tokens_used=1)
@@ -51,6 +54,11 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
             yield proto.StreamTextResponse(text=word)
             if request.temperature:
                 await asyncio.sleep(request.temperature)
+
+    async def GetHealth(
+        self, request: proto.HealthRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.HealthResponse:
+        return proto.HealthResponse(status="healthy")
 
 
 async def chat(requests: AsyncIterator[bytes], _context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
@@ -66,8 +74,17 @@ class Health(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
 
-async def serve(address: str, name: str) -> aio.Server:
-    """Starts the server."""
+@contextlib.asynccontextmanager
+async def echoing(address: str, name: str) -> AsyncIterator[int]:
+    """A server in this process; yields its port, 0 for a Unix socket's."""
+    server, port = await _start(address, name)
+    try:
+        yield port
+    finally:
+        await server.stop(0)
+
+
+async def _start(address: str, name: str) -> tuple[aio.Server, int]:
     server = aio.server(interceptors=[ServerInterceptor()])
     text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(Echo(name), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
@@ -76,13 +93,13 @@ async def serve(address: str, name: str) -> aio.Server:
         "acme.v1.Chatter", {"Chat": grpc.stream_stream_rpc_method_handler(chat)}
     )
     server.add_generic_rpc_handlers((chats,))
-    server.add_insecure_port(address)
+    port = server.add_insecure_port(address)
     await server.start()
-    return server
+    return server, port
 
 
 async def _main(address: str, name: str) -> None:
-    server = await serve(address, name)
+    server, _ = await _start(address, name)
     print("ready", flush=True)
     await server.wait_for_termination()
 

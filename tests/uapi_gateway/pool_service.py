@@ -1,0 +1,106 @@
+"""A pool for the gateway's tests: it runs nothing, and says what the test tells it to say."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime.home import Home
+from grpc import aio
+
+from tests.uapi_gateway.echo_service import SERVICE
+from uapi_gateway.descriptors import platform_subset
+
+
+def deployment(agent: str, workers: dict[str, str], **changes: Any) -> pool.Deployment:
+    """A deployment whose workers, by id and address, are ready."""
+    made = pool.Deployment(
+        agent=agent,
+        image=f"{agent}:latest",
+        replicas=len(workers),
+        services=[SERVICE],
+        descriptors=platform_subset([SERVICE]),
+        idempotent=True,
+        workers=[
+            pool.Worker(worker_id=worker_id, agent=agent, state=pool.WORKER_STATE_READY, address=address)
+            for worker_id, address in workers.items()
+        ],
+    )
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+class PoolStandIn:
+    """Answers what the gateway asks of a pool; the test says what runs."""
+
+    def __init__(self) -> None:
+        self.deployments: dict[str, pool.Deployment] = {}
+        self._queues: list[asyncio.Queue[pool.WatchDeploymentsResponse]] = []
+
+    def put(self, changed: pool.Deployment) -> None:
+        self.deployments[changed.agent] = changed
+        self._tell(pool.WatchDeploymentsResponse(changed=changed))
+
+    def remove(self, agent: str) -> None:
+        del self.deployments[agent]
+        self._tell(pool.WatchDeploymentsResponse(removed=agent))
+
+    def _tell(self, event: pool.WatchDeploymentsResponse) -> None:
+        for queue in self._queues:
+            queue.put_nowait(event)
+
+    async def WatchDeployments(
+        self, request: pool.WatchDeploymentsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pool.WatchDeploymentsResponse]:
+        queue: asyncio.Queue[pool.WatchDeploymentsResponse] = asyncio.Queue()
+        self._queues.append(queue)
+        try:
+            for known in list(self.deployments.values()):
+                yield pool.WatchDeploymentsResponse(changed=known)
+            yield pool.WatchDeploymentsResponse(synced=True)
+            while True:
+                yield await queue.get()
+        finally:
+            self._queues.remove(queue)
+
+    async def ListWorkers(
+        self, request: pool.ListWorkersRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pool.ListWorkersResponse:
+        return pool.ListWorkersResponse(workers=[w for d in self.deployments.values() for w in d.workers])
+
+    async def GetNode(
+        self, request: pool.GetNodeRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pool.GetNodeResponse:
+        capacity = pool.NodeResources(cpu_millis=2000, memory_bytes=10**9)
+        return pool.GetNodeResponse(capacity=capacity, pid=os.getpid(), version="stand-in")
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        handlers: dict[str, Any] = {
+            "WatchDeployments": grpc.unary_stream_rpc_method_handler(
+                self.WatchDeployments,
+                pool.WatchDeploymentsRequest.FromString,
+                pool.WatchDeploymentsResponse.SerializeToString,
+            ),
+            "ListWorkers": grpc.unary_unary_rpc_method_handler(
+                self.ListWorkers, pool.ListWorkersRequest.FromString, pool.ListWorkersResponse.SerializeToString
+            ),
+            "GetNode": grpc.unary_unary_rpc_method_handler(
+                self.GetNode, pool.GetNodeRequest.FromString, pool.GetNodeResponse.SerializeToString
+            ),
+        }
+        return grpc.method_handlers_generic_handler("uapi.v1.AgentPool", handlers)
+
+    @contextlib.asynccontextmanager
+    async def serving(self, home: Home) -> AsyncIterator[None]:
+        server = aio.server()
+        server.add_generic_rpc_handlers((self._handlers(),))
+        server.add_insecure_port(f"unix:{home.pool_socket}")
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(0)
