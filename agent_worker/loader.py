@@ -65,8 +65,8 @@ def load(bundle: str, entrypoint: str, promised: list[str]) -> LoadedAgent:
     loaded = LoadedAgent(cls, add_servicers, (), b"")
     services = sorted({name for add in add_servicers for name in service_names(add)})
     if loaded.generates_text:
-        # Registers the service's descriptors; only an agent that needs them pays for them.
-        importlib.import_module("agentruntime._proto.uapi.v1.text_generation_pb2_grpc")
+        # Here, so that no worker imports it after its fork; and only where it is needed.
+        importlib.import_module("agent_worker.text_generation")
         services = sorted({*services, TEXT_GENERATION})
     if not services:
         raise errors.InvalidManifest(

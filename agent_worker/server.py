@@ -54,7 +54,7 @@ class WorkerServer:
         for add_servicer in self._loaded.add_servicers:
             add_servicer(self._agent, self._server)
         if self._loaded.generates_text:
-            # Imported by the loader for agents that generate text, and only for them.
+            # The loader has imported it, for agents that generate text and only for them.
             from agent_worker import text_generation  # noqa: PLC0415 — as said above
 
             text_generation.add_to(self._server, self._agent, self._vitals)

@@ -1,7 +1,6 @@
 """A worker's life after the fork: take up what the pool handed over, serve, drain, end."""
 
 import asyncio
-import gc
 import json
 import os
 import random
@@ -134,7 +133,6 @@ async def _serve(spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, 
     starting.result()
     channel.tell("listening")
     _log.info("worker serves", services=loaded.services)
-    gc.collect()
     grace_s = await drain
     _log.info("worker drains", grace_s=grace_s)
     await server.drain(grace_s)

@@ -152,7 +152,8 @@ def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]
     """Sends one message, blocking."""
     frame = encode(message)
     sent = socket.send_fds(channel, [frame], descriptors or [])
-    channel.sendall(frame[sent:])
+    if sent < len(frame):  # sending nothing to a peer that has read all and hung up would raise
+        channel.sendall(frame[sent:])
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:

@@ -1,0 +1,104 @@
+"""Which control groups this process may use, and which limits it lives under itself."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent_pool.cgroups import base
+from agent_pool.cgroups.base import Hierarchy
+from agent_pool.cgroups.v1 import HierarchyV1
+from agent_pool.cgroups.v2 import HierarchyV2
+
+_CONTROLLERS_V1 = ("memory", "cpu", "cpuacct", "pids")
+
+
+@dataclass(frozen=True)
+class Mounts:
+    """Where our own process stands: directories, per controller of version 1, and of version 2."""
+
+    v1: Mapping[str, Path] = field(default_factory=dict)
+    v2: Path | None = None
+
+
+def find(mountinfo: str, cgroup: str) -> Mounts:
+    """Our own directories, from the texts of /proc/self/mountinfo and /proc/self/cgroup (cgroups(7))."""
+    paths_v1: dict[str, str] = {}
+    path_v2 = None
+    for line in cgroup.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            path_v2 = path
+        for controller in controllers.split(","):
+            if controller in _CONTROLLERS_V1:
+                paths_v1[controller] = path
+    v1: dict[str, Path] = {}
+    v2 = None
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        root, mount = left.split(" ")[3:5]
+        if kind == "cgroup2" and path_v2 is not None:
+            v2 = _below(mount, root, path_v2)
+        if kind == "cgroup":
+            for controller in options.replace(" ", ",").split(","):
+                if controller in paths_v1:
+                    v1[controller] = _below(mount, root, paths_v1[controller])
+    return Mounts(v1, v2)
+
+
+def _below(mount: str, root: str, path: str) -> Path:
+    # In a container the mount shows only a part of the tree, whose top is `root`.
+    inner = path.removeprefix(root) if root != "/" else path
+    return Path(mount) / inner.lstrip("/")
+
+
+def here() -> Mounts:
+    """Of this process."""
+    return find(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+
+
+def hierarchy(mounts: Mounts, home: Path) -> Hierarchy | None:
+    """The groups to use for the platform in `home`, or None if there are none that we may write.
+
+    A version 2 tree with the memory controller goes first; on hybrid machines it has none, and version 1 does.
+    """
+    name = "agentruntime-" + hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
+    if mounts.v2 and os.access(mounts.v2, os.W_OK) and os.access(mounts.v2 / "cgroup.procs", os.W_OK):
+        unified = HierarchyV2(_without_leaf(mounts.v2, name), name)
+        if "memory" in unified.enforceable:
+            return unified
+    usable = {controller: path for controller, path in mounts.v1.items() if os.access(path, os.W_OK)}
+    return HierarchyV1(usable, name) if usable else None
+
+
+def _without_leaf(own: Path, name: str) -> Path:
+    # A restarted pool may have been started by one that had moved to its leaf.
+    return own.parent if own.name == f"{name}-pool" else own
+
+
+def own_limits(mounts: Mounts) -> tuple[int | None, int | None]:
+    """Our own caps: thousandths of a core, and bytes; None where there is none, in any group above us."""
+    cpu: list[int] = []
+    memory: list[int] = []
+    for directory in _upwards(mounts.v2):
+        quota, _, period = base.read(directory / "cpu.max").strip().partition(" ")
+        if quota.isdigit():
+            cpu.append(int(quota) * 1000 // int(period))
+        if limit := base.read_int(directory / "memory.max"):
+            memory.append(limit)
+    for directory in _upwards(mounts.v1.get("cpu")):
+        period_us = base.read_int(directory / "cpu.cfs_period_us")
+        if (quota_us := base.read_int(directory / "cpu.cfs_quota_us")) and period_us:
+            cpu.append(quota_us * 1000 // period_us)
+    for directory in _upwards(mounts.v1.get("memory")):
+        if limit := base.read_int(directory / "memory.limit_in_bytes"):
+            memory.append(limit)
+    return min(cpu, default=None), min(memory, default=None)
+
+
+def _upwards(directory: Path | None) -> list[Path]:
+    if directory is None:
+        return []
+    return [path for path in (directory, *directory.parents) if (path / "cgroup.procs").exists()]

@@ -1,0 +1,105 @@
+"""Control groups version 1: a mount per controller (Documentation/admin-guide/cgroup-v1)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent_pool.cgroups import base
+from agent_pool.cgroups.base import CPU_PERIOD_US, Counters, Group, Hierarchy, Limits
+
+_NS_PER_S = 1e9
+
+
+class HierarchyV1(Hierarchy):
+    """Groups in the memory, cpu, cpuacct and pids mounts, those that exist and may be written.
+
+    Args:
+        parents: the directory of our own process per controller.
+        name: of the directory made below each.
+    """
+
+    name = "cgroup v1"
+
+    def __init__(self, parents: Mapping[str, Path], name: str) -> None:
+        # cpu and cpuacct are often one mount.
+        self._directories = {controller: parent / name for controller, parent in parents.items()}
+        self.enforceable = frozenset(self._directories) & {"memory", "cpu", "pids"}
+
+    def prepare(self) -> None:
+        for directory in self._unique():
+            directory.mkdir(exist_ok=True)
+
+    def group(self, name: str) -> Group:
+        return GroupV1(name, {controller: directory / name for controller, directory in self._directories.items()})
+
+    def names(self) -> list[str]:
+        found: set[str] = set()
+        for directory in self._unique():
+            if directory.is_dir():
+                found.update(child.name for child in directory.iterdir() if child.is_dir())
+        return sorted(found)
+
+    def close(self) -> None:
+        if not self.names():
+            for directory in self._unique():
+                if directory.is_dir():
+                    directory.rmdir()
+
+    def _unique(self) -> list[Path]:
+        return list(dict.fromkeys(self._directories.values()))
+
+
+class GroupV1(Group):
+    """A directory of the same name in each controller's mount."""
+
+    def __init__(self, name: str, directories: Mapping[str, Path]) -> None:
+        super().__init__(name)
+        self._by_controller = dict(directories)
+        self._unique = list(dict.fromkeys(self._by_controller.values()))
+
+    def directories(self) -> list[Path]:
+        return self._unique
+
+    def limit(self, limits: Limits) -> None:
+        memory, cpu, pids = (self._by_controller.get(name) for name in ("memory", "cpu", "pids"))
+        if memory and limits.memory_bytes is not None:
+            self._limit_memory(memory, limits.memory_bytes)
+        if cpu and (quota := limits.cpu_quota_us) is not None:
+            (cpu / "cpu.cfs_period_us").write_text(str(CPU_PERIOD_US))
+            (cpu / "cpu.cfs_quota_us").write_text(str(quota))
+        if pids and limits.pids is not None:
+            (pids / "pids.max").write_text(str(limits.pids))
+
+    def counters(self) -> Counters:
+        nowhere = Path("/nonexistent")
+        memory, cpu, pids, account = (
+            self._by_controller.get(name, nowhere) for name in ("memory", "cpu", "pids", "cpuacct")
+        )
+        throttled = base.read_table(cpu / "cpu.stat")
+        return Counters(
+            oom_kills=base.read_table(memory / "memory.oom_control").get("oom_kill", 0),
+            memory_bytes=base.read_int(memory / "memory.usage_in_bytes"),
+            memory_peak_bytes=base.read_int(memory / "memory.max_usage_in_bytes"),
+            pids=base.read_int(pids / "pids.current"),
+            pids_refused=base.read_table(pids / "pids.events").get("max", 0),
+            cpu_s=base.read_int(account / "cpuacct.usage") / _NS_PER_S,
+            throttled_periods=throttled.get("nr_throttled", 0),
+            throttled_s=throttled.get("throttled_time", 0) / _NS_PER_S,
+        )
+
+    def kill(self) -> None:
+        pids = self._by_controller.get("pids")
+        if pids and pids.is_dir():
+            # No more forks, so that a fork bomb cannot outrun the signals.
+            (pids / "pids.max").write_text("0")
+        base.kill_all(self.pids())
+
+    @staticmethod
+    def _limit_memory(directory: Path, limit_bytes: int) -> None:
+        both = directory / "memory.memsw.limit_in_bytes"
+        plain = directory / "memory.limit_in_bytes"
+        # memsw may never be below the plain limit: raise it first, lower it last.
+        current = base.read_int(plain)
+        order = [plain, both] if not current or limit_bytes <= current else [both, plain]
+        for path in order:
+            if path.exists():  # memsw needs swap accounting
+                path.write_text(str(limit_bytes))

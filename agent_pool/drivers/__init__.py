@@ -1,0 +1,1 @@
+"""Drivers launch workers: as processes, later as containers. One interface."""

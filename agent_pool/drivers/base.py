@@ -1,0 +1,179 @@
+"""What the pool asks of whatever launches workers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent_pool.cgroups.base import Limits
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One version of an agent, as its workers are launched from it. The same for all of them."""
+
+    # "my-agent@3", unique in the pool.
+    key: str
+    agent: str
+    number: int
+    image_digest: str
+    # Directory of the unpacked image.
+    bundle: str
+    # "module:Class".
+    entrypoint: str
+    services: tuple[str, ...]
+    env: Mapping[str, str]
+    log_level: str
+    # "" for the platform's own Python.
+    venv: str
+    host_network: bool
+    # Counts the agents of this pool; tells their uids apart.
+    agent_index: int
+    # Of one worker, and of what runs the agent's code before there is a worker.
+    limits: Limits
+    wants_gpus: bool
+    concurrency: int
+    default_timeout_s: float
+    start_timeout_s: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became known of a revision when it was loaded."""
+
+    services: tuple[str, ...] = ()
+    # A serialized FileDescriptorSet.
+    descriptors: bytes = b""
+    # Why its workers start slower than a fork, or "".
+    start_note: str = ""
+    # What this machine could not enforce, a sentence each.
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One worker to be started."""
+
+    worker_id: str
+    revision: Revision
+    # Unique among the agent's living workers, from 1.
+    slot: int
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A worker whose process exists and listens."""
+
+    worker_id: str
+    pid: int
+    # "unix:/path".
+    address: str
+    # What the driver needs to find it again after a restart of the pool, as JSON.
+    handle: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a worker ended."""
+
+    # "OOM-killed at 512MB", "exit status 1".
+    reason: str
+    # The agent's own, if it said.
+    error: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Enforcement:
+    """Whether a limit or isolation is enforced here: how, or why not and what would give it."""
+
+    what: str
+    enforced: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a worker uses."""
+
+    cpu_s: float = 0.0
+    memory_bytes: int = 0
+    memory_peak_bytes: int = 0
+    memory_pss_bytes: int = 0
+    pids: int = 0
+    throttled_periods: int = 0
+    throttled_s: float = 0.0
+
+
+class Driver(ABC):
+    """Launches workers. A worker is known by its worker_id from `start` until `destroy`."""
+
+    name: str
+
+    @abstractmethod
+    def enforcement(self) -> list[Enforcement]:
+        """What this driver can enforce on this machine."""
+
+    @abstractmethod
+    async def check(self, revision: Revision) -> None:
+        """Raises FailedPrecondition if no worker of this revision could ever be launched here. Cheap."""
+
+    @abstractmethod
+    async def prepare(self, revision: Revision) -> Prepared:
+        """Makes the revision's workers quick to start. Idempotent.
+
+        Raises:
+            AgentFailed: the agent's code does not import; nothing of it is left.
+        """
+
+    @abstractmethod
+    async def release(self, revision: Revision) -> None:
+        """Undoes `prepare`; workers that run go on. Idempotent."""
+
+    @abstractmethod
+    async def start(self, launch: Launch) -> Running:
+        """Launches a worker, and returns when it listens. Does not limit how long that takes.
+
+        Raises:
+            AgentFailed: it ended before. `destroy` it then, too, as after a cancellation.
+        """
+
+    @abstractmethod
+    async def wait(self, worker_id: str) -> Exit:
+        """Returns when the worker has ended. May be called more than once."""
+
+    @abstractmethod
+    async def stop(self, worker_id: str, grace_s: float) -> Exit:
+        """Lets the worker finish its calls for up to `grace_s`, then kills it; returns when it has ended."""
+
+    @abstractmethod
+    async def destroy(self, worker_id: str) -> None:
+        """Kills what is left of the worker and removes everything it had. Idempotent."""
+
+    @abstractmethod
+    async def inspect(self, worker_id: str) -> Running | None:
+        """The worker, if it is running."""
+
+    @abstractmethod
+    async def recover(
+        self,
+        revisions: Mapping[str, Prepared],
+        launches: Mapping[str, Launch],
+        handles: Mapping[str, Mapping[str, Any]],
+    ) -> list[Running]:
+        """Takes over the workers of a pool that died, and ends whatever else of it is left.
+
+        Args:
+            revisions: those wanted, by key, with what was known of them.
+            launches: what is wanted, by worker_id.
+            handles: of the workers that ran last, by worker_id.
+        """
+
+    @abstractmethod
+    def stats(self, worker_id: str) -> Stats:
+        """What the worker uses now. Blocks for about a millisecond."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Lets go of everything; no worker runs any more."""

@@ -1,0 +1,363 @@
+"""The process driver: workers are forked from templates, inside control groups, and serve on Unix sockets."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentruntime import errors, launch, log
+from agentruntime.home import Home
+from agentruntime.launch import WorkerSpec
+
+from agent_pool import gpus, machine, usage
+from agent_pool.cgroups.base import Counters, Group, Hierarchy
+from agent_pool.drivers import exits
+from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
+from agent_pool.drivers.control import ControlClosed
+from agent_pool.drivers.templates import Templates
+from agent_pool.logs import LogStore
+
+# Between the end of a process and its template's word on how it ended.
+_STATUS_TIMEOUT_S = 1.0
+# A worker gets this much on top of its grace period to end by itself.
+_STOP_MARGIN_S = 1.0
+_KILL_TIMEOUT_S = 5.0
+_log = log.get("agent_pool.process")
+
+
+@dataclass
+class _Process:
+    """One worker's process and all that belongs to it."""
+
+    launch: Launch
+    group: Group | None
+    directory: Path
+    # Where its log stood when it was started, in bytes.
+    log_start: int
+    pid: int = 0
+    pidfd: int = -1
+    control: socket.socket | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    # What it said: the rest of a line, whether it serves, how it failed.
+    heard: bytes = b""
+    hung_up: bool = False
+    listening: bool = False
+    report: dict[str, str] = field(default_factory=dict)
+    exit: asyncio.Task[Exit] | None = None
+
+
+class ProcessDriver(Driver):
+    """Workers of one pool on this machine."""
+
+    name = "process"
+
+    def __init__(
+        self, home: Home, logs: LogStore, hierarchy: Hierarchy | None, environment: Mapping[str, str]
+    ) -> None:
+        self._logs = logs
+        self._hierarchy = hierarchy
+        self._workers: dict[str, _Process] = {}
+        if hierarchy is not None:
+            hierarchy.prepare()
+        self._templates = Templates(home, logs, hierarchy, environment)
+        self._sockets = home.run / "w"
+
+    def enforcement(self) -> list[Enforcement]:
+        capped = self._hierarchy.enforceable if self._hierarchy else frozenset()
+        how = self._hierarchy.name if self._hierarchy else ""
+        why = "no control group of this machine may be written; run as root, or with systemd's Delegate=yes"
+        found = [
+            Enforcement(what, what in capped, how if what in capped else why) for what in ("memory", "cpu", "pids")
+        ]
+        root = os.geteuid() == 0
+        uid = "a uid of its own for each worker" if root else "the platform's own uid: run as root for one each"
+        return [
+            *found,
+            Enforcement("network", True, "a network namespace of its own, where the kernel allows it; see notes"),
+            Enforcement("filesystem", True, "a read-only view of its own, where the kernel allows it; see notes"),
+            Enforcement("process", root, uid),
+        ]
+
+    async def check(self, revision: Revision) -> None:
+        await self._templates.check_venv(revision.venv)
+
+    async def prepare(self, revision: Revision) -> Prepared:
+        return (await self._templates.get(revision)).prepared
+
+    async def release(self, revision: Revision) -> None:
+        await self._templates.release(revision.key)
+        with contextlib.suppress(OSError):  # workers still have their sockets there
+            self._templates.workers_dir(revision.agent).rmdir()
+
+    async def start(self, launch_: Launch) -> Running:
+        revision = launch_.revision
+        template = await self._templates.get(revision)
+        process = self._place(launch_)
+        self._workers[launch_.worker_id] = process
+        control, theirs = socket.socketpair()
+        control.setblocking(False)
+        process.control = control
+        descriptors = [self._logs.open(revision.agent, launch_.worker_id), theirs.detach()]
+        try:
+            if process.group is not None:
+                descriptors += process.group.open_procs()
+            answer = await template.channel.request(launch.spec_message("fork", _worker_spec(launch_)), descriptors)
+        except ControlClosed:
+            raise errors.Unavailable(f"the template of '{revision.agent}' ended; try again") from None
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if not answer.get("ok"):
+            raise errors.AgentFailed(f"worker {launch_.worker_id} could not be forked: {answer.get('error')}")
+        self._attach(process, answer["pid"])
+        await self._until_listening(process)
+        return self._running(process)
+
+    async def wait(self, worker_id: str) -> Exit:
+        process = self._workers[worker_id]
+        assert process.exit is not None
+        return await asyncio.shield(process.exit)
+
+    async def stop(self, worker_id: str, grace_s: float) -> Exit:
+        process = self._workers.get(worker_id)
+        if process is None or process.exit is None:
+            return Exit("it never ran")
+        self._ask_to_drain(process, grace_s)
+        try:
+            return await asyncio.wait_for(self.wait(worker_id), grace_s + _STOP_MARGIN_S)
+        except TimeoutError:
+            self._kill(process)
+            await self.wait(worker_id)
+            return Exit(f"killed, because it had not ended {grace_s:g}s after it was asked to")
+
+    async def destroy(self, worker_id: str) -> None:
+        process = self._workers.get(worker_id)
+        if process is None:
+            return
+        self._kill(process)
+        if process.pid:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.ended.wait(), _KILL_TIMEOUT_S)
+        if process.group is not None:
+            await asyncio.to_thread(process.group.remove)
+        await asyncio.to_thread(shutil.rmtree, process.directory, ignore_errors=True)
+        if process.exit is not None:
+            await asyncio.wait([process.exit])
+        if process.control is not None:
+            process.control.close()
+        self._templates.forget_exit(process.pid)
+        if self._workers.get(worker_id) is process:
+            del self._workers[worker_id]
+
+    async def inspect(self, worker_id: str) -> Running | None:
+        process = self._workers.get(worker_id)
+        return self._running(process) if process and process.pid and not process.ended.is_set() else None
+
+    async def recover(
+        self,
+        revisions: Mapping[str, Prepared],
+        launches: Mapping[str, Launch],
+        handles: Mapping[str, Mapping[str, Any]],
+    ) -> list[Running]:
+        await self._templates.recover(revisions)
+        adopted = []
+        for worker_id, each in launches.items():
+            handle = handles.get(worker_id)
+            if handle and machine.start_time(handle["pid"]) == handle["start_ticks"]:
+                process = self._adopt(each, handle)
+                if process is not None:
+                    adopted.append(self._running(process))
+        await asyncio.to_thread(self._sweep)
+        return adopted
+
+    def stats(self, worker_id: str) -> Stats:
+        process = self._workers.get(worker_id)
+        if process is None or not process.pid:
+            return Stats()
+        counters = process.group.counters() if process.group else Counters()
+        pids = (process.group.pids() if process.group else []) or [process.pid]
+        return usage.stats(counters, pids)
+
+    async def close(self) -> None:
+        for worker_id in list(self._workers):
+            await self.destroy(worker_id)
+        await self._templates.close()
+        if self._hierarchy is not None:
+            await asyncio.to_thread(self._sweep)
+            self._hierarchy.close()
+
+    def _place(self, launch_: Launch) -> _Process:
+        """Makes what the worker needs before it exists: its group and its socket's directory."""
+        revision = launch_.revision
+        directory = self._templates.workers_dir(revision.agent) / str(launch_.slot)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700, parents=True)
+        if uid_base := self._templates.uid_base(revision):
+            os.chown(directory, uid_base + launch_.slot, uid_base + launch_.slot)
+        group = None
+        if self._hierarchy is not None:
+            # A name used once: the group of an earlier worker of this id may still be leaving.
+            group = self._hierarchy.create(f"{launch_.worker_id}.{secrets.token_hex(3)}", revision.limits)
+        return _Process(launch_, group, directory, self._logs.size(revision.agent, launch_.worker_id))
+
+    def _attach(self, process: _Process, pid: int) -> None:
+        process.pid = pid
+        try:
+            process.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            process.ended.set()
+        else:
+            asyncio.get_running_loop().add_reader(process.pidfd, self._on_end, process)
+        process.exit = asyncio.create_task(self._tell_exit(process))
+
+    def _on_end(self, process: _Process) -> None:
+        asyncio.get_running_loop().remove_reader(process.pidfd)
+        os.close(process.pidfd)
+        process.ended.set()
+
+    async def _tell_exit(self, process: _Process) -> Exit:
+        await process.ended.wait()
+        # Read at once: `destroy` may remove the group.
+        counters = process.group.counters() if process.group else Counters()
+        status: int | None = None
+        with contextlib.suppress(TimeoutError):
+            status = await asyncio.wait_for(
+                asyncio.shield(self._templates.exit_status(process.pid)), _STATUS_TIMEOUT_S
+            )
+        self._hear(process)
+        reason = exits.explain(status, counters, process.launch.revision.limits)
+        return Exit(reason, process.report.get("error", ""), process.report.get("traceback", ""))
+
+    def _hear(self, process: _Process) -> None:
+        """Takes in what the worker said."""
+        if process.control is None:
+            return
+        with contextlib.suppress(OSError):  # nothing there, or it hung up
+            while part := process.control.recv(2**20):
+                *lines, process.heard = (process.heard + part).split(b"\n")
+                for line in lines:
+                    self._take(process, line)
+            process.hung_up = True
+
+    @staticmethod
+    def _take(process: _Process, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return  # an agent that writes to descriptors not its own
+        if message.get("event") == "listening":
+            process.listening = True
+        elif message.get("event") == "failed":
+            process.report = message
+
+    async def _until_listening(self, process: _Process) -> None:
+        loop = asyncio.get_running_loop()
+        assert process.control is not None
+        woken = asyncio.Event()
+        ending = asyncio.create_task(process.ended.wait())
+        ending.add_done_callback(lambda _: woken.set())
+        loop.add_reader(process.control, woken.set)
+        try:
+            while True:
+                ended = process.ended.is_set()
+                self._hear(process)
+                if process.listening:
+                    return
+                if ended:
+                    raise self._failure(process, await self.wait(process.launch.worker_id))
+                if process.hung_up:
+                    loop.remove_reader(process.control)
+                woken.clear()
+                await woken.wait()
+        finally:
+            loop.remove_reader(process.control)
+            ending.cancel()
+
+    def _failure(self, process: _Process, end: Exit) -> errors.AgentFailed:
+        worker_id, agent = process.launch.worker_id, process.launch.revision.agent
+        if end.traceback:
+            return errors.AgentFailed(f"worker {worker_id} failed: {end.error} ({end.reason})\n{end.traceback}")
+        words = self._logs.last_words(agent, worker_id, process.log_start)
+        return errors.AgentFailed(f"worker {worker_id} ended before it was ready: {end.reason}{words}")
+
+    def _ask_to_drain(self, process: _Process, grace_s: float) -> None:
+        try:
+            if process.control is not None:
+                process.control.sendall(json.dumps({"op": "drain", "grace_s": grace_s}).encode() + b"\n")
+                return
+        except OSError:
+            _log.info("worker does not hear its pool", worker_id=process.launch.worker_id)
+        if not process.ended.is_set():
+            # Taken over from a pool that died: the signal says the same, with the grace it was started with.
+            signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
+
+    def _kill(self, process: _Process) -> None:
+        if process.group is not None:
+            process.group.kill()
+        if process.pid and not process.ended.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                # Without a group: the session that the worker made for itself.
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+
+    def _adopt(self, launch_: Launch, handle: Mapping[str, Any]) -> _Process | None:
+        group = self._hierarchy.group(handle["group"]) if self._hierarchy and handle["group"] else None
+        if group is not None and handle["pid"] not in group.pids():
+            return None
+        revision = launch_.revision
+        directory = self._templates.workers_dir(revision.agent) / str(launch_.slot)
+        process = _Process(launch_, group, directory, self._logs.size(revision.agent, launch_.worker_id))
+        self._workers[launch_.worker_id] = process
+        self._attach(process, handle["pid"])
+        return process
+
+    def _sweep(self) -> None:
+        """Ends and removes groups and socket directories that nobody owns any more. Blocks."""
+        if self._hierarchy is not None:
+            kept = {process.group.name for process in self._workers.values() if process.group}
+            kept |= self._templates.groups()
+            for name in self._hierarchy.names():
+                if name not in kept:
+                    self._hierarchy.group(name).remove()
+        directories = {process.directory for process in self._workers.values()}
+        for agent in self._sockets.iterdir() if self._sockets.is_dir() else ():
+            for directory in agent.iterdir():
+                if directory not in directories:
+                    shutil.rmtree(directory, ignore_errors=True)
+            if not any(agent.iterdir()) and not self._workers:
+                agent.rmdir()
+
+    def _running(self, process: _Process) -> Running:
+        return Running(
+            worker_id=process.launch.worker_id,
+            pid=process.pid,
+            address=f"unix:{process.directory / 's'}",
+            handle={
+                "pid": process.pid,
+                "start_ticks": machine.start_time(process.pid),
+                "group": process.group.name if process.group else "",
+            },
+        )
+
+
+def _worker_spec(launch_: Launch) -> WorkerSpec:
+    revision = launch_.revision
+    return WorkerSpec(
+        worker_id=launch_.worker_id,
+        agent=revision.agent,
+        revision=revision.number,
+        slot=launch_.slot,
+        env=gpus.environment(launch_.gpus),
+        log_level=revision.log_level,
+        concurrency=revision.concurrency,
+        default_timeout_s=revision.default_timeout_s,
+    )

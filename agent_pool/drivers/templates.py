@@ -1,0 +1,347 @@
+"""The templates: a base per Python environment, an image template per revision, each started on need.
+
+A template that dies is noticed by the end of its control connection, and is started again by whoever needs it next.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentruntime import errors, launch, log
+from agentruntime.home import Home
+from agentruntime.launch import SandboxSpec, TemplateSpec
+
+from agent_pool import gpus
+from agent_pool.cgroups.base import Group, Hierarchy, Limits
+from agent_pool.drivers.base import Prepared, Revision
+from agent_pool.drivers.control import ControlChannel, ControlClosed, Message, listen
+from agent_pool.logs import LogStore
+
+# What a worker's Python must be able to import, so a venv too.
+_NEEDED = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection", "agentruntime", "agent_worker", "structlog",
+           "pydantic", "yaml")  # fmt: skip
+_CHECK_TIMEOUT_S = 30.0
+_BASE_TIMEOUT_S = 30.0
+_QUIT_TIMEOUT_S = 5.0
+# Exit statuses that arrived before anybody asked; enough for any burst.
+_MOST_EXITS = 4096
+_log = log.get("agent_pool.templates")
+
+
+@dataclass
+class ImageTemplate:
+    """One that lives."""
+
+    channel: ControlChannel
+    prepared: Prepared
+    group: Group | None
+    pid: int
+
+
+class Templates:
+    """Of one pool."""
+
+    def __init__(
+        self, home: Home, logs: LogStore, hierarchy: Hierarchy | None, environment: Mapping[str, str]
+    ) -> None:
+        self._home = home
+        self._logs = logs
+        self._hierarchy = hierarchy
+        self._environment = dict(environment)
+        self._bases: dict[str, ControlChannel] = {}
+        self._processes: list[asyncio.subprocess.Process] = []
+        self._templates: dict[str, ImageTemplate] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._exits: dict[int, asyncio.Future[int]] = {}
+        self._sockets = home.run / "t"
+        self._sockets.mkdir(mode=0o700, exist_ok=True)
+        self._checked: set[str] = set()
+
+    def workers_dir(self, agent: str) -> Path:
+        """Where an agent's workers have their sockets."""
+        return self._home.run / "w" / _short(agent)
+
+    def uid_base(self, revision: Revision) -> int:
+        """First of the uids of an agent; 0 where this pool may not map any."""
+        return launch.UID_BASE + revision.agent_index * launch.UIDS_PER_AGENT if os.geteuid() == 0 else 0
+
+    def exit_status(self, pid: int) -> asyncio.Future[int]:
+        """Becomes the wait status of a worker, once its template has seen it end."""
+        future = self._exits.get(pid)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
+            self._exits[pid] = future
+            if len(self._exits) > _MOST_EXITS:
+                del self._exits[next(iter(self._exits))]
+        return future
+
+    def forget_exit(self, pid: int) -> None:
+        self._exits.pop(pid, None)
+
+    async def get(self, revision: Revision) -> ImageTemplate:
+        """The revision's template, loaded if it is not there.
+
+        Raises:
+            AgentFailed: it cannot be loaded; nothing of it is left.
+        """
+        async with self._locks.setdefault(revision.key, asyncio.Lock()):
+            template = self._templates.get(revision.key)
+            if template is None or template.channel.closed.is_set():
+                template = await self._load(revision)
+                self._templates[revision.key] = template
+            return template
+
+    def groups(self) -> set[str]:
+        """Names of the groups of the templates that live."""
+        return {template.group.name for template in self._templates.values() if template.group}
+
+    async def release(self, key: str) -> None:
+        """Lets go of a template, if there is one; its workers go on."""
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            template = self._templates.pop(key, None)
+            if template is not None:
+                await _quit(template.channel)
+                await self._clean(key, template.group, template.pid)
+        self._locks.pop(key, None)
+
+    async def check_venv(self, venv: str) -> None:
+        """Makes sure that workers can run in a virtual environment.
+
+        Raises:
+            FailedPrecondition: they cannot; says what to install.
+        """
+        if not venv or venv in self._checked:
+            return
+        python = Path(venv, "bin", "python")
+        if not python.is_file():  # noqa: ASYNC240 — one stat of a local file
+            raise errors.FailedPrecondition(f"{venv} is not a virtual environment: it has no bin/python")
+        program = f"import importlib\nfor name in {_NEEDED!r}: importlib.import_module(name)"
+        process = await asyncio.create_subprocess_exec(
+            str(python), "-c", program, cwd="/", env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            _, said = await asyncio.wait_for(process.communicate(), _CHECK_TIMEOUT_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise errors.FailedPrecondition(f"{python} did not answer within {_CHECK_TIMEOUT_S:g}s") from None
+        if process.returncode:
+            last = (said.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+            raise errors.FailedPrecondition(
+                f"{venv} lacks what a worker needs ({last}); install it: {venv}/bin/pip install agentruntime"
+            )
+        self._checked.add(venv)
+
+    async def recover(self, revisions: Mapping[str, Prepared]) -> None:
+        """Connects to the templates of a pool that died, as far as they are wanted, and ends the others."""
+        pids: dict[str, int] = {}
+        for path in sorted(self._sockets.glob("b-*")):
+            if channel := await self._reconnect(path):
+                self._bases[path.name] = channel
+                answer = await channel.request({"op": "children"})
+                pids.update(answer["children"])
+        wanted = {self._socket(key): key for key in revisions}
+        for path in sorted(self._sockets.glob("i-*")):
+            channel = await self._reconnect(path)
+            if channel is None:
+                path.unlink()
+            elif key := wanted.get(path):
+                self._templates[key] = ImageTemplate(channel, revisions[key], self._group(key), pids.pop(key, 0))
+            else:
+                await _quit(channel)
+                path.unlink()
+        for pid in pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Ends all templates."""
+        for key in list(self._templates):
+            await self.release(key)
+        for channel in self._bases.values():
+            await _quit(channel)
+        self._bases.clear()
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError, TimeoutError):
+                await asyncio.wait_for(process.wait(), _QUIT_TIMEOUT_S)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        for path in self._sockets.iterdir():
+            path.unlink()
+
+    async def _reconnect(self, path: Path) -> ControlChannel | None:
+        try:
+            channel = await ControlChannel.connect(path, self._on_event)
+        except OSError:
+            return None
+        try:
+            await asyncio.wait_for(channel.request({"op": "children"}), _QUIT_TIMEOUT_S)
+        except (ControlClosed, TimeoutError):
+            await channel.close()
+            return None
+        return channel
+
+    def _group(self, key: str) -> Group | None:
+        return self._hierarchy.group(f"{key}.template") if self._hierarchy else None
+
+    def _socket(self, key: str) -> Path:
+        return self._sockets / f"i-{_short(key)}"
+
+    async def _load(self, revision: Revision) -> ImageTemplate:
+        base = await self._base(revision.venv)
+        group = self._group(revision.key)
+        if group is not None and self._hierarchy is not None:
+            await asyncio.to_thread(group.remove)  # of a template that died
+            limits = Limits(memory_bytes=revision.limits.memory_bytes, pids=revision.limits.pids)
+            self._hierarchy.create(group.name, limits)
+        path = self._socket(revision.key)
+        workers = self.workers_dir(revision.agent)
+        workers.mkdir(mode=0o711, parents=True, exist_ok=True)
+        descriptors: list[int] = []
+        listener = listen(path)
+        log_fd = self._logs.open(revision.agent, "template")
+        try:
+            descriptors = group.open_procs() if group else []
+            request = base.request(
+                launch.spec_message("load", self._spec(revision, workers)), [listener.fileno(), log_fd, *descriptors]
+            )
+            answer = await self._within(revision, base, group, request)
+            if not answer.get("ok"):
+                trace = answer.get("traceback") or ""
+                raise errors.AgentFailed(
+                    f"agent '{revision.agent}' failed to import: {answer.get('error')}"
+                    + (f"\n{trace}" if trace else "")
+                )
+            channel = await ControlChannel.connect(path, self._on_event)
+        except BaseException:
+            await self._clean(revision.key, group, 0)
+            raise
+        finally:
+            listener.close()
+            for descriptor in (log_fd, *descriptors):
+                os.close(descriptor)
+        prepared = Prepared(
+            services=tuple(answer["services"]),
+            descriptors=base64.b64decode(answer["descriptors"]),
+            start_note=answer.get("note", ""),
+            degraded=tuple(answer.get("degraded", ())),
+        )
+        return ImageTemplate(channel, prepared, group, answer["pid"])
+
+    async def _within(
+        self, revision: Revision, base: ControlChannel, group: Group | None, request: Coroutine[None, None, Message]
+    ) -> Message:
+        """The answer to a load; an import that takes too long is ended."""
+        asked = asyncio.ensure_future(request)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asked), revision.start_timeout_s)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            await self._end_load(revision.key, base, group)
+            with contextlib.suppress(TimeoutError, ControlClosed):
+                await asyncio.wait_for(asked, _QUIT_TIMEOUT_S)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise errors.AgentFailed(
+                f"agent '{revision.agent}' did not finish its import within {revision.start_timeout_s:g}s"
+                + self._logs.last_words(revision.agent, "template")
+            ) from None
+        except ControlClosed:
+            raise errors.Unavailable("the template process ended; try again") from None
+
+    async def _end_load(self, key: str, base: ControlChannel, group: Group | None) -> None:
+        if group is not None:
+            group.kill()
+            return
+        answer = await base.request({"op": "children"})
+        if pid := answer["children"].get(key):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _spec(self, revision: Revision, workers: Path) -> TemplateSpec:
+        return TemplateSpec(
+            key=revision.key,
+            agent=revision.agent,
+            bundle=revision.bundle,
+            entrypoint=revision.entrypoint,
+            services=list(revision.services),
+            env=dict(revision.env),
+            log_level=revision.log_level,
+            sandbox=SandboxSpec(
+                host_network=revision.host_network,
+                uid_base=self.uid_base(revision),
+                workers_dir=str(workers),
+                devices=gpus.devices(revision.wants_gpus),
+            ),
+        )
+
+    async def _base(self, venv: str) -> ControlChannel:
+        name = f"b-{_short(venv)}"
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            channel = self._bases.get(name)
+            if channel is None or channel.closed.is_set():
+                channel = await self._start_base(name, venv)
+                self._bases[name] = channel
+            return channel
+
+    async def _start_base(self, name: str, venv: str) -> ControlChannel:
+        # sys.executable, not resolved: a venv is found by the path of its own link.
+        python = str(Path(venv, "bin", "python")) if venv else sys.executable
+        listener = listen(self._sockets / name)
+        log_fd = self._logs.open_platform("templates")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                python, "-m", "agent_worker.template", "--listen-fd", str(listener.fileno()),
+                cwd="/", env=self._environment, pass_fds=[listener.fileno()], start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL, stdout=log_fd, stderr=log_fd,
+            )  # fmt: skip
+            self._processes.append(process)
+            channel = await ControlChannel.connect(self._sockets / name, self._on_event)
+        finally:
+            listener.close()
+            os.close(log_fd)
+        try:
+            await asyncio.wait_for(channel.request({"op": "children"}), _BASE_TIMEOUT_S)
+        except (ControlClosed, TimeoutError):
+            await channel.close()
+            raise errors.Unavailable(
+                f"the template process of {python} did not start; see {self._logs.platform_path('templates')}"
+            ) from None
+        return channel
+
+    def _on_event(self, message: Message) -> None:
+        if message["event"] == "exit":
+            self._settle(message["pid"], message["status"])
+
+    def _settle(self, pid: int, status: int) -> None:
+        future = self.exit_status(pid)
+        if not future.done():
+            future.set_result(status)
+
+    async def _clean(self, key: str, group: Group | None, pid: int) -> None:
+        self._socket(key).unlink(missing_ok=True)
+        if group is not None:
+            await asyncio.to_thread(group.remove)
+        elif pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+async def _quit(channel: ControlChannel) -> None:
+    with contextlib.suppress(ControlClosed, TimeoutError):
+        await asyncio.wait_for(channel.request({"op": "quit"}), _QUIT_TIMEOUT_S)
+        await asyncio.wait_for(channel.closed.wait(), _QUIT_TIMEOUT_S)
+    await channel.close()
+
+
+def _short(text: str) -> str:
+    """Socket paths hold at most 107 bytes (unix(7))."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

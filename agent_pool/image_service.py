@@ -1,0 +1,91 @@
+"""ImageService, as the proto has it."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from typing import IO, Any
+
+from agentruntime import errors, units
+from agentruntime._proto.uapi.v1 import image_service_pb2 as pb
+from agentruntime._proto.uapi.v1 import image_service_pb2_grpc
+from grpc import aio
+
+from agent_pool import messages
+from agent_pool.images.catalog import Catalog
+from agent_pool.images.layout import StoredImage
+from agent_pool.images.project import LARGEST_BYTES
+from agent_pool.pool import Pool
+
+Context = aio.ServicerContext[Any, Any]
+# A tar's headers and padding come on top of what is packed.
+_LARGEST_TAR_BYTES = LARGEST_BYTES + 64 * 2**20
+_IN_MEMORY_BYTES = 8 * 2**20
+
+
+class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
+    """Over one catalog."""
+
+    def __init__(self, pool: Pool, catalog: Catalog) -> None:
+        self._pool = pool
+        self._catalog = catalog
+
+    async def BuildImage(
+        self, request_iterator: AsyncIterator[pb.BuildImageRequest], context: Context
+    ) -> AsyncIterator[pb.BuildImageResponse]:
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as archive:
+            reference = await _receive(request_iterator, archive)
+            archive.seek(0)
+            said: asyncio.Queue[str | None] = asyncio.Queue()
+            work = asyncio.create_task(self._build(archive, reference, said))
+            try:
+                while (progress := await said.get()) is not None:
+                    yield pb.BuildImageResponse(progress=progress)
+                yield pb.BuildImageResponse(image=messages.image(await work))
+            finally:
+                # A caller that hangs up ends the build; nothing of it is tagged then.
+                work.cancel()
+                await asyncio.wait([work])
+
+    async def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
+        return pb.ListImagesResponse(images=[messages.image(each) for each in self._catalog.images()])
+
+    async def RemoveImage(self, request: pb.RemoveImageRequest, context: Context) -> pb.RemoveImageResponse:
+        image = self._catalog.find(request.reference)
+        for deployment in self._pool.deployments():
+            if not deployment.stopped and deployment.spec.image_digest == image.digest:
+                raise errors.FailedPrecondition(
+                    f"agent '{deployment.agent}' runs image '{image.reference}'; "
+                    f"`agent stop {deployment.agent}` first"
+                )
+        await self._catalog.remove(request.reference)
+        return pb.RemoveImageResponse()
+
+    async def _build(self, archive: IO[bytes], reference: str, said: asyncio.Queue[str | None]) -> StoredImage:
+        try:
+            return await self._catalog.build(archive, reference, said.put_nowait)
+        finally:
+            said.put_nowait(None)
+
+
+async def _receive(requests: AsyncIterator[pb.BuildImageRequest], archive: IO[bytes]) -> str:
+    """Takes in the tar; returns the reference that the spec names.
+
+    Raises:
+        InvalidArgument: the spec does not come first.
+        ResourceExhausted: the tar is too large.
+    """
+    reference: str | None = None
+    received = 0
+    async for request in requests:
+        if request.WhichOneof("part") == "spec" and reference is None:
+            reference = request.spec.reference
+            continue
+        if request.WhichOneof("part") != "chunk" or reference is None:
+            raise errors.InvalidArgument("a build begins with one spec, and then only pieces of a tar come")
+        received += len(request.chunk)
+        if received > _LARGEST_TAR_BYTES:
+            raise errors.ResourceExhausted(f"the project is larger than {units.format_size(LARGEST_BYTES)}")
+        archive.write(request.chunk)
+    if reference is None:
+        raise errors.InvalidArgument("a build begins with a spec")
+    return reference

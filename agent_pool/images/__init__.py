@@ -1,0 +1,1 @@
+"""Agent images: packed, stored in an OCI image layout, unpacked."""

@@ -1,0 +1,184 @@
+"""A checked project to an image: one layer of code, one of requirements, a config and a manifest.
+
+The same project gives the same bytes: members sorted, times and owners zero, modes 0644 or 0755, no names of
+the machine that built it.
+"""
+
+import asyncio
+import gzip
+import hashlib
+import json
+import os
+import platform
+import stat
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from agentruntime import errors
+from agentruntime.manifest import AgentManifest
+from agentruntime.names import ImageReference
+
+from agent_pool.images import layout, project
+from agent_pool.images.layout import ImageLayout, StoredImage
+
+# Go's names of machines, which OCI uses (https://go.dev/doc/install/source#environment).
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_PIP_TIMEOUT_S = 900.0
+_ERROR_LINES = 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`digest` is of the compressed bytes, `diff_id` of the tar."""
+
+    digest: str
+    diff_id: str
+    size_bytes: int
+
+    def descriptor(self) -> dict[str, Any]:
+        return {"mediaType": layout.LAYER_TYPE, "digest": self.digest, "size": self.size_bytes}
+
+
+async def build(
+    store: ImageLayout,
+    directory: Path,
+    reference: str,
+    *,
+    pip: list[str],
+    progress: Callable[[str], None],
+    built_in: bool = False,
+) -> StoredImage:
+    """Packs a project directory and tags it.
+
+    Args:
+        reference: "name:tag"; empty takes name and version of agent.yaml.
+        pip: argv of the pip that installs requirements.
+
+    Raises:
+        InvalidManifest, InvalidArgument: agent.yaml or the tag.
+        FailedPrecondition: a requirement cannot be installed.
+    """
+    manifest = project.checked_manifest(directory)
+    tag = ImageReference.parse(reference or f"{manifest.name}:{manifest.version}")
+    if tag.digest:
+        raise errors.InvalidArgument(
+            f"'{reference}' is a digest; an image is built under a tag, like {tag.name}:1.0.0"
+        )
+    progress(f"packing {manifest.name} {manifest.version}")
+    layers = [await asyncio.to_thread(pack, store, directory, "app")]
+    if manifest.python.requirements:
+        progress(f"installing {', '.join(manifest.python.requirements)}")
+        with tempfile.TemporaryDirectory(prefix="agentruntime-deps-") as scratch:
+            await _install(pip, manifest.python.requirements, Path(scratch))
+            progress("packing requirements")
+            layers.append(await asyncio.to_thread(pack, store, Path(scratch), "deps"))
+    digest = _write_manifest(store, manifest, layers)
+    image = store.tag(tag, digest, datetime.now(UTC), built_in=built_in)
+    progress(f"built {image.reference} {digest}")
+    return image
+
+
+async def _install(pip: list[str], requirements: list[str], target: Path) -> None:
+    options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-input", "--target", str(target)]
+    process = await asyncio.create_subprocess_exec(
+        *pip, "install", *options, "--", *requirements,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _PIP_TIMEOUT_S)
+    except BaseException as error:
+        process.kill()
+        await process.wait()
+        if isinstance(error, TimeoutError):
+            raise errors.FailedPrecondition(f"pip did not finish within {_PIP_TIMEOUT_S:g}s") from None
+        raise
+    if process.returncode:
+        lines = [line for line in output.decode(errors="replace").splitlines() if not line.startswith("WARNING")]
+        said = "\n".join(lines[-_ERROR_LINES:])
+        raise errors.FailedPrecondition(f"pip cannot install {', '.join(requirements)}:\n{said}")
+
+
+def pack(store: ImageLayout, directory: Path, prefix: str) -> Layer:
+    """Stores a directory as a layer, its content below `prefix`/. Blocks."""
+    descriptor, name = tempfile.mkstemp(dir=store.blob_path("sha256:" + "0" * 64).parent, prefix=".layer.")
+    scratch = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as raw:
+            # No file name and time 0 in gzip's header, and a fixed level: the same bytes again.
+            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) as packed:
+                hashing = _HashingWriter(packed)
+                # OCI layers are read as a stream, so the writer need not seek either.
+                with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]  # a writer is all that "w|" wants
+                    _add_all(archive, directory, prefix)
+            raw.flush()
+            os.fsync(raw.fileno())
+        digest, size_bytes = store.add_file(scratch)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return Layer(digest, "sha256:" + hashing.hash.hexdigest(), size_bytes)
+
+
+class _HashingWriter:
+    def __init__(self, inner: IO[bytes] | gzip.GzipFile) -> None:
+        self._inner = inner
+        self.hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self._inner.write(data)
+
+
+def _add_all(archive: tarfile.TarFile, directory: Path, prefix: str) -> None:
+    top = tarfile.TarInfo(prefix)
+    top.type, top.mode = tarfile.DIRTYPE, 0o755
+    archive.addfile(top)
+    for path in project.files(directory):
+        place = directory / path
+        member = tarfile.TarInfo(f"{prefix}/{path}")
+        mode = place.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            member.type, member.mode, member.linkname = tarfile.SYMTYPE, 0o777, str(place.readlink())
+            archive.addfile(member)
+        elif stat.S_ISDIR(mode):
+            if place.name == "__pycache__":
+                continue
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(member)
+        elif stat.S_ISREG(mode) and place.parent.name != "__pycache__":
+            member.size, member.mode = place.stat().st_size, 0o755 if mode & 0o100 else 0o644
+            with place.open("rb") as content:
+                archive.addfile(member, content)
+
+
+def _write_manifest(store: ImageLayout, manifest: AgentManifest, layers: list[Layer]) -> str:
+    config = {
+        "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
+        "os": "linux",
+        "config": {"WorkingDir": "/app", "Labels": {"agentruntime.agent": manifest.name}},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
+    }
+    config_bytes = _canonical(config)
+    body = {
+        "schemaVersion": 2,
+        "mediaType": layout.MANIFEST_TYPE,
+        "config": {
+            "mediaType": layout.CONFIG_TYPE,
+            "digest": store.add_blob(config_bytes),
+            "size": len(config_bytes),
+        },
+        "layers": [layer.descriptor() for layer in layers],
+        "annotations": {
+            "org.opencontainers.image.title": manifest.name,
+            "org.opencontainers.image.version": manifest.version,
+        },
+    }
+    return store.add_blob(_canonical(body))
+
+
+def _canonical(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()

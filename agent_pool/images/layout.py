@@ -1,0 +1,220 @@
+"""The local store: an OCI image layout 1.0 (https://github.com/opencontainers/image-spec/blob/v1.0.2/image-layout.md).
+
+`oci-layout`, `index.json` with a tagged descriptor per reference, and blobs named by their SHA-256. One pool
+writes; every file appears by rename, so a reader never sees half of one.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from agentruntime import errors
+from agentruntime.names import ImageReference
+
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+_REF_NAME = "org.opencontainers.image.ref.name"
+_CREATED = "org.opencontainers.image.created"
+_BUILT_IN = "agentruntime.built-in"
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One tag."""
+
+    reference: str
+    digest: str
+    # Of its layers, compressed.
+    size_bytes: int
+    created_at: datetime
+    built_in: bool
+
+
+class ImageLayout:
+    """Images in a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._blobs = root / "blobs" / "sha256"
+
+    def create(self) -> None:
+        """Makes an empty layout where there is none."""
+        self._blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        marker = self._root / "oci-layout"
+        if not marker.exists():
+            write_atomically(marker, json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
+        if not (self._root / "index.json").exists():
+            self._write_index([])
+
+    def blob_path(self, digest: str) -> Path:
+        """Where the blob of that digest is, or would be.
+
+        Raises:
+            DataLoss: it is not a digest.
+        """
+        match = _DIGEST.fullmatch(digest)
+        if match is None:
+            raise errors.DataLoss(f"the image store names a blob '{digest}', which is not a SHA-256 digest")
+        return self._blobs / match[1]
+
+    def add_blob(self, data: bytes) -> str:
+        """Stores bytes; returns their digest."""
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        path = self.blob_path(digest)
+        if not path.exists():
+            write_atomically(path, data)
+        return digest
+
+    def add_file(self, source: Path) -> tuple[str, int]:
+        """Stores a file, which must be in this file system and is moved; returns its digest and size in bytes."""
+        with source.open("rb") as stream:
+            digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+        size_bytes = source.stat().st_size
+        source.replace(self.blob_path(digest))
+        return digest, size_bytes
+
+    def read_blob(self, digest: str) -> bytes:
+        """The bytes of a small blob, verified.
+
+        Raises:
+            DataLoss: it is missing or does not have its digest.
+        """
+        try:
+            data = self.blob_path(digest).read_bytes()
+        except FileNotFoundError:
+            raise errors.DataLoss(f"the image store lacks the blob {digest}; build the image again") from None
+        if "sha256:" + hashlib.sha256(data).hexdigest() != digest:
+            raise errors.DataLoss(f"the blob {digest} in the image store is damaged; build the image again")
+        return data
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """An image's manifest.
+
+        Raises:
+            DataLoss: it is missing, damaged, or no manifest.
+        """
+        manifest = json.loads(self.read_blob(digest))
+        if not isinstance(manifest, dict) or manifest.get("mediaType") != MANIFEST_TYPE:
+            raise errors.DataLoss(f"the blob {digest} in the image store is not an image manifest")
+        return manifest
+
+    def tag(
+        self, reference: ImageReference, digest: str, created_at: datetime, *, built_in: bool = False
+    ) -> StoredImage:
+        """Points a tag at a manifest, away from whatever it pointed at, and drops what nothing points at."""
+        annotations = {_REF_NAME: str(reference), _CREATED: created_at.isoformat()}
+        if built_in:
+            annotations[_BUILT_IN] = "true"
+        entry = {
+            "mediaType": MANIFEST_TYPE,
+            "digest": digest,
+            "size": self.blob_path(digest).stat().st_size,
+            "annotations": annotations,
+        }
+        self._write_index([*(e for e in self._entries() if _reference(e) != str(reference)), entry])
+        self._collect_garbage()
+        return self._stored(entry)
+
+    def images(self) -> list[StoredImage]:
+        """All tags, by reference."""
+        return sorted((self._stored(entry) for entry in self._entries()), key=lambda image: image.reference)
+
+    def find(self, reference: ImageReference) -> StoredImage:
+        """The image of a tag, or of a digest under a name.
+
+        Raises:
+            ImageNotFound: there is none; names the tags that do exist.
+        """
+        images = self.images()
+        same_name = [image for image in images if ImageReference.parse(image.reference).name == reference.name]
+        for image in same_name:
+            if image.digest == reference.digest or image.reference == str(reference):
+                return image
+        if same_name:
+            there = ", ".join(image.reference for image in same_name)
+            raise errors.ImageNotFound(f"image '{reference}' not found; there is {there}")
+        there = ", ".join(image.reference for image in images) or "none"
+        raise errors.ImageNotFound(f"image '{reference}' not found; `agent build` makes one; there is {there}")
+
+    def remove(self, reference: ImageReference) -> StoredImage:
+        """Removes a tag (or, for a digest, all tags of that name on it), and the data that nothing needs any more.
+
+        Raises:
+            ImageNotFound: there is none.
+            FailedPrecondition: it is built in.
+        """
+        image = self.find(reference)
+        if image.built_in:
+            raise errors.FailedPrecondition(f"image '{image.reference}' is built in and stays")
+
+        def goes(entry: dict[str, Any]) -> bool:
+            if reference.digest:
+                name = ImageReference.parse(_reference(entry)).name
+                return name == reference.name and str(entry["digest"]) == reference.digest
+            return _reference(entry) == image.reference
+
+        self._write_index([entry for entry in self._entries() if not goes(entry)])
+        self._collect_garbage()
+        return image
+
+    def _stored(self, entry: dict[str, Any]) -> StoredImage:
+        notes = entry["annotations"]
+        layers = self.manifest(entry["digest"])["layers"]
+        return StoredImage(
+            reference=notes[_REF_NAME],
+            digest=entry["digest"],
+            size_bytes=sum(layer["size"] for layer in layers),
+            created_at=datetime.fromisoformat(notes[_CREATED]),
+            built_in=notes.get(_BUILT_IN) == "true",
+        )
+
+    def _entries(self) -> list[dict[str, Any]]:
+        index = json.loads((self._root / "index.json").read_text())
+        # Another tool may have added descriptors without a tag of ours.
+        return [entry for entry in index["manifests"] if _REF_NAME in entry.get("annotations", {})]
+
+    def _write_index(self, entries: list[dict[str, Any]]) -> None:
+        index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
+        write_atomically(self._root / "index.json", json.dumps(index, indent=2).encode())
+
+    def _collect_garbage(self) -> None:
+        kept = set(self._referenced())
+        for path in self._blobs.iterdir():
+            if len(path.name) == 64 and f"sha256:{path.name}" not in kept:
+                path.unlink()
+
+    def _referenced(self) -> Iterator[str]:
+        for entry in self._entries():
+            yield entry["digest"]
+            manifest = self.manifest(entry["digest"])
+            yield manifest["config"]["digest"]
+            for layer in manifest["layers"]:
+                yield layer["digest"]
+
+
+def _reference(entry: dict[str, Any]) -> str:
+    return str(entry["annotations"][_REF_NAME])
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a file: the old bytes or the new ones, whenever the machine stops."""
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(scratch).replace(path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,117 @@
+"""A project as it comes in, a tar that nobody trusts yet, checked and written to a directory.
+
+Refused: paths that leave the project, absolute ones, links that point out of it, devices and other special
+files, a path twice, and more than 1 GiB in all. Left out: what is made on the way (`__pycache__`, `.git`, …).
+"""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from agentruntime import errors, units
+from agentruntime.manifest import FILE_NAME, AgentManifest
+
+LARGEST_BYTES = 2**30
+MOST_FILES = 50_000
+_LEFT_OUT = frozenset({"__pycache__", ".git", ".hg", ".svn", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache"})
+
+
+def extract(stream: IO[bytes], target: Path) -> None:
+    """Writes the project in an uncompressed tar below `target`, which is empty.
+
+    Raises:
+        InvalidArgument: it is no tar, or holds what is refused.
+        ResourceExhausted: it is too large.
+    """
+    total_bytes = 0
+    seen: set[PurePosixPath] = set()
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                path = checked_path(member.name)
+                if path == PurePosixPath(".") or _LEFT_OUT & set(path.parts) or path.suffix == ".pyc":
+                    continue
+                total_bytes += member.size
+                if total_bytes > LARGEST_BYTES or len(seen) >= MOST_FILES:
+                    raise errors.ResourceExhausted(
+                        f"the project is larger than {units.format_size(LARGEST_BYTES)} or {MOST_FILES} files; "
+                        "leave data out of the image"
+                    )
+                if path in seen and not member.isdir():
+                    raise errors.InvalidArgument(f"the project holds '{path}' twice")
+                seen.add(path)
+                _write(archive, member, path, target)
+    except tarfile.TarError as error:
+        raise errors.InvalidArgument(f"the project is not a readable tar: {error}") from None
+
+
+def checked_path(name: str) -> PurePosixPath:
+    """A member's path, relative and inside.
+
+    Raises:
+        InvalidArgument: it is absolute or leads out.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or not name:
+        raise errors.InvalidArgument(f"'{name}' leads out of the project; only paths inside it can be packed")
+    return path
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath, target: Path) -> None:
+    place = target / path
+    _no_link_on_the_way(target, path)
+    if member.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if member.issym():
+        _check_link(member, path)
+        place.symlink_to(member.linkname)
+        return
+    source = archive.extractfile(member) if member.isreg() else None
+    if source is None:
+        raise errors.InvalidArgument(f"'{path}' is neither a file, a directory nor a symbolic link")
+    with place.open("xb") as out:
+        while piece := source.read(2**20):
+            out.write(piece)
+    place.chmod(0o755 if member.mode & 0o100 else 0o644)
+
+
+def _no_link_on_the_way(target: Path, path: PurePosixPath) -> None:
+    for parent in path.parents:
+        if (target / parent).is_symlink():
+            raise errors.InvalidArgument(f"'{path}' lies behind the link '{parent}'")
+
+
+def _check_link(member: tarfile.TarInfo, path: PurePosixPath) -> None:
+    depth = len(path.parent.parts)
+    destination = PurePosixPath(member.linkname)
+    for part in destination.parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0 or destination.is_absolute():
+            raise errors.InvalidArgument(f"the link '{path}' points out of the project, to '{member.linkname}'")
+
+
+def checked_manifest(project: Path) -> AgentManifest:
+    """The project's agent.yaml, its entrypoint's module found.
+
+    Raises:
+        InvalidManifest: agent.yaml is missing or wrong, or names a module that is not there.
+    """
+    if not (project / FILE_NAME).is_file():
+        raise errors.InvalidManifest(f"the project has no {FILE_NAME}; `agent init` makes one")
+    manifest = AgentManifest.load(project)
+    module = manifest.entrypoint.partition(":")[0]
+    place = project.joinpath(*module.split("."))
+    if not place.with_suffix(".py").is_file() and not (place / "__init__.py").is_file():
+        raise errors.InvalidManifest(
+            f"{FILE_NAME}: entrypoint: there is no module '{module}' in the project "
+            f"(no {module.replace('.', '/')}.py)"
+        )
+    return manifest
+
+
+def files(root: Path) -> Iterator[PurePosixPath]:
+    """All below `root`, directories included, sorted by path."""
+    return (PurePosixPath(path.relative_to(root).as_posix()) for path in sorted(root.rglob("*")))

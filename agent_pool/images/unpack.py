@@ -1,0 +1,71 @@
+"""An image to a bundle: a directory with `app/` and, if the agent has requirements, `deps/`."""
+
+import hashlib
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from agentruntime import errors
+
+from agent_pool.images.layout import ImageLayout
+
+
+def bundle_path(bundles: Path, digest: str) -> Path:
+    """Where the image of that manifest digest is unpacked to."""
+    return bundles / digest.removeprefix("sha256:")
+
+
+def unpack(store: ImageLayout, digest: str, bundles: Path) -> Path:
+    """Unpacks an image, if it is not there yet, and returns the bundle. Blocks.
+
+    The bundle appears by rename, whole; every layer's digest is verified while it is read.
+
+    Raises:
+        DataLoss: a blob is missing or damaged.
+    """
+    bundle = bundle_path(bundles, digest)
+    if bundle.is_dir():
+        return bundle
+    scratch = Path(tempfile.mkdtemp(dir=bundles, prefix=".unpack."))
+    try:
+        for layer in store.manifest(digest)["layers"]:
+            _unpack_layer(store, layer, scratch)
+        scratch.chmod(0o755)
+        try:
+            scratch.rename(bundle)
+        except OSError:
+            if not bundle.is_dir():
+                raise  # else another start was quicker, with the same bytes
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return bundle
+
+
+def remove(bundles: Path, digest: str) -> None:
+    """Removes a bundle, if it is there. Blocks."""
+    bundle = bundle_path(bundles, digest)
+    if bundle.is_dir():
+        # Renamed first, so that no half of it is ever found under its name.
+        doomed = bundle.with_name(f".removed.{bundle.name}")
+        bundle.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _unpack_layer(store: ImageLayout, layer: dict[str, Any], target: Path) -> None:
+    digest = layer["digest"]
+    path = store.blob_path(digest)
+    try:
+        with path.open("rb") as stream:
+            actual = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+            if actual != digest:
+                raise errors.DataLoss(f"the layer {digest} in the image store is damaged; build the image again")
+            stream.seek(0)
+            with tarfile.open(fileobj=stream, mode="r:gz") as archive:
+                # "data" refuses absolute paths, paths and links that lead out, devices (PEP 706).
+                archive.extractall(target, filter="data")
+    except FileNotFoundError:
+        raise errors.DataLoss(f"the image store lacks the layer {digest}; build the image again") from None
+    except tarfile.TarError as error:
+        raise errors.DataLoss(f"the layer {digest} cannot be unpacked: {error}") from None

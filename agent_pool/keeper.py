@@ -1,0 +1,206 @@
+"""Keeps one deployment's workers: starts them, watches over them, starts them again, ends them.
+
+A worker that serves has one task here, which ends only when the worker is stopped.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from agentruntime import errors, log
+
+from agent_pool import health, restart
+from agent_pool.deployment import Deployment
+from agent_pool.drivers.base import Driver, Exit
+from agent_pool.health import HealthProbe, Verdict
+from agent_pool.ledger import Ledger
+from agent_pool.lifecycle import Event, State
+from agent_pool.restart import RestartPolicy
+from agent_pool.worker import Worker
+
+_log = log.get("agent_pool.keeper")
+
+
+class Keeper:
+    """Of the workers of all deployments.
+
+    Args:
+        changed: is called with the agent's name after each change of a worker.
+        drain_delay_s: between the news that a worker drains and its draining, for whoever routes to it.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        ledger: Ledger,
+        policy: RestartPolicy,
+        *,
+        changed: Callable[[str], None],
+        drain_delay_s: float,
+    ) -> None:
+        self._driver = driver
+        self._ledger = ledger
+        self._policy = policy
+        self._changed = changed
+        self._drain_delay_s = drain_delay_s
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, deployment: Deployment, worker: Worker) -> None:
+        """Starts a pending worker, and returns when it is ready; it is kept from then on.
+
+        Raises:
+            AgentError: it failed to start. Nothing of its process is left; `remove` the rest of it.
+        """
+        try:
+            await self._launch(deployment, worker)
+        except BaseException:
+            await self._wipe(worker)
+            raise
+        self._keep(deployment, worker)
+
+    def resume(self, deployment: Deployment, worker: Worker) -> None:
+        """Keeps a worker that was taken over (it has an address), or that is pending and may take its time."""
+        self._keep(deployment, worker)
+
+    async def stop(self, deployment: Deployment, worker: Worker, grace_s: float) -> None:
+        """Drains a worker and removes it. Returns when nothing of it is left."""
+        task = self._tasks.pop(worker.worker_id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if not worker.wanted:
+            return  # somebody else stops it already
+        served = worker.state in (State.READY, State.UNHEALTHY)
+        worker.apply(Event.DRAIN)
+        self._changed(worker.agent)
+        if served:
+            await asyncio.sleep(self._drain_delay_s)
+        end = await self._driver.stop(worker.worker_id, grace_s)
+        worker.apply(Event.END, end.reason)
+        await self.remove(deployment, worker)
+
+    async def abandon(self, deployment: Deployment, worker: Worker) -> None:
+        """Ends a worker at once, whatever it does, and removes it."""
+        task = self._tasks.pop(worker.worker_id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        await self.remove(deployment, worker)
+
+    async def remove(self, deployment: Deployment, worker: Worker) -> None:
+        """Takes a worker whose process is gone out of the deployment and the ledger."""
+        await self._wipe(worker)
+        self._ledger.release(worker.worker_id)
+        deployment.workers.pop(worker.worker_id, None)
+        self._changed(worker.agent)
+
+    def _keep(self, deployment: Deployment, worker: Worker) -> None:
+        self._tasks[worker.worker_id] = asyncio.create_task(self._live(deployment, worker))
+
+    async def _wipe(self, worker: Worker) -> None:
+        await self._driver.destroy(worker.worker_id)
+        if worker.probe is not None:
+            await worker.probe.close()
+            worker.probe = None
+
+    async def _launch(self, deployment: Deployment, worker: Worker) -> None:
+        worker.gpus = self._reserved(deployment, worker)
+        worker.apply(Event.LAUNCH)
+        worker.started_at_s = time.time()
+        policy = deployment.spec.health
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + policy.start_timeout_s
+        try:
+            async with asyncio.timeout_at(end_s):
+                running = await self._driver.start(deployment.launch(worker))
+        except TimeoutError:
+            raise errors.AgentFailed(
+                f"worker {worker.worker_id} did not start to serve within {policy.start_timeout_s:g}s"
+            ) from None
+        worker.runs(running)
+        self._changed(worker.agent)
+        await self._become_ready(deployment, worker, end_s - loop.time())
+
+    def _reserved(self, deployment: Deployment, worker: Worker) -> tuple[int, ...]:
+        self._ledger.reserve([worker.worker_id], deployment.spec.resources)
+        held = self._ledger.holding(worker.worker_id)
+        return held.gpus if held else ()
+
+    async def _become_ready(self, deployment: Deployment, worker: Worker, timeout_s: float) -> None:
+        worker.probe = HealthProbe(worker.address)
+        asking = asyncio.create_task(worker.probe.until_well(timeout_s))
+        ending = asyncio.create_task(self._driver.wait(worker.worker_id))
+        try:
+            await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                raise errors.AgentFailed(_failure(worker, ending.result()))
+            if problem := asking.result():
+                raise errors.AgentFailed(
+                    f"worker {worker.worker_id} did not become healthy within "
+                    f"{deployment.spec.health.start_timeout_s:g}s: {problem}"
+                )
+        finally:
+            asking.cancel()
+            ending.cancel()
+        worker.apply(Event.ANSWER)
+        self._changed(worker.agent)
+
+    async def _live(self, deployment: Deployment, worker: Worker) -> None:
+        """A worker's whole life, over all its restarts."""
+        while True:
+            ready_for_s = 0.0
+            try:
+                if worker.state is State.PENDING and worker.address:
+                    worker.apply(Event.LAUNCH)
+                    await self._become_ready(deployment, worker, deployment.spec.health.start_timeout_s)
+                elif worker.state is State.PENDING:
+                    await self._launch(deployment, worker)
+                end = await self._watch_over(deployment, worker)
+                reason = _failure(worker, end)
+                ready_for_s = time.time() - worker.ready_at_s
+            except errors.AgentError as error:
+                reason = error.message
+            # One line for `agent ps`; the log has the traceback.
+            worker.apply(Event.FAIL, reason.partition("\n")[0])
+            _log.warning("worker failed", worker_id=worker.worker_id, reason=reason)
+            self._changed(worker.agent)
+            await self._wipe(worker)
+            delay_s, worker.failures = restart.next_delay(self._policy, worker.failures, ready_for_s)
+            await asyncio.sleep(delay_s)
+            last = worker.reason
+            worker.apply(Event.RETRY, last)
+            worker.restarts += 1
+            self._changed(worker.agent)
+
+    async def _watch_over(self, deployment: Deployment, worker: Worker) -> Exit:
+        checking = asyncio.create_task(self._check(deployment, worker))
+        try:
+            return await self._driver.wait(worker.worker_id)
+        finally:
+            checking.cancel()
+            await asyncio.wait([checking])
+
+    async def _check(self, deployment: Deployment, worker: Worker) -> None:
+        """Asks a worker's health for as long as it lives."""
+        policy = deployment.spec.health
+        results: list[bool] = []
+        assert worker.probe is not None
+        while True:
+            await asyncio.sleep(policy.interval_s)
+            problem = await worker.probe.ask(policy.timeout_s)
+            results = [*results, not problem][-policy.retries :]
+            verdict = health.judge(policy, results)
+            if verdict is Verdict.SICK and worker.state is State.READY:
+                worker.apply(Event.SICKEN, problem)
+            elif verdict is Verdict.WELL and worker.state is State.UNHEALTHY:
+                worker.apply(Event.RECOVER)
+            else:
+                continue
+            _log.warning("worker's health changed", worker_id=worker.worker_id, state=worker.state, reason=problem)
+            self._changed(worker.agent)
+
+
+def _failure(worker: Worker, end: Exit) -> str:
+    if end.traceback:
+        return f"worker {worker.worker_id} failed: {end.error} ({end.reason})\n{end.traceback}"
+    return end.reason

@@ -1,0 +1,102 @@
+"""What of the machine is promised to whom: CPU, memory, GPUs. It refuses what does not fit."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agentruntime import errors, units
+
+from agent_pool.resources import Resources
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Of a machine. `gpus` are their indices."""
+
+    cpu_millis: int
+    memory_bytes: int
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Of one worker."""
+
+    cpu_millis: int
+    memory_bytes: int
+    gpus: tuple[int, ...] = ()
+
+
+class Ledger:
+    """Reservations by holder. Knows nothing of processes."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self._held: dict[str, Reservation] = {}
+
+    def reserved(self) -> Capacity:
+        """The sum of what is held."""
+        return Capacity(
+            sum(held.cpu_millis for held in self._held.values()),
+            sum(held.memory_bytes for held in self._held.values()),
+            tuple(sorted(gpu for held in self._held.values() for gpu in held.gpus)),
+        )
+
+    def reserve(self, holders: Iterable[str], resources: Resources) -> dict[str, Reservation]:
+        """Reserves the same for each holder, or for none of them. What a holder has already stays as it is.
+
+        Raises:
+            FailedPrecondition: more GPUs than the machine has.
+            InsufficientResources: it does not fit; says what was asked and what is free.
+        """
+        wanted = [holder for holder in holders if holder not in self._held]
+        if wanted:
+            self._check(len(wanted), resources)
+            leased = set(self.reserved().gpus)
+            free = [gpu for gpu in self.capacity.gpus if gpu not in leased]
+            for index, holder in enumerate(wanted):
+                gpus = tuple(free[index * resources.gpus : (index + 1) * resources.gpus])
+                self._held[holder] = Reservation(resources.cpu_millis, resources.memory_bytes, gpus)
+        return {holder: self._held[holder] for holder in wanted}
+
+    def adopt(self, holder: str, reservation: Reservation) -> None:
+        """Enters what a worker that runs already holds, even beyond the capacity."""
+        self._held[holder] = reservation
+
+    def release(self, holder: str) -> None:
+        """Gives back what the holder has, if it has anything."""
+        self._held.pop(holder, None)
+
+    def holding(self, holder: str) -> Reservation | None:
+        return self._held.get(holder)
+
+    def _check(self, count: int, resources: Resources) -> None:
+        reserved = self.reserved()
+        gpus = count * resources.gpus
+        if resources.gpus > len(self.capacity.gpus):
+            have = len(self.capacity.gpus)
+            raise errors.FailedPrecondition(
+                f"this machine has {have} {'GPU' if have == 1 else 'GPUs'}, {resources.gpus} requested",
+                reason="NO_SUCH_GPU",
+            )
+        free = {
+            "cpu": self.capacity.cpu_millis - reserved.cpu_millis,
+            "memory": self.capacity.memory_bytes - reserved.memory_bytes,
+            "gpu": len(self.capacity.gpus) - len(reserved.gpus),
+        }
+        asked = {"cpu": count * resources.cpu_millis, "memory": count * resources.memory_bytes, "gpu": gpus}
+        short = [name for name in asked if asked[name] > max(free[name], 0)]
+        if short:
+            parts = [f"{_say(name, asked[name])} asked, {_say(name, max(free[name], 0))} free" for name in short]
+            workers = "1 worker" if count == 1 else f"{count} workers"
+            raise errors.InsufficientResources(
+                f"{workers} will not fit: {'; '.join(parts)}; stop an agent or ask for less",
+                metadata={f"{name}_free": str(free[name]) for name in free},
+            )
+
+
+def _say(name: str, amount: int) -> str:
+    if name == "memory":
+        return f"{units.format_size(amount)} of memory"
+    if name == "cpu":
+        return f"{units.format_cpu(amount)} CPU"
+    return f"{amount} {'GPU' if amount == 1 else 'GPUs'}"

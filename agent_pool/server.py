@@ -1,0 +1,99 @@
+"""Puts the pool together, serves it on its Unix socket, and takes it apart again."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+
+from agentruntime import log
+from agentruntime._proto.uapi.v1 import agent_pool_pb2, agent_pool_pb2_grpc, image_service_pb2, image_service_pb2_grpc
+from agentruntime.home import Home
+from agentruntime.interceptors import ServerInterceptor
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from agent_pool import machine
+from agent_pool.cgroups import detect
+from agent_pool.drivers.process import ProcessDriver
+from agent_pool.image_service import ImageStoreService
+from agent_pool.images.catalog import Catalog
+from agent_pool.ledger import Ledger
+from agent_pool.logs import LogStore
+from agent_pool.pool import Pool
+from agent_pool.service import AgentPoolService
+from agent_pool.settings import PoolSettings
+from agent_pool.state import StateFile
+
+_LARGEST_MESSAGE_BYTES = 4 * 2**20
+_CALLS_GRACE_S = 1.0
+_log = log.get("agent_pool.server")
+
+
+async def serve(home: Home, settings: PoolSettings) -> None:
+    """Runs the pool of a runtime directory until SIGTERM or SIGINT.
+
+    Raises:
+        FailedPrecondition: another pool has that directory.
+        DataLoss: its state cannot be read.
+    """
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    home.create()
+    state = StateFile(home.state / "pool")
+    mounts = detect.here()
+    ledger = Ledger(machine.capacity(mounts))
+    logs = LogStore(home.logs, settings.log_policy)
+    driver = ProcessDriver(home, logs, detect.hierarchy(mounts, home.root), settings.worker_environment)
+    catalog = Catalog(home, [sys.executable, "-m", "pip"], lambda: pool.digests_in_use())  # noqa: PLW0108 — each needs the other
+    pool = Pool(settings, driver, ledger, catalog, state)
+    await catalog.prepare()
+    await pool.recover()
+    server = await _listen(home, pool, catalog, logs)
+    housekeeping = asyncio.create_task(_keep_house(pool, logs, settings.housekeeping_interval_s))
+    _log.info("pool serves", address=f"unix:{home.pool_socket}", capacity=vars(ledger.capacity))
+    await stopped.wait()
+    _log.info("pool stops")
+    housekeeping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await housekeeping
+    closing = asyncio.create_task(pool.close(settings.stop_grace_s))
+    await closing
+    await server.stop(_CALLS_GRACE_S)
+    home.pool_socket.unlink(missing_ok=True)
+
+
+async def _listen(home: Home, pool: Pool, catalog: Catalog, logs: LogStore) -> aio.Server:
+    server = aio.server(
+        interceptors=[ServerInterceptor()],
+        options=(("grpc.max_receive_message_length", _LARGEST_MESSAGE_BYTES),),
+    )
+    agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(AgentPoolService(pool, logs), server)
+    image_service_pb2_grpc.add_ImageServiceServicer_to_server(ImageStoreService(pool, catalog), server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names = [
+        *agent_pool_pb2.DESCRIPTOR.services_by_name.values(),
+        *image_service_pb2.DESCRIPTOR.services_by_name.values(),
+    ]
+    for name in ("", *(service.full_name for service in names)):
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    # The lock on the state says that whoever listened here before is gone.
+    home.pool_socket.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix:{home.pool_socket}")
+    await server.start()
+    home.pool_socket.chmod(0o600)
+    return server
+
+
+async def _keep_house(pool: Pool, logs: LogStore, interval_s: float) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        await asyncio.to_thread(pool.sample_cpu)
+        try:
+            await asyncio.to_thread(logs.maintain, time.time())
+        except OSError as error:
+            # A full disk must not end the pool; the next round tries again.
+            _log.error("logs could not be rotated", error=str(error))

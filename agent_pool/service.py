@@ -1,0 +1,122 @@
+"""AgentPool, as the proto has it: reads requests, asks the pool, writes answers."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import agentruntime
+from agentruntime import errors
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
+from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
+from grpc import aio
+
+from agent_pool import messages
+from agent_pool.deployment import Deployment
+from agent_pool.drivers.base import Enforcement, Stats
+from agent_pool.logs import LogStore
+from agent_pool.pool import DEFAULT_GRACE_S, Pool
+
+Context = aio.ServicerContext[Any, Any]
+_LONGEST_GRACE_S = 3600.0
+
+
+class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
+    """Over one pool."""
+
+    def __init__(self, pool: Pool, logs: LogStore) -> None:
+        self._pool = pool
+        self._logs = logs
+        self._started_s = time.monotonic()
+
+    async def RunAgent(self, request: pb.RunAgentRequest, context: Context) -> pb.RunAgentResponse:
+        deployment = await self._pool.run(messages.run_request(request))
+        return pb.RunAgentResponse(deployment=messages.deployment(deployment))
+
+    async def StopAgent(self, request: pb.StopAgentRequest, context: Context) -> pb.StopAgentResponse:
+        grace_s = DEFAULT_GRACE_S
+        if request.HasField("grace_period"):
+            grace_s = request.grace_period.ToNanoseconds() / 1e9
+            if not 0 <= grace_s <= _LONGEST_GRACE_S:
+                raise errors.InvalidArgument(
+                    f"a grace period of {grace_s:g}s is not between 0 and {_LONGEST_GRACE_S:g}s"
+                )
+        return pb.StopAgentResponse(worker_ids=await self._pool.stop(request.name, grace_s))
+
+    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
+        chosen = [self._pool.get(request.agent)] if request.agent else self._pool.deployments()
+        workers = [worker for each in chosen for worker in (await self._with_usage(each)).workers]
+        return pb.ListWorkersResponse(workers=sorted(workers, key=lambda worker: worker.worker_id))
+
+    async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> pb.GetWorkerResponse:
+        deployment, worker = self._pool.worker(request.worker_id)
+        stats = await asyncio.to_thread(self._pool.driver.stats, worker.worker_id)
+        return pb.GetWorkerResponse(worker=messages.worker(worker, deployment, stats))
+
+    async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Context) -> pb.GetDeploymentResponse:
+        return pb.GetDeploymentResponse(deployment=await self._with_usage(self._pool.get(request.agent)))
+
+    async def ListDeployments(
+        self, request: pb.ListDeploymentsRequest, context: Context
+    ) -> pb.ListDeploymentsResponse:
+        deployments = [await self._with_usage(each) for each in self._pool.deployments()]
+        return pb.ListDeploymentsResponse(deployments=deployments)
+
+    async def WatchDeployments(
+        self, request: pb.WatchDeploymentsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchDeploymentsResponse]:
+        with self._pool.changes.subscribe() as subscription:
+            for deployment in self._pool.deployments():
+                yield pb.WatchDeploymentsResponse(changed=messages.deployment(deployment))
+            yield pb.WatchDeploymentsResponse(synced=True)
+            while True:
+                for name in await subscription.take():
+                    now = self._pool.find(name)
+                    if now is None:
+                        yield pb.WatchDeploymentsResponse(removed=name)
+                    else:
+                        yield pb.WatchDeploymentsResponse(changed=messages.deployment(now))
+
+    async def StreamLogs(
+        self, request: pb.StreamLogsRequest, context: Context
+    ) -> AsyncIterator[pb.StreamLogsResponse]:
+        agent, worker_id = self._logs_of(request.name)
+
+        def names() -> list[str]:
+            return [worker_id] if worker_id else self._logs.logs_of(agent)
+
+        tail = request.tail if request.HasField("tail") else None
+        lines = self._logs.stream(agent, names, level=request.level, tail=tail, follow=request.follow)
+        async for line in lines:
+            yield messages.log_line(line)
+
+    async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
+        ledger = self._pool.ledger
+        gpus = len(ledger.capacity.gpus)
+        leased = Enforcement(
+            "gpu", gpus > 0, "leased one by one, told by CUDA_VISIBLE_DEVICES" if gpus else "this machine has 0 GPUs"
+        )
+        return pb.GetNodeResponse(
+            capacity=messages.node_resources(ledger.capacity),
+            reserved=messages.node_resources(ledger.reserved()),
+            enforcement=[messages.enforcement(entry) for entry in (*self._pool.driver.enforcement(), leased)],
+            pid=os.getpid(),
+            version=agentruntime.__version__,
+            uptime_seconds=time.monotonic() - self._started_s,
+        )
+
+    def _logs_of(self, name: str) -> tuple[str, str]:
+        """The agent, and the worker if it is one. Raises NotFound."""
+        if self._pool.find(name) is not None or self._logs.logs_of(name):
+            return name, ""
+        agent = self._logs.agent_of(name)
+        if agent is None:
+            raise errors.NotFound(f"there is no agent or worker '{name}', and no log of one; `agent ps` lists them")
+        return agent, name
+
+    async def _with_usage(self, deployment: Deployment) -> pb.Deployment:
+        return messages.deployment(deployment, await asyncio.to_thread(self._stats, list(deployment.workers)))
+
+    def _stats(self, worker_ids: list[str]) -> dict[str, Stats]:
+        return {worker_id: self._pool.driver.stats(worker_id) for worker_id in worker_ids}

@@ -1,0 +1,41 @@
+"""All settings of the pool: read once, from AGENT_POOL_* and the command line, and handed on whole."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agent_pool.logs import LogPolicy
+from agent_pool.restart import RestartPolicy
+
+
+class PoolSettings(BaseSettings):
+    """Of one pool. Durations in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENT_POOL_", frozen=True, cli_parse_args=False, extra="forbid")
+
+    log_level: str = "INFO"
+    # For all workers together when the pool itself is stopped.
+    stop_grace_s: float = Field(10.0, ge=0)
+    # Between the news that a worker drains and its draining, so that the gateway sends it nothing more.
+    drain_delay_s: float = Field(0.1, ge=0)
+    housekeeping_interval_s: float = Field(3.0, gt=0)
+    restart_first_delay_s: float = Field(0.1, gt=0)
+    restart_longest_delay_s: float = Field(60.0, gt=0)
+    log_rotate_bytes: int = Field(10_000_000, ge=65536)
+    log_keep_parts: int = Field(4, ge=0)
+    log_keep_agent_bytes: int = Field(200_000_000, ge=0)
+    log_keep_s: float = Field(30 * 86400.0, gt=0)
+    # What of the environment the agents' processes begin with.
+    path: str = Field("/usr/local/bin:/usr/bin:/bin", validation_alias="PATH")
+    lang: str = Field("C.UTF-8", validation_alias="LANG")
+
+    @property
+    def restart_policy(self) -> RestartPolicy:
+        return RestartPolicy(first_delay_s=self.restart_first_delay_s, longest_delay_s=self.restart_longest_delay_s)
+
+    @property
+    def log_policy(self) -> LogPolicy:
+        return LogPolicy(self.log_rotate_bytes, self.log_keep_parts, self.log_keep_agent_bytes, self.log_keep_s)
+
+    @property
+    def worker_environment(self) -> dict[str, str]:
+        return {"PATH": self.path, "LANG": self.lang}

@@ -1,0 +1,60 @@
+"""One worker as the pool sees it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent_pool import lifecycle
+from agent_pool.drivers.base import Running
+from agent_pool.health import HealthProbe
+from agent_pool.lifecycle import Event, State
+from agent_pool.usage import CpuMeter
+
+
+@dataclass
+class Worker:
+    """Its state changes through `apply` only."""
+
+    worker_id: str
+    agent: str
+    number: int
+    slot: int
+    revision: int
+    state: State = State.PENDING
+    # Why it is in its state, in a sentence.
+    reason: str = ""
+    restarts: int = 0
+    # In a row; for the backoff.
+    failures: int = 0
+    pid: int = 0
+    address: str = ""
+    # Since the epoch; 0 for never.
+    started_at_s: float = 0.0
+    ready_at_s: float = 0.0
+    gpus: tuple[int, ...] = ()
+    handle: Mapping[str, Any] = field(default_factory=dict)
+    meter: CpuMeter | None = None
+    probe: HealthProbe | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return self.state not in (State.DRAINING, State.STOPPED)
+
+    def apply(self, event: Event, reason: str = "") -> None:
+        """Moves on to the state that `event` leads to.
+
+        Raises:
+            Internal: it cannot happen now.
+        """
+        self.state = lifecycle.after(self.state, event)
+        self.reason = reason
+        if self.state is State.READY and event is Event.ANSWER:
+            self.ready_at_s = time.time()
+        if self.state in (State.FAILED, State.STOPPED, State.PENDING):
+            self.pid, self.address, self.handle, self.meter = 0, "", {}, None
+
+    def runs(self, running: Running) -> None:
+        """Takes in where its process is."""
+        self.pid, self.address, self.handle = running.pid, running.address, running.handle
+        self.meter = CpuMeter(time.monotonic())
