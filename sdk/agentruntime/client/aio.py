@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -10,7 +11,7 @@ import grpc
 from grpc import aio
 
 import agentruntime
-from agentruntime import errors, log, status
+from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import (
     agent_gateway_pb2_grpc,
     agent_pool_pb2_grpc,
@@ -23,7 +24,8 @@ from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.client import dynamic, policy, target
 from agentruntime.client.registration import Lease, register_request
 
-_log = log.get("agentruntime.client")
+# The standard library's: a library leaves it to its program how logs are written.
+_log = logging.getLogger("agentruntime.client")
 StubT = TypeVar("StubT")
 
 
@@ -153,7 +155,7 @@ class AsyncClient:
                     lease.answered(await self.registry.RegisterAgent(request, timeout=10))
             except errors.AgentError as error:
                 lease.failed(error)
-                _log.warning("lease not renewed", agent=lease.agent_id, error=error.message)
+                _log.warning("the lease of %s was not renewed: %s", lease.agent_id, error.message)
 
 
 class _Connection:

@@ -1,6 +1,7 @@
 """`Client`: what a caller uses."""
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 import agentruntime
-from agentruntime import errors, log, status
+from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import (
     agent_gateway_pb2_grpc,
     agent_pool_pb2_grpc,
@@ -22,7 +23,8 @@ from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.client import dynamic, policy, target
 from agentruntime.client.registration import Lease, register_request
 
-_log = log.get("agentruntime.client")
+# The standard library's: a library leaves it to its program how logs are written.
+_log = logging.getLogger("agentruntime.client")
 StubT = TypeVar("StubT")
 
 
@@ -204,7 +206,7 @@ class _LeaseKeeper:
                     self._lease.answered(self._registry.RegisterAgent(request, timeout=10))
             except errors.AgentError as error:
                 self._lease.failed(error)
-                _log.warning("lease not renewed", agent=self._lease.agent_id, error=error.message)
+                _log.warning("the lease of %s was not renewed: %s", self._lease.agent_id, error.message)
 
 
 class _Connection:
