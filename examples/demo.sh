@@ -13,8 +13,17 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
+bold='' plain=''
+if [[ -t 1 ]]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+
+# Shows a command as one would type it, and runs it.
 step() {
-  printf '\n\033[1m$ %s\033[0m\n' "$*"
+  local shown='' word
+  for word in "$@"; do
+    if [[ $word == *' '* ]]; then word="\"$word\""; fi
+    shown+=" $word"
+  done
+  printf '\n%s$%s%s\n' "$bold" "$shown" "$plain"
   "$@"
 }
 
