@@ -81,8 +81,8 @@ class RunningPool:
             f"unix:{self.home.pool_socket}",
             options=(("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 50)),
         )
-        self.pool: agent_pool_pb2_grpc.AgentPoolAsyncStub = agent_pool_pb2_grpc.AgentPoolStub(self._channel)  # type: ignore[assignment]  # an aio channel makes an async stub
-        self.images: image_service_pb2_grpc.ImageServiceAsyncStub = image_service_pb2_grpc.ImageServiceStub(  # type: ignore[assignment]  # as above
+        self.pool: agent_pool_pb2_grpc.AgentPoolAsyncStub = agent_pool_pb2_grpc.AgentPoolStub(self._channel)
+        self.images: image_service_pb2_grpc.ImageServiceAsyncStub = image_service_pb2_grpc.ImageServiceStub(
             self._channel
         )
         await self.pool.GetNode(pb.GetNodeRequest(), timeout=20, wait_for_ready=True)
@@ -169,7 +169,7 @@ async def generate(address: str, prompt: str, timeout_s: float = 10.0) -> str:
     async with aio.insecure_channel(address) as channel:
         stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
         request = text_generation_pb2.GenerateTextRequest(prompt=prompt)
-        response = await stub.GenerateText(request, timeout=timeout_s)  # type: ignore[misc]  # an aio channel's call
+        response = await stub.GenerateText(request, timeout=timeout_s)
         return str(response.text)
 
 
