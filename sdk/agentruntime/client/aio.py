@@ -218,7 +218,7 @@ class _UnaryStream(_Interceptor, aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         details = self._details(client_call_details)
         # The call is made here: grpc.aio wants to cancel it even if nobody reads the stream.
-        return _streamed(await continuation(details, request), details.timeout)
+        return _streamed(await continuation(details, request), details.timeout, time.monotonic())
 
 
 class _StreamUnary(_Interceptor, aio.StreamUnaryClientInterceptor):
@@ -231,7 +231,7 @@ class _StreamStream(_Interceptor, aio.StreamStreamClientInterceptor):
         self, continuation: Any, client_call_details: Any, request_iterator: Any
     ) -> Any:
         details = self._details(client_call_details)
-        return _streamed(await continuation(details, request_iterator), details.timeout)
+        return _streamed(await continuation(details, request_iterator), details.timeout, time.monotonic())
 
 
 async def _answered(continuation: Any, details: aio.ClientCallDetails, request: Any) -> Any:
@@ -245,8 +245,7 @@ async def _answered(continuation: Any, details: aio.ClientCallDetails, request: 
     return call
 
 
-async def _streamed(call: Any, timeout_s: float | None) -> AsyncIterator[Any]:
-    called_at = time.monotonic()
+async def _streamed(call: Any, timeout_s: float | None, called_at: float) -> AsyncIterator[Any]:
     try:
         async for response in call:
             yield response
