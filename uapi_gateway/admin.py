@@ -43,7 +43,7 @@ class Admin:
                 head, body = await self._exchange(f"{verb} {target} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n")
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             raise Unavailable(f"Envoy's admin socket does not answer: {error or type(error).__name__}") from error
-        status = head.split(" ", 2)[1]
+        _version, status, *_ = [*head.split(" ", 2), ""]
         if status != "200":
             raise Unavailable(f"Envoy answers {status} to {target}")
         return body

@@ -95,7 +95,8 @@ def _reflection_v1(alpha: descriptor_pb2.FileDescriptorProto) -> descriptor_pb2.
     file.package = new.rstrip(".")
     for message in file.message_type:
         for member in message.field:
-            member.type_name = member.type_name.replace(old, new)
+            if member.type_name:
+                member.type_name = member.type_name.replace(old, new)
     for service in file.service:
         for method in service.method:
             method.input_type = method.input_type.replace(old, new)

@@ -90,7 +90,9 @@ def children_of(home: Home, listen: Listen) -> list[ChildSpec]:
 
 
 def failure_of(log_tail: str, status: int) -> str:
-    """One sentence on why a child ended, from the last line it wrote."""
+    """Why a child ended: by a signal, or as the last line it wrote says."""
+    if status < 0:
+        return signal.Signals(-status).name
     lines = [line.strip() for line in log_tail.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     try:
@@ -98,8 +100,7 @@ def failure_of(log_tail: str, status: int) -> str:
         last = str(entry.get("error") or entry["event"])
     except (ValueError, TypeError, KeyError, AttributeError):
         last = re.sub(r"^(error|uapi_gateway|agent_pool): ", "", last)
-    how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-    return f"{last} ({how})" if last else how
+    return f"{last} (exit status {status})" if last else f"exit status {status}"
 
 
 def is_alive(pid: int, start_time: float) -> bool:

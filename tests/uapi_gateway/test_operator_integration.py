@@ -93,15 +93,10 @@ async def test_naming_an_agent_that_is_not_ready_opens_no_service_of_the_gateway
     for method, request in calls:
         error = await fails(method(request, metadata=named, timeout=5))
         assert isinstance(error, errors.AgentNotReady)
-    xds = platform.tcp.stream_stream(
-        "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-    )
-    assert isinstance(await fails(_first(xds(iter([b""]), timeout=5))), errors.Unimplemented)
+    path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+    discovery: Any = platform.tcp.unary_unary(path)
+    assert isinstance(await fails(discovery(b"", timeout=5)), errors.Unimplemented)
     platform.pool.remove("asleep")
-
-
-async def _first(call: Any) -> Any:
-    return [message async for message in call]
 
 
 async def _unready(platform: Platform, agent: str) -> bool:

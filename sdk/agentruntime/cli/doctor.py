@@ -10,6 +10,17 @@ from agentruntime.cli import output, platform
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
 
+# What the pool calls these, in words.
+_TITLES = {
+    "memory": "memory limit",
+    "cpu": "CPU limit",
+    "pids": "process limit",
+    "network": "network isolation",
+    "filesystem": "file system isolation",
+    "process": "process isolation",
+    "gpu": "GPUs",
+}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -49,7 +60,7 @@ def machine(node: pool_pb2.GetNodeResponse) -> list[Finding]:
         f"{units.format_size(free_bytes)} of {units.format_size(node.capacity.memory_bytes)} memory and "
         f"{node.capacity.gpus - node.reserved.gpus} of {node.capacity.gpus} GPUs are free"
     )
-    enforced = [Finding(f"{item.what} limit", item.enforced, item.detail) for item in node.enforcement]
+    enforced = [Finding(_TITLES.get(item.what, item.what), item.enforced, item.detail) for item in node.enforcement]
     return [Finding("resources", True, capacity), *enforced]
 
 

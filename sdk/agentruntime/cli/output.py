@@ -61,8 +61,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, no_wrap=number < len(columns) - 1, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    on_terminal = sys.stdout.isatty()
-    Console(width=None if on_terminal else 10_000, highlight=False, soft_wrap=not on_terminal).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    # rich fills every row up with blanks, which a narrow terminal would wrap and a file would keep.
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def note(text: str) -> None:

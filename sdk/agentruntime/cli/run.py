@@ -19,24 +19,40 @@ Env = Annotated[list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALU
 
 
 def command(
-    image: Annotated[str, typer.Argument(help="name, name:tag or name@sha256:…; `agent images` lists them.")],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="name, name:tag or name@sha256:…; `agent images` lists them.")
+    ],
     *,
-    name: Annotated[str | None, typer.Option(help="The agent's name; the image's by default.")] = None,
-    replicas: Annotated[int | None, typer.Option(min=0, help="How many workers; one by default.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Reserved, and the cap unless --memory-limit is given.")] = None,
-    cpu: Annotated[str | None, typer.Option(help="Cores reserved (0.5, 500m), and the cap likewise.")] = None,
-    memory_limit: Annotated[str | None, typer.Option(help="The kernel kills a worker beyond this.")] = None,
-    cpu_limit: Annotated[str | None, typer.Option(help="The kernel slows a worker down to this.")] = None,
-    gpu: Annotated[int | None, typer.Option(min=0, help="GPUs for each worker.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The agent's name; the image's by default.")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="How many workers; one by default.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Reserved, and the cap unless --memory-limit is given.")
+    ] = None,
+    cpu: Annotated[
+        str | None, typer.Option(metavar="CORES", help="Cores reserved (0.5, 500m), and the cap likewise.")
+    ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The kernel kills a worker beyond this.")
+    ] = None,
+    cpu_limit: Annotated[
+        str | None, typer.Option(metavar="CORES", help="The kernel slows a worker down to this.")
+    ] = None,
+    gpu: Annotated[int | None, typer.Option(metavar="N", min=0, help="GPUs for each worker.")] = None,
     native: Annotated[
         bool, typer.Option("--native", help="Run as processes; what this version always does.")
     ] = False,
-    venv: Annotated[Path | None, typer.Option(help="Python virtual environment to run in.")] = None,
+    venv: Annotated[Path | None, typer.Option(metavar="PATH", help="Python virtual environment to run in.")] = None,
     env: Env = None,
-    network: Annotated[str | None, typer.Option(help="isolated (the default, also called none) or host.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="MODE", help="isolated (the default, also called none) or host.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A configuration file; runtime-config.yaml if it exists.")
+        Path | None, typer.Option(metavar="FILE", help="A configuration file; runtime-config.yaml if it exists.")
     ] = None,
     allow_unenforced: Annotated[
         bool, typer.Option("--allow-unenforced", help="Run although a limit cannot be enforced here.")

@@ -1,0 +1,157 @@
+"""`agent up` and `agent down` with the real gateway and pool: started twice, killed, in each other's way."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from agentruntime import supervisor
+from agentruntime.home import Home
+
+from tests.agentruntime.cli.conftest import Agent, Result
+
+pytestmark = pytest.mark.integration
+FREE_PORTS = ("--grpc-port", "0", "--http-port", "0")
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, agent_process: Agent) -> Iterator[Home]:
+    """A runtime directory whose platform is gone afterwards, whatever the test did."""
+    with tempfile.TemporaryDirectory(prefix="uapi-cli-") as folder:
+        monkeypatch.setenv("UAPI_HOME", folder)
+        home = Home(Path(folder))
+        yield home
+        agent_process("down")
+        assert processes_of(home) == []
+
+
+def processes_of(home: Home) -> list[psutil.Process]:
+    """Every process that was started for this runtime directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            # Forked workers keep the command line of the process that they were forked from, and its environment.
+            if process.environ().get("UAPI_HOME") == str(home.root) or str(home.root) in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not come about"
+        time.sleep(0.05)
+    return value
+
+
+def pids(agent: Agent) -> dict[str, int]:
+    result = agent("status", "-o", "json")
+    processes = json.loads(result.out)["processes"] if result.status == 0 else []
+    return {process["name"]: process["pid"] for process in processes}
+
+
+def await_another(agent: Agent, part: str, pid: int) -> None:
+    """Until another process than `pid` is that part of the platform."""
+    until(lambda: pids(agent).get(part) not in (None, pid))
+
+
+def ok(result: Result) -> Result:
+    assert result.status == 0, result.err
+    return result
+
+
+def test_up_and_down_twice(home: Home, agent_process: Agent) -> None:
+    first = json.loads(ok(agent_process("up", *FREE_PORTS, "-o", "json")).out)
+    by_name = {process["name"]: process for process in first["processes"]}
+    assert {"gateway", "envoy", "pool", "supervisor"} <= by_name.keys()
+    assert all(process["pid"] > 0 and process["version"] for process in by_name.values())
+    # It is in a session of its own, so the end of a terminal does not reach it.
+    assert os.getsid(by_name["supervisor"]["pid"]) == by_name["supervisor"]["pid"]
+    second = ok(agent_process("up", "--grpc-port", "1"))
+    assert second.err.startswith("the platform runs already")
+    assert pids(agent_process) == {name: process["pid"] for name, process in by_name.items()}
+    assert ok(agent_process("down")).out == "the platform has stopped\n"
+    assert processes_of(home) == []
+    assert ok(agent_process("down")).out == "no platform runs on this machine\n"
+    assert agent_process("ps").status == 24
+
+
+def test_killed_parts_come_back_and_agents_go_on(home: Home, agent_process: Agent) -> None:
+    ok(agent_process("up", *FREE_PORTS))
+    ok(agent_process("run", "echo"))
+    (worker,) = json.loads(ok(agent_process("ps", "-o", "json")).out)
+    for part in ("gateway", "pool"):
+        before = pids(agent_process)
+        os.kill(before[part], signal.SIGKILL)
+        await_another(agent_process, part, before[part])
+        assert until(lambda: agent_process("call", "echo", "still here").out) == "still here\n"
+    (after,) = json.loads(ok(agent_process("ps", "-o", "json")).out)
+    assert after["pid"] == worker["pid"]
+    assert "SIGKILL; restart in" in (home.logs / "supervisor.log").read_text()
+
+
+def test_a_port_in_use(home: Home, agent_process: Agent) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = agent_process("up", "--grpc-port", str(port), "--http-port", "0")
+    assert (result.status, result.out, result.err.count("\n")) == (19, "", 1)
+    assert str(port) in result.err
+    assert processes_of(home) == []
+    ok(agent_process("up", *FREE_PORTS))
+
+
+def test_a_killed_supervisor_leaves_nothing_that_up_or_down_cannot_clear(home: Home, agent_process: Agent) -> None:
+    for verb in (("up", *FREE_PORTS), ("down",)):
+        ok(agent_process("up", *FREE_PORTS))
+        before = pids(agent_process)
+        os.kill(before["supervisor"], signal.SIGKILL)
+        until(lambda: not supervisor.is_running(home))
+        assert agent_process("ps").status == 24
+        ok(agent_process(*verb))
+        assert not any(psutil.pid_exists(pid) for name, pid in before.items() if name in ("gateway", "pool"))
+
+
+def test_run_starts_the_platform(home: Home, agent_process: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UAPI_GATEWAY_GRPC_PORT", "0")
+    monkeypatch.setenv("UAPI_GATEWAY_HTTP_PORT", "0")
+    ok(agent_process("run", "echo", "--replicas", "2"))
+    assert len(json.loads(ok(agent_process("ps", "-o", "json")).out)) == 2
+    assert ok(agent_process("call", "echo", "hello there")).out == "hello there\n"
+
+
+def test_a_project_from_init_to_its_answer(home: Home, agent_process: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    ok(agent_process("up", *FREE_PORTS))
+    ok(agent_process("init", "my-agent"))
+    ok(agent_process("build", "my-agent", "-t", "my-agent:1.2.0"))
+    ok(agent_process("run", "my-agent:1.2.0"))
+    assert ok(agent_process("call", "my-agent", "Hello there")).out == "my-agent heard: Hello there\n"
+    assert "worker serves" in ok(agent_process("logs", "my-agent", "--tail", "5")).out
+    ok(agent_process("stop", "my-agent"))
+    ok(agent_process("rmi", "my-agent:1.2.0"))
+
+
+def test_ctrl_c_ends_a_following_command(home: Home, agent_process: Agent) -> None:
+    ok(agent_process("up", *FREE_PORTS))
+    ok(agent_process("run", "echo"))
+    program = Path(sys.executable).with_name("agent")
+    following = subprocess.Popen(
+        [program, "logs", "echo", "--follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert following.stdout is not None
+    assert following.stdout.readline()
+    following.send_signal(signal.SIGINT)
+    _, err = following.communicate(timeout=10)
+    assert (following.returncode, err) == (130, "")

@@ -1,0 +1,43 @@
+"""Which process an Envoy's record names."""
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+from agentruntime.home import Home
+
+from uapi_gateway.bootstrap import bootstrap, write_bootstrap
+from uapi_gateway.envoy import EnvoyRecord, read_record, record_file, write_json
+
+
+def test_a_pid_alone_names_nobody() -> None:
+    own = psutil.Process()
+    assert EnvoyRecord(own.pid, own.create_time(), 1, "f").alive()
+    assert not EnvoyRecord(own.pid, own.create_time() - 1, 1, "f").alive()
+    assert not EnvoyRecord(2**22 + 1, 0.0, 1, "f").alive()
+
+
+def test_records_that_say_nothing_are_no_envoy(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.create()
+    assert read_record(home) is None
+    for content in ("", "[]", '{"pid": 1}', json.dumps({"pid": 1, "started": 0, "grpc_port": 1, "fingerprint": ""})):
+        record_file(home).write_text(content)
+        assert read_record(home) is None
+    own = {"pid": os.getpid(), "started": psutil.Process().create_time(), "grpc_port": 7, "fingerprint": "f"}
+    write_json(record_file(home), own)
+    found = read_record(home)
+    assert found is not None
+    assert found.grpc_port == 7
+
+
+def test_the_bootstrap_is_for_this_user_alone(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.create()
+    write_bootstrap(home, tmp_path / "b.json")
+    assert (tmp_path / "b.json").stat().st_mode & 0o777 == 0o600
+    content = json.loads((tmp_path / "b.json").read_text())
+    assert content == bootstrap(home)
+    assert home.token() not in json.dumps(content)
+    assert content["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"

@@ -1,0 +1,69 @@
+"""Decisions about registrations and their health."""
+
+import pytest
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
+from agentruntime.errors import InvalidArgument
+from google.protobuf.duration_pb2 import Duration
+
+from uapi_gateway.probing import Finding, check_health_url
+from uapi_gateway.registry import Endpoint, Registry
+from uapi_gateway.registry_service import HealthLoop, lease_ttl, resolve_services
+
+
+def test_leases_are_bounded() -> None:
+    def asked(**duration: int) -> proto.RegisterAgentRequest:
+        return proto.RegisterAgentRequest(lease_ttl=Duration(**duration))
+
+    assert lease_ttl(proto.RegisterAgentRequest()) == 30
+    assert lease_ttl(asked(seconds=1)) == 1
+    assert lease_ttl(asked(seconds=3600)) == 3600
+    for wrong in (asked(), asked(nanos=999_999_999), asked(seconds=-5), asked(seconds=3600, nanos=1)):
+        with pytest.raises(InvalidArgument, match="1 second to 1 hour"):
+            lease_ttl(wrong)
+
+
+def test_services_get_their_full_names() -> None:
+    known = {"a.v1.S", "b.v1.S", "a.v1.T"}
+    assert resolve_services(["T", "c.v1.New", "a.v1.T"], known) == ["a.v1.T", "c.v1.New"]
+
+
+@pytest.mark.parametrize(
+    ("services", "words"),
+    [
+        ([], "at least one"),
+        (["S"], "a.v1.S or b.v1.S"),
+        (["New"], "write its full name, like acme.v1.New"),
+        (["a..S"], "not the name of a service"),
+        (["a/S"], "not the name of a service"),
+        (["grpc.health.v1.Health"], "platform's own"),
+        (["a.v1.T"] * 101, "at most 100"),
+    ],
+)
+def test_services_that_are_refused(services: list[str], words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        resolve_services(services, {"a.v1.S", "b.v1.S", "a.v1.T"})
+
+
+@pytest.mark.parametrize(
+    "url", ["", "https://h/", "ftp://h/", "http://", "http://h:99999/", "http://h/a b", "h:80/x"]
+)
+def test_what_is_no_health_check(url: str) -> None:
+    with pytest.raises(InvalidArgument, match="not a health check"):
+        check_health_url(url)
+    check_health_url("http://localhost:8080/health?full=1")
+
+
+def test_unready_after_three_failures_in_a_row_and_ready_after_one_success() -> None:
+    loop = HealthLoop(Registry(), interval_s=1, failures=3)
+    endpoint = Endpoint("h:1", ready=True, resolved="1.1.1.1:1")
+    bad, good = Finding(False, "it is ill"), Finding(True, resolved="1.1.1.2:1")
+    assert loop.judge("x", endpoint, bad) == endpoint
+    assert loop.judge("x", endpoint, bad) == endpoint
+    assert loop.judge("x", endpoint, good).ready
+    for _ in range(2):
+        assert loop.judge("x", endpoint, bad).ready
+    ill = loop.judge("x", endpoint, bad)
+    assert (ill.ready, ill.reason) == (False, "it is ill")
+    assert not loop.judge("x", ill, bad).ready
+    well = loop.judge("x", ill, good)
+    assert (well.ready, well.reason, well.dialled) == (True, "", "1.1.1.2:1")

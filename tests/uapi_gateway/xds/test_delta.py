@@ -1,0 +1,142 @@
+"""Incremental xDS: what one Envoy is sent, and in which order."""
+
+from typing import Any
+
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf import any_pb2
+
+from uapi_gateway.xds.cache import Cache
+from uapi_gateway.xds.delta import Session
+from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource
+
+
+def resource(name: str, version: str = "1") -> Resource:
+    return Resource(name, version, any_pb2.Any())
+
+
+class Envoy:
+    """A session, and the cache that it serves."""
+
+    def __init__(self) -> None:
+        self.cache = Cache()
+        self.woken = 0
+        self.session = Session(self.cache, self._wake)
+        self.cache.listen(self.session)
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def asks(self, kind: str, *names: str, has: dict[str, str] | None = None, drops: tuple[str, ...] = ()) -> None:
+        self.session.request(
+            discovery_pb2.DeltaDiscoveryRequest(
+                type_url=kind,
+                resource_names_subscribe=names,
+                resource_names_unsubscribe=drops,
+                initial_resource_versions=has or {},
+            )
+        )
+
+    def gets(self) -> list[tuple[str, list[str], list[str]]]:
+        return [
+            (response.type_url, [r.name for r in response.resources], list(response.removed_resources))
+            for response in self.session.flush()
+        ]
+
+
+def test_wildcards_get_everything_then_changes() -> None:
+    envoy = Envoy()
+    envoy.cache.put(CLUSTER, resource("a"))
+    envoy.asks(CLUSTER)
+    assert envoy.gets() == [(CLUSTER, ["a"], [])]
+    envoy.cache.put(CLUSTER, resource("a"))
+    assert envoy.gets() == []
+    envoy.cache.put(CLUSTER, resource("a", "2"))
+    envoy.cache.put(CLUSTER, resource("b"))
+    assert envoy.gets() == [(CLUSTER, ["a", "b"], [])]
+    envoy.cache.remove(CLUSTER, "a")
+    assert envoy.gets() == [(CLUSTER, [], ["a"])]
+
+
+def test_an_empty_world_is_answered_too() -> None:
+    envoy = Envoy()
+    envoy.asks(CLUSTER)
+    assert envoy.gets() == [(CLUSTER, [], [])]
+    assert envoy.gets() == []
+
+
+def test_names_get_what_they_ask_for_and_hear_what_is_not_there() -> None:
+    envoy = Envoy()
+    for name in ("a", "b"):
+        envoy.cache.put(ENDPOINTS, resource(name))
+    envoy.asks(ENDPOINTS, "a", "gone")
+    assert envoy.gets() == [(ENDPOINTS, ["a"], []), (ENDPOINTS, [], ["gone"])]
+    envoy.cache.put(ENDPOINTS, resource("b", "2"))
+    assert envoy.gets() == []
+    envoy.asks(ENDPOINTS, drops=("a",))
+    envoy.cache.put(ENDPOINTS, resource("a", "2"))
+    assert envoy.gets() == []
+
+
+def test_a_name_asked_for_again_is_sent_again() -> None:
+    envoy = Envoy()
+    envoy.cache.put(ENDPOINTS, resource("a"))
+    for _ in range(2):
+        envoy.asks(ENDPOINTS, "a")
+        assert envoy.gets() == [(ENDPOINTS, ["a"], [])]
+
+
+def test_a_reconnect_sends_only_what_differs_and_takes_back_what_is_gone() -> None:
+    envoy = Envoy()
+    envoy.cache.put(CLUSTER, resource("same"))
+    envoy.cache.put(CLUSTER, resource("changed", "2"))
+    envoy.asks(CLUSTER, has={"same": "1", "changed": "1", "gone": "1"})
+    assert envoy.gets() == [(CLUSTER, ["changed"], []), (CLUSTER, [], ["gone"])]
+    envoy.cache.put(ENDPOINTS, resource("same"))
+    envoy.asks(ENDPOINTS, "same", has={"same": "1"})
+    assert envoy.gets() == [(ENDPOINTS, [], [])]
+
+
+def test_a_cluster_that_changes_takes_its_endpoints_along() -> None:
+    envoy = Envoy()
+    envoy.cache.put(CLUSTER, resource("a"))
+    envoy.cache.put(ENDPOINTS, resource("a"))
+    envoy.asks(CLUSTER)
+    envoy.asks(ENDPOINTS, "a")
+    envoy.gets()
+    envoy.cache.put(CLUSTER, resource("a", "2"))
+    assert envoy.gets() == [(CLUSTER, ["a"], []), (ENDPOINTS, ["a"], [])]
+
+
+def test_made_before_broken() -> None:
+    envoy = Envoy()
+    for kind in (ROUTE, LISTENER, ENDPOINTS, CLUSTER):
+        envoy.cache.put(kind, resource("old"))
+        envoy.asks(kind, *(("old", "new") if kind in (ROUTE, ENDPOINTS) else ()))
+    list(envoy.session.flush())
+    for kind in (ROUTE, LISTENER, ENDPOINTS, CLUSTER):
+        envoy.cache.put(kind, resource("new"))
+        envoy.cache.remove(kind, "old")
+    sent = envoy.gets()
+    assert [kind for kind, changed, _ in sent if changed] == [CLUSTER, ENDPOINTS, LISTENER, ROUTE]
+    assert [kind for kind, _, gone in sent if gone] == [ROUTE, LISTENER, ENDPOINTS, CLUSTER]
+    assert sent[-1] == (CLUSTER, [], ["old"])
+
+
+def test_acknowledgements_ask_for_nothing() -> None:
+    envoy = Envoy()
+    envoy.asks(CLUSTER)
+    envoy.gets()
+    before = envoy.woken
+    envoy.asks(CLUSTER)
+    assert envoy.woken == before
+    assert envoy.gets() == []
+
+
+def test_nonces_differ() -> None:
+    envoy = Envoy()
+    envoy.cache.put(CLUSTER, resource("a"))
+    envoy.asks(CLUSTER)
+    first: Any = next(envoy.session.flush())
+    envoy.cache.put(CLUSTER, resource("a", "2"))
+    second: Any = next(envoy.session.flush())
+    assert first.nonce != second.nonce

@@ -1,0 +1,159 @@
+"""Route decisions: the tree that Envoy gets, walked here as Envoy walks it."""
+
+import re
+from typing import Any
+
+import pytest
+from envoy.config.route.v3 import route_pb2
+from google.protobuf import json_format
+
+from tests.uapi_gateway.test_registry import agent
+from uapi_gateway import descriptors
+from uapi_gateway.xds.routes import RoutePlan, may_repeat, plan, route_configuration
+
+GENERATE = "/uapi.v1.TextGenerationService/GenerateText"
+PLAN = RoutePlan(
+    services={"s.S": "single", "o.O": "once"},
+    idempotent=frozenset((GENERATE, "/s.S/Again", "/o.O/Again")),
+    opted_out=frozenset(("once", "once-01")),
+)
+TOKEN = {"authorization": "Bearer secret"}
+
+
+def decide(headers: dict[str, str], *, open_to_all: bool = False) -> dict[str, Any]:
+    """The route that a call with these headers takes."""
+    resource = route_configuration("r", PLAN, "secret", open_to_all=open_to_all)
+    message = route_pb2.RouteConfiguration.FromString(resource.body.value)
+    host = json_format.MessageToDict(message, preserving_proto_field_name=True)["virtual_hosts"][0]
+    return walk(host["matcher"], headers)
+
+
+def walk(matcher: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
+    found = None
+    if "matcher_list" in matcher:
+        for each in matcher["matcher_list"]["matchers"]:
+            predicate = each["predicate"]["single_predicate"]
+            value = headers.get(predicate["input"]["typed_config"]["header_name"])
+            wanted = predicate["value_match"]
+            exact = wanted.get("exact")
+            if value is not None and (
+                value == exact if exact else re.fullmatch(wanted["safe_regex"]["regex"], value)
+            ):
+                found = each["on_match"]
+                break
+    else:
+        tree = matcher["matcher_tree"]
+        value = headers.get(tree["input"]["typed_config"]["header_name"], "")
+        if "exact_match_map" in tree:
+            found = tree["exact_match_map"]["map"].get(value)
+        else:
+            prefixes = [p for p in tree["prefix_match_map"]["map"] if value.startswith(p)]
+            found = tree["prefix_match_map"]["map"][max(prefixes, key=len)] if prefixes else None
+    found = found or matcher["on_no_match"]
+    if "action" in found:
+        route: dict[str, Any] = found["action"]["typed_config"]
+        return route
+    return walk(found["matcher"], headers)
+
+
+def repeats(route: dict[str, Any]) -> bool:
+    return "reset" in route["route"]["retry_policy"]["retry_on"].split(",")
+
+
+@pytest.mark.parametrize(
+    ("headers", "repeated"),
+    [
+        ({"x-uapi-agent": "a", ":path": GENERATE}, True),
+        ({"x-uapi-agent": "a", ":path": "/acme.v1.X/Do"}, False),
+        ({"x-uapi-agent": "once", ":path": GENERATE}, False),
+        ({"x-uapi-agent": "once-01", ":path": GENERATE}, False),
+        ({"x-uapi-agent": "a", ":path": "/uapi.v1.AgentPool/RunAgent"}, False),
+    ],
+)
+def test_a_named_agent_gets_the_call(headers: dict[str, str], repeated: bool) -> None:
+    for more in ({}, TOKEN):
+        route = decide({**headers, **more})
+        assert route["route"]["cluster_header"] == "x-uapi-cluster"
+        assert route["route"]["cluster_not_found_response_code"] == "NOT_FOUND"
+        assert repeats(route) is repeated
+        assert ("authorization" in route.get("request_headers_to_remove", [])) is bool(more)
+
+
+@pytest.mark.parametrize(
+    ("path", "cluster", "repeated"),
+    [
+        ("/s.S/Again", "agent/single", True),
+        ("/s.S/Once", "agent/single", False),
+        ("/o.O/Again", "agent/once", False),
+        ("/s.SOther/Do", "control", False),
+        ("/uapi.v1.AgentGateway/CallAgent", "control", False),
+        ("/uapi.v1.AgentRegistry/ListAgents", "control", False),
+        ("/unknown.X/Do", "control", False),
+        (GENERATE, "control", False),
+    ],
+)
+def test_without_a_name_the_service_decides(path: str, cluster: str, repeated: bool) -> None:
+    for headers in ({":path": path}, {":path": path, "x-uapi-agent": ""}):
+        route = decide(headers)
+        assert route["route"]["cluster"] == cluster
+        assert repeats(route) is repeated
+        added = [h["header"] for h in route.get("request_headers_to_add", [])]
+        named = cluster.removeprefix("agent/")
+        assert added == ([{"key": "x-uapi-agent", "value": named}] if cluster != "control" else [])
+
+
+@pytest.mark.parametrize(
+    ("path", "cluster"),
+    [
+        ("/uapi.v1.AgentPool/RunAgent", "pool"),
+        ("/uapi.v1.ImageService/ListImages", "pool"),
+        ("/uapi.v1.AgentRegistry/RegisterAgent", "control"),
+        ("/uapi.v1.AgentRegistry/KeepAlive", "control"),
+        ("/uapi.v1.AgentRegistry/DeregisterAgent", "control"),
+    ],
+)
+def test_operating_needs_the_credential_over_tcp(path: str, cluster: str) -> None:
+    for wrong in (
+        {},
+        {"authorization": "Bearer other"},
+        {"authorization": "secret"},
+        {"authorization": "bearer secret"},
+    ):
+        route = decide({":path": path, **wrong})
+        assert route["direct_response"]["status"] == 401
+        assert "Bearer" in route["direct_response"]["body"]["inline_string"]
+        assert decide({":path": path, **wrong}, open_to_all=True)["route"]["cluster"] == cluster
+    assert decide({":path": path, **TOKEN})["route"]["cluster"] == cluster
+
+
+def test_deadlines_are_the_callers_and_at_most_a_day() -> None:
+    route = decide({"x-uapi-agent": "a", ":path": "/x"})["route"]
+    assert route["max_stream_duration"] == {"grpc_timeout_header_max": "86400s"}
+    assert route["timeout"] == "0s"
+
+
+def test_the_plan_of_agents() -> None:
+    known = descriptors.platform_subset([descriptors.TEXT_GENERATION])
+    text = (descriptors.TEXT_GENERATION,)
+    agents = [
+        agent("a", "a-01", services=(*text, "s.S"), descriptors=known),
+        agent("b", "b-01", services=(*text, descriptors.POOL), descriptors=known, idempotent=False),
+        agent("c", services=("s.S",), stopped=True),
+    ]
+    wanted = plan(agents, {"a-01": "a", "b-01": "b"})
+    assert wanted.services == {"s.S": "a"}
+    assert GENERATE in wanted.idempotent
+    assert wanted.opted_out == {"b", "b-01"}
+    assert may_repeat(wanted, GENERATE, "a", "a-01")
+    assert not may_repeat(wanted, GENERATE, "b-01")
+    assert not may_repeat(wanted, "/s.S/Do", "a")
+    assert plan(agents[:1], {}).services == {"s.S": "a", descriptors.TEXT_GENERATION: "a"}
+    assert not any(path.startswith("/uapi.v1.AgentPool/") for path in wanted.idempotent)
+
+
+def test_equal_plans_are_equal_routes() -> None:
+    one, other = (
+        route_configuration("r", RoutePlan({"b": "x", "a": "y"}, frozenset(paths)), "t", open_to_all=True)
+        for paths in (("/1", "/2"), ("/2", "/1"))
+    )
+    assert one.version == other.version
