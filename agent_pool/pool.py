@@ -173,13 +173,17 @@ class Pool:
                     for worker in workers:
                         del deployment.workers[worker.worker_id]
                     raise
+                # The desired number goes to disk while they start; where they are follows by itself.
+                saving = self._spawn(self._save())
                 await self._start_all(deployment, workers)
+                await saving
             except BaseException:
                 deployment.replicas = before
+                self._on_change(deployment.agent)
                 raise
         for worker in deployment.surplus():
             self._spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
-        if replicas != before or more > 0:
+        if replicas < before:
             self._on_change(deployment.agent)
             await self._save()
 

@@ -20,6 +20,7 @@ class HierarchyV1(Hierarchy):
     name = "cgroup v1"
 
     def __init__(self, parents: Mapping[str, Path], name: str) -> None:
+        self._parents = dict(parents)
         # cpu and cpuacct are often one mount.
         self._directories = {controller: parent / name for controller, parent in parents.items()}
         self.enforceable = frozenset(self._directories) & {"memory", "cpu", "pids"}
@@ -27,6 +28,9 @@ class HierarchyV1(Hierarchy):
     def prepare(self) -> None:
         for directory in self._unique():
             directory.mkdir(exist_ok=True)
+
+    def own_procs(self) -> Path:
+        return next(iter(self._parents.values())) / "cgroup.procs"
 
     def group(self, name: str) -> Group:
         return GroupV1(name, {controller: directory / name for controller, directory in self._directories.items()})

@@ -36,6 +36,10 @@ class HierarchyV2(Hierarchy):
             self._enable(self._own)
         self._enable(self._directory)
 
+    def own_procs(self) -> Path:
+        leaf = self._leaf()
+        return (leaf if leaf.is_dir() else self._own) / "cgroup.procs"
+
     def group(self, name: str) -> Group:
         return GroupV2(name, self._directory / name)
 
@@ -48,11 +52,14 @@ class HierarchyV2(Hierarchy):
         if self._directory.is_dir() and not self.names():
             self._directory.rmdir()
 
+    def _leaf(self) -> Path:
+        return self._own / f"{self._directory.name}-pool"
+
     def _move_to_leaf(self) -> None:
         # The root has no such rule, and its kernel threads could not be moved.
         if not (self._own / "cgroup.type").exists():
             return
-        leaf = self._own / f"{self._directory.name}-pool"
+        leaf = self._leaf()
         leaf.mkdir(exist_ok=True)
         for pid in base.read(self._own / "cgroup.procs").split():
             with contextlib.suppress(ProcessLookupError):

@@ -99,6 +99,9 @@ class ProcessDriver(Driver):
 
     async def start(self, launch_: Launch) -> Running:
         revision = launch_.revision
+        if self._hierarchy is not None:
+            # Not waited for: it runs while the worker is placed and forked.
+            asyncio.get_running_loop().run_in_executor(None, self._hierarchy.warm)
         template = await self._templates.get(revision)
         process = self._place(launch_)
         self._workers[launch_.worker_id] = process

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Platform:
     """A running platform, and the `agent` command for it."""
 
     home: Home
-    # "127.0.0.1:port".
+    # "127.0.0.1:port" and "http://127.0.0.1:port".
     grpc_address: str
     http_address: str
 
@@ -48,6 +49,16 @@ class Platform:
     def workers(self, agent: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.json("ps")
         return [row for row in rows if row["agent"] == agent]
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    """Whether the condition comes true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What a newcomer does, from a new project to its answer; and what the seed's document writes, word for word."""
 
+import json
 import re
 import tempfile
 import urllib.request
@@ -7,10 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agentruntime import Client, errors, trace
+from agentruntime import Client, trace
 from agentruntime.home import Home
 
-from tests.integration.conftest import Platform
+from tests.integration.conftest import Platform, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -27,15 +28,19 @@ def test_a_new_project_runs_at_once(platform: Platform, project: Path) -> None:
     assert worker["worker_id"] == "my-agent-01"
     assert worker["state"] == "WORKER_STATE_READY"
     assert {"agent", "revision", "pid", "restarts", "reason"} <= set(worker)
-    platform.agent("stop", "my-agent-01")
-    assert platform.agent("call", "my-agent", "Hello", code=10 + 9).stderr.startswith("error: ")
     platform.agent("rmi", "my-agent:1.2.0", code=10 + 9)
+    platform.agent("stop", "my-agent-01")
+    assert platform.workers("my-agent") == []
+    assert "0 replicas" in platform.agent("call", "my-agent", "Hello", code=10 + 14).stderr
+    platform.agent("stop", "my-agent")
+    assert "agent run my-agent:1.2.0" in platform.agent("call", "my-agent", "Hello", code=10 + 9).stderr
+    platform.agent("rmi", "my-agent:1.2.0")
 
 
 def test_the_embedded_model_writes_text(platform: Platform) -> None:
     platform.agent("run", "text-generator:latest")
-    text = platform.agent("call", "text-generator", "What is the capital of France?", "--max-tokens", "24").stdout
-    assert "Paris" in text
+    text = platform.agent("call", "text-generator", "What colour is the sky?", "--max-tokens", "24").stdout
+    assert "blue" in text
     with Client(platform.grpc_address) as client:
         request = {
             "service": "TextGenerationService",
@@ -59,7 +64,7 @@ def test_tokens_are_streamed_while_they_are_made(platform: Platform) -> None:
 
 
 def test_the_seeds_health_document(platform: Platform) -> None:
-    with urllib.request.urlopen(f"http://{platform.http_address}/health", timeout=10) as response:
+    with urllib.request.urlopen(f"{platform.http_address}/health", timeout=10) as response:
         text = response.read().decode()
     assert re.search(r'"status":\s*"healthy"', text)
     for field in ("uptime", "requests_processed", "memory_usage", "cpu_usage"):
@@ -69,24 +74,51 @@ def test_the_seeds_health_document(platform: Platform) -> None:
 def test_metrics_count_an_agents_calls(platform: Platform) -> None:
     for _ in range(3):
         platform.agent("call", "echo", "count me")
-    with urllib.request.urlopen(f"http://{platform.http_address}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"{platform.http_address}/metrics", timeout=10) as response:
         text = response.read().decode()
     ours = [line for line in text.splitlines() if 'agent="echo"' in line and "calls_total" in line]
     assert any(float(line.rsplit(" ", 1)[1]) >= 3 for line in ours), text
 
 
-def test_the_trace_goes_from_the_client_to_the_workers_log(platform: Platform) -> None:
+LOGGING_AGENT = """
+import logging
+from agentruntime import Agent
+class MyAgent(Agent):
+    async def generate(self, prompt, *, temperature, max_tokens):
+        logging.getLogger("mine").warning("heard %s", prompt)
+        return prompt
+"""
+
+
+def test_the_trace_goes_from_the_client_through_envoy_to_the_workers_log(platform: Platform, project: Path) -> None:
+    (project / "agent.yaml").write_text("name: logging-agent\nversion: 1.0.0\nentrypoint: agent:MyAgent\n")
+    (project / "agent.py").write_text(LOGGING_AGENT)
+    platform.agent("build", str(project))
+    platform.agent("run", "logging-agent:1.0.0")
     context = trace.TraceContext.new()
     token = trace.current.set(context)
     try:
-        with Client(platform.grpc_address) as client, pytest.raises(errors.InvalidArgument, match="temperature"):
-            client.generate_text("echo", "x", temperature=9.0)
         with Client(platform.grpc_address) as client:
-            client.generate_text("echo", "traced")
+            client.generate_text("logging-agent", "traced")
     finally:
         trace.current.reset(token)
-    access_log = (platform.home.logs / "envoy-access.log").read_text()
-    assert context.trace_id in access_log
+    printed = platform.agent("logs", "logging-agent", "--level", "warning", "--output", "json").stdout
+    lines = [json.loads(json.loads(line)["line"]) for line in printed.splitlines()]
+    (line,) = [line for line in lines if line["event"] == "heard traced"]
+    assert line["trace_id"] == context.trace_id
+    assert (line["worker_id"], line["agent"], line["level"]) == ("logging-agent-01", "logging-agent", "warning")
+    # Envoy writes its log out every few seconds.
+    access_log = platform.home.logs / "envoy-access.log"
+    assert eventually(lambda: context.trace_id in access_log.read_text(), timeout_s=20)
+    platform.agent("stop", "logging-agent")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent to notice does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_nothing_is_left_after_down() -> None:
@@ -98,5 +130,5 @@ def test_nothing_is_left_after_down() -> None:
         family = [supervisor, *(child.pid for child in psutil.Process(supervisor).children(recursive=True))]
         family += [int(worker["pid"]) for worker in own.workers("echo")]
         own.agent("down")
-        assert [pid for pid in family if psutil.pid_exists(pid)] == []
+        assert [pid for pid in family if alive(pid)] == []
         assert directory not in Path("/proc/mounts").read_text()

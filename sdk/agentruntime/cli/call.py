@@ -50,6 +50,11 @@ def _generate(client: Client, agent: str, prompt: str, options: dict[str, Any], 
             output.print_json(output.as_data(client.generate_text(agent, prompt, **options)))
             return
         _stream(client, agent, prompt, options)
+    except errors.DeadlineExceeded as error:
+        raise errors.DeadlineExceeded(
+            f"{agent} was not done in time; give it more with --timeout 2m, or ask for less with --max-tokens",
+            reason=error.reason,
+        ) from None
     except errors.Unimplemented as error:
         raise errors.Unimplemented(
             f"{agent} does not generate text; call what it serves by --service, --method and --data",

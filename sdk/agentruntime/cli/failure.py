@@ -4,10 +4,12 @@
 141 the reader of the output went away
 """
 
+import functools
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from typer import Abort
 from typer.exceptions import TyperException
@@ -20,6 +22,23 @@ USAGE = 2
 PLATFORM = 10
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+
+class ReaderGone(Exception):
+    """Whoever read our output went away. Typer would end the process for a BrokenPipeError, as for a failure."""
+
+
+def piped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with `ReaderGone` for a broken pipe."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    return run
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -36,13 +55,17 @@ def guarded(run: Callable[[], int]) -> int:
         return _say(error.message, PLATFORM + number)
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more at its end; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    except (BrokenPipeError, ReaderGone):
+        return reader_gone()
     except Exception as error:
         return _say(f"{type(error).__name__}: {error}; {_keep_traceback()}", UNFORESEEN)
     return status
+
+
+def reader_gone() -> int:
+    """The exit status for it. Python flushes stdout once more at its end; that goes nowhere then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
 
 
 def _say(message: str, status: int, hint: str = "") -> int:

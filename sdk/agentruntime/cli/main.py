@@ -22,18 +22,20 @@ def _print_help() -> int:
         sys.stdout.write(help_text())
         sys.stdout.flush()
     except BrokenPipeError:
-        return 141
+        status: int = import_module("agentruntime.cli.failure").reader_gone()
+        return status
     return 0
 
 
 def _run(argv: list[str]) -> int:
     typer = import_module("typer")
+    failure = import_module("agentruntime.cli.failure")
     output = import_module("agentruntime.cli.output")
     app = typer.Typer(name="agent", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback(help="Run AI agents as limited, supervised processes behind a gRPC gateway.")(output.set_default)
     named = next((argument for argument in argv if argument in VERBS), None)
     # All of them where none is named: for completion, and to suggest one that was meant.
     for verb in [named] if named else VERBS:
-        app.command(verb)(import_module(f"agentruntime.cli.{verb}").command)
+        app.command(verb)(failure.piped(import_module(f"agentruntime.cli.{verb}").command))
     result = app(args=argv, prog_name="agent", standalone_mode=False)
     return result if isinstance(result, int) else 0

@@ -39,8 +39,7 @@ def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
         if error.reason == "UNAVAILABLE" and "onnect" in error.message:
             where = config.uapi.endpoint or f"the socket {home.gateway_socket}"
             raise errors.Unavailable(
-                f"nothing answers at {where}; look at `agent status` and the logs in {home.logs}",
-                reason="NO_PLATFORM",
+                f"nothing answers at {where}; `agent status` says what runs", reason="NO_ANSWER"
             ) from None
         raise
     finally:

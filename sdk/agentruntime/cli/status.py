@@ -3,9 +3,10 @@
 import time
 from typing import Any
 
-from agentruntime import supervisor, units
+from agentruntime import errors, supervisor, units
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
 from agentruntime.cli import output, platform
+from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
 
 
@@ -20,8 +21,15 @@ def show(home: Home, as_json: bool) -> None:
     Raises:
         Unavailable: no platform runs.
     """
-    with platform.connect() as client:
-        response = client.gateway.GetStatus(gateway_pb2.GetStatusRequest())
+    try:
+        with platform.connect() as client:
+            response = client.gateway.GetStatus(gateway_pb2.GetStatusRequest())
+    except errors.Unavailable as error:
+        if error.reason != "NO_ANSWER" or not _supervised(home):
+            raise
+        # The gateway died, or is only just starting: what the supervisor knows is better than nothing.
+        response = gateway_pb2.GetStatusResponse()
+        output.note(f"the gateway does not answer; its log is in {home.logs}")
     data = output.as_data(response)
     known = {process["name"] for process in data["processes"]}
     data["processes"] += [process for process in _supervised(home) if process["name"] not in known]
@@ -44,7 +52,7 @@ def show(home: Home, as_json: bool) -> None:
 def _supervised(home: Home) -> list[dict[str, Any]]:
     """What the runtime directory itself says, for processes that the gateway does not name."""
     record = supervisor.read_record(home)
-    if not record or not supervisor.is_running(home):
+    if not record or not platform.is_local(RuntimeConfig.from_env()) or not supervisor.is_running(home):
         return []
     own = {**record, "name": "supervisor"}
     return [

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -10,7 +12,7 @@ import grpc
 from grpc import aio
 
 import agentruntime
-from agentruntime import errors, log, status
+from agentruntime import errors
 from agentruntime._proto.uapi.v1 import (
     agent_gateway_pb2_grpc,
     agent_pool_pb2_grpc,
@@ -23,7 +25,8 @@ from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.client import dynamic, policy, target
 from agentruntime.client.registration import Lease, register_request
 
-_log = log.get("agentruntime.client")
+# The standard library's: a library leaves it to its program how logs are written.
+_log = logging.getLogger("agentruntime.client")
 StubT = TypeVar("StubT")
 
 
@@ -153,7 +156,7 @@ class AsyncClient:
                     lease.answered(await self.registry.RegisterAgent(request, timeout=10))
             except errors.AgentError as error:
                 lease.failed(error)
-                _log.warning("lease not renewed", agent=lease.agent_id, error=error.message)
+                _log.warning("the lease of %s was not renewed: %s", lease.agent_id, error.message)
 
 
 class _Connection:
@@ -208,38 +211,43 @@ class _Interceptor:
 
 class _UnaryUnary(_Interceptor, aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await _typed_answer(await continuation(self._details(client_call_details), request))
+        return await _answered(continuation, self._details(client_call_details), request)
 
 
 class _UnaryStream(_Interceptor, aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return _typed_stream(await continuation(self._details(client_call_details), request))
+        details = self._details(client_call_details)
+        # The call is made here: grpc.aio wants to cancel it even if nobody reads the stream.
+        return _streamed(await continuation(details, request), details.timeout, time.monotonic())
 
 
 class _StreamUnary(_Interceptor, aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await _typed_answer(await continuation(self._details(client_call_details), request_iterator))
+        return await _answered(continuation, self._details(client_call_details), request_iterator)
 
 
 class _StreamStream(_Interceptor, aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(
         self, continuation: Any, client_call_details: Any, request_iterator: Any
     ) -> Any:
-        return _typed_stream(await continuation(self._details(client_call_details), request_iterator))
+        details = self._details(client_call_details)
+        return _streamed(await continuation(details, request_iterator), details.timeout, time.monotonic())
 
 
-async def _typed_answer(call: Any) -> Any:
+async def _answered(continuation: Any, details: aio.ClientCallDetails, request: Any) -> Any:
     """The call, once it has its answer."""
+    called_at = time.monotonic()
+    call = await continuation(details, request)
     try:
         await call
     except grpc.RpcError as error:
-        raise status.decode(error) from error
+        raise policy.failure(error, details.timeout, time.monotonic() - called_at) from error
     return call
 
 
-async def _typed_stream(call: Any) -> AsyncIterator[Any]:
+async def _streamed(call: Any, timeout_s: float | None, called_at: float) -> AsyncIterator[Any]:
     try:
         async for response in call:
             yield response
     except grpc.RpcError as error:
-        raise status.decode(error) from error
+        raise policy.failure(error, timeout_s, time.monotonic() - called_at) from error

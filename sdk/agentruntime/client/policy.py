@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import grpc
 
-from agentruntime import names, trace
+from agentruntime import errors, names, status, trace
 from agentruntime.client.target import Target
 
 AGENT_KEY = "x-uapi-agent"
+# Between the gateway's clock for a deadline and ours.
+_DEADLINE_SKEW_S = 0.1
 Metadata = list[tuple[str, str | bytes]]
 
 
@@ -48,6 +50,20 @@ class CallPolicy:
         }
         result.extend((key, value) for key, value in ours.items() if value and key not in present)
         return result
+
+
+def failure(error: grpc.RpcError, timeout_s: float | None, elapsed_s: float) -> errors.AgentError:
+    """The error of a call that failed after so many seconds of those it had.
+
+    A gateway that ends a stream at its deadline is seen as a cut stream when its reset arrives before our own clock
+    strikes; that is no lost worker.
+    """
+    decoded = status.decode(error)
+    if timeout_s is None or decoded.reason not in ("DEADLINE_EXCEEDED", "WORKER_LOST"):
+        return decoded
+    if decoded.reason == "WORKER_LOST" and elapsed_s < timeout_s - _DEADLINE_SKEW_S:
+        return decoded
+    return errors.DeadlineExceeded(f"the answer was not complete within the {timeout_s:g} s that the call had")
 
 
 def channel_options(target: Target, version: str) -> list[tuple[str, str | int]]:

@@ -1,7 +1,8 @@
 """`Client`: what a caller uses."""
 
-import functools
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 import agentruntime
-from agentruntime import errors, log, status
+from agentruntime import errors
 from agentruntime._proto.uapi.v1 import (
     agent_gateway_pb2_grpc,
     agent_pool_pb2_grpc,
@@ -22,7 +23,8 @@ from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.client import dynamic, policy, target
 from agentruntime.client.registration import Lease, register_request
 
-_log = log.get("agentruntime.client")
+# The standard library's: a library leaves it to its program how logs are written.
+_log = logging.getLogger("agentruntime.client")
 StubT = TypeVar("StubT")
 
 
@@ -204,7 +206,7 @@ class _LeaseKeeper:
                     self._lease.answered(self._registry.RegisterAgent(request, timeout=10))
             except errors.AgentError as error:
                 self._lease.failed(error)
-                _log.warning("lease not renewed", agent=self._lease.agent_id, error=error.message)
+                _log.warning("the lease of %s was not renewed: %s", self._lease.agent_id, error.message)
 
 
 class _Connection:
@@ -263,7 +265,9 @@ class CallInterceptor(
 
     def _intercept(self, continuation: Any, details: grpc.ClientCallDetails, request: Any) -> Any:
         timeout = self._policy.deadline_s(details.timeout)
-        return _TypedCall(continuation(_Details(details, timeout, self._policy.metadata(details.metadata)), request))
+        called_at = time.monotonic()
+        call = continuation(_Details(details, timeout, self._policy.metadata(details.metadata)), request)
+        return _TypedCall(call, timeout, called_at)
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return self._intercept(continuation, client_call_details, request)
@@ -278,22 +282,13 @@ class CallInterceptor(
         return self._intercept(continuation, client_call_details, request_iterator)
 
 
-def _typed(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(*args, **kwargs)
-        except grpc.RpcError as error:
-            raise status.decode(error) from error
-
-    return call
-
-
 class _TypedCall:
     """A call (grpc.Call, grpc.Future and, for streams, an iterator) whose failures are `agentruntime.errors`."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, timeout_s: float | None, called_at: float) -> None:
         self._call = call
+        self._timeout_s = timeout_s
+        self._called_at = called_at
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
@@ -301,14 +296,21 @@ class _TypedCall:
     def __iter__(self) -> Iterator[Any]:
         return self
 
-    @_typed
     def __next__(self) -> Any:
-        return next(self._call)
+        try:
+            return next(self._call)
+        except grpc.RpcError as error:
+            raise self._typed(error) from error
 
-    @_typed
     def result(self, timeout: float | None = None) -> Any:
-        return self._call.result(timeout)
+        try:
+            return self._call.result(timeout)
+        except grpc.RpcError as error:
+            raise self._typed(error) from error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         error: BaseException | None = self._call.exception(timeout)
-        return status.decode(error) if isinstance(error, grpc.RpcError) else error
+        return self._typed(error) if isinstance(error, grpc.RpcError) else error
+
+    def _typed(self, error: grpc.RpcError) -> errors.AgentError:
+        return policy.failure(error, self._timeout_s, time.monotonic() - self._called_at)

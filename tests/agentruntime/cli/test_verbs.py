@@ -1,13 +1,15 @@
 """Each verb against a server: what it sends, and what it prints."""
 
+import fcntl
 import io
 import json
 import tarfile
 from pathlib import Path
 
 import pytest
-from agentruntime import errors
+from agentruntime import errors, supervisor
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
 
 from tests.agentruntime.cli.conftest import Agent
@@ -19,6 +21,22 @@ def test_status(agent: Agent) -> None:
     assert result.out.splitlines()[0].split() == ["PROCESS", "PID", "VERSION", "UP", "ADDRESSES"]
     assert result.out.splitlines()[1].split() == ["gateway", "7", "0.1.0", "1m", "30s", "127.0.0.1:50051"]
     assert json.loads(agent("status", "-o", "json").out)["processes"][0]["pid"] == 7
+
+
+def test_status_of_another_machine_says_nothing_of_this_one(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home.default()
+    home.create()
+    home.supervisor_file.write_text(json.dumps({"pid": 1, "start_time": 0, "version": "x", "children": []}))
+    with supervisor.lock_file(home).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "supervisor" not in agent("status").out
+        monkeypatch.setenv("UAPI_ENDPOINT", "127.0.0.1:1")
+        assert agent("status").status == 24
+        monkeypatch.delenv("UAPI_ENDPOINT")
+        # Here the gateway does not answer, and the supervisor's own record is shown.
+        result = agent("status")
+    assert (result.status, "supervisor" in result.out) == (0, True)
+    assert result.err.startswith("the gateway does not answer")
 
 
 def test_ps(agent: Agent, record: Record) -> None:

@@ -5,9 +5,10 @@ import math
 
 import pytest
 from agentruntime import trace
-from agentruntime.client.policy import CallPolicy, channel_options, credentials
+from agentruntime.client.policy import CallPolicy, channel_options, credentials, failure
 from agentruntime.client.target import resolve
 from agentruntime.errors import InvalidArgument
+from grpc import StatusCode, aio
 
 
 def test_deadlines() -> None:
@@ -15,6 +16,23 @@ def test_deadlines() -> None:
     assert policy.deadline_s(None) == 30.0
     assert policy.deadline_s(2.5) == 2.5
     assert policy.deadline_s(math.inf) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "timeout_s", "elapsed_s", "reason"),
+    [
+        (StatusCode.DEADLINE_EXCEEDED, "Stream removed", 2.0, 2.0, "DEADLINE_EXCEEDED"),
+        (StatusCode.INTERNAL, "RST_STREAM", 2.0, 1.95, "DEADLINE_EXCEEDED"),
+        (StatusCode.INTERNAL, "RST_STREAM", 2.0, 0.5, "WORKER_LOST"),
+        (StatusCode.INTERNAL, "RST_STREAM", None, 99.0, "WORKER_LOST"),
+        (StatusCode.NOT_FOUND, "no", 2.0, 2.0, "NOT_FOUND"),
+    ],
+)
+def test_failures(code: StatusCode, details: str, *, timeout_s: float | None, elapsed_s: float, reason: str) -> None:
+    error = failure(aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details=details), timeout_s, elapsed_s)
+    assert error.reason == reason
+    if reason == "DEADLINE_EXCEEDED":
+        assert error.message == "the answer was not complete within the 2 s that the call had"
 
 
 def test_metadata() -> None:
