@@ -100,6 +100,7 @@ async def test_callers_envoy_headers_are_removed(platform: Platform) -> None:
     )
     seen = await generate(platform.tcp, "headers", *smuggled, agent="beta")
     assert "x-envoy" not in seen
+    assert "x-uapi-cluster" not in seen
     assert "x-uapi-agent: 'beta'" in seen
 
 

@@ -58,7 +58,12 @@ def start(home: Home, listen: supervisor.Listen) -> bool:
         FailedPrecondition: it cannot start here; says why.
         DeadlineExceeded: it does not answer in time.
     """
-    home.create()
+    try:
+        home.create()
+    except OSError as error:
+        raise errors.FailedPrecondition(
+            f"the runtime directory {home.root} cannot be made ({error.strerror}); name another by UAPI_HOME"
+        ) from None
     started = not supervisor.is_running(home)
     if started:
         _spawn(home, listen)

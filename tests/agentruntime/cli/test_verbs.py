@@ -278,6 +278,16 @@ def test_without_a_platform(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> No
     assert agent("down").out == "no platform runs on this machine\n"
 
 
+def test_a_runtime_directory_that_cannot_be(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UAPI_ENDPOINT")
+    Path("file").touch()
+    monkeypatch.setenv("UAPI_HOME", str(Path("file").absolute()))
+    result = agent("up")
+    assert (result.status, result.err.count("\n")) == (19, 1)
+    assert "name another by UAPI_HOME" in result.err
+    assert agent("ps").status == 24
+
+
 def test_an_endpoint_where_nobody_listens(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UAPI_ENDPOINT", "127.0.0.1:1")
     result = agent("ps")
