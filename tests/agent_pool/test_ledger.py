@@ -1,5 +1,7 @@
 """The ledger never promises more than there is."""
 
+import contextlib
+
 import pytest
 from agentruntime import errors
 from hypothesis import given
