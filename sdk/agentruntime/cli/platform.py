@@ -36,7 +36,7 @@ def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
         yield client
     except errors.Unavailable as error:
         # gRPC's own words for "nobody listens there" name no remedy.
-        if error.reason == "UNAVAILABLE" and "onnect" in error.message:
+        if error.reason == "UNAVAILABLE" and error.message.startswith("failed to connect"):
             where = config.uapi.endpoint or f"the socket {home.gateway_socket}"
             raise errors.Unavailable(
                 f"nothing answers at {where}; `agent status` says what runs", reason="NO_ANSWER"
