@@ -24,6 +24,7 @@ _log = log.get("uapi_gateway.envoy")
 _START_TIMEOUT_S = 15.0
 _END_TIMEOUT_S = 5.0
 _POLL_S = 0.02
+_SAME_START_S = 1.0
 # One that ran for so long has earned an immediate restart; delays double otherwise.
 _SETTLED_S = 5.0
 _DELAYS_S = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -43,7 +44,9 @@ class EnvoyRecord:
     def alive(self) -> bool:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
-            return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
+            # Two processes may read the boot time, from which it is counted, a little differently.
+            same = abs(process.create_time() - self.started) < _SAME_START_S
+            return same and process.status() != psutil.STATUS_ZOMBIE
         return False
 
 
@@ -100,9 +103,8 @@ class Envoy:
         failures = 0
         while True:
             assert self.record is not None
-            began = time.time()
             status = await self._until_gone()
-            lived_s = time.time() - max(self.record.started, began - _SETTLED_S)
+            lived_s = time.time() - self.record.started
             failures = 0 if lived_s >= _SETTLED_S else failures + 1
             _log.error("envoy ended and is started again", pid=self.record.pid, status=status)
             self.restarts += 1

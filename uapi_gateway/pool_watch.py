@@ -39,9 +39,19 @@ class PoolWatch:
         self._store = store
         # All that the pool runs is known, and changes arrive.
         self.synced = False
+        # What is to be written down, the latest of each agent; None if it is gone.
+        self._unsaved: dict[str, pool.Deployment | None] = {}
+        self._due = asyncio.Event()
 
     async def run(self) -> None:
         """Watches until cancelled."""
+        saver = asyncio.create_task(self._save())
+        try:
+            await self._watch()
+        finally:
+            saver.cancel()
+
+    async def _watch(self) -> None:
         delay_s = _FIRST_DELAY_S
         while True:
             try:
@@ -58,23 +68,40 @@ class PoolWatch:
         call = self._stub.WatchDeployments(pool.WatchDeploymentsRequest())
         try:
             async for event in call:
-                await self._take(event, present)
+                self._take(event, present)
         finally:
             call.cancel()
 
-    async def _take(self, event: pool.WatchDeploymentsResponse, present: set[str]) -> None:
+    def _take(self, event: pool.WatchDeploymentsResponse, present: set[str]) -> None:
         match event.WhichOneof("event"):
             case "changed":
                 present.add(event.changed.agent)
                 self._registry.put_pool_agent(from_deployment(event.changed))
-                await self._store.save_deployment(event.changed)
+                self._remember(event.changed.agent, event.changed)
             case "removed":
                 present.discard(event.removed)
                 self._registry.remove_pool_agent(event.removed)
-                await self._store.remove_deployment(event.removed)
+                self._remember(event.removed, None)
             case "synced" if not self.synced:
                 # What the pool did not name has gone while nobody watched.
                 for agent_id in self._registry.keep_pool_agents(present):
-                    await self._store.remove_deployment(agent_id)
+                    self._remember(agent_id, None)
                 self.synced = True
                 _log.info("the pool is watched", agents=len(present))
+
+    def _remember(self, agent_id: str, deployment: pool.Deployment | None) -> None:
+        self._unsaved[agent_id] = deployment
+        self._due.set()
+
+    async def _save(self) -> None:
+        """Writes beside the watch: a route must not wait for a disk, and the pool can always say it again."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            while self._unsaved:
+                agent_id = next(iter(self._unsaved))
+                deployment = self._unsaved.pop(agent_id)
+                if deployment is None:
+                    await self._store.remove_deployment(agent_id)
+                else:
+                    await self._store.save_deployment(deployment)

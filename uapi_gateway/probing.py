@@ -17,7 +17,6 @@ from grpc_reflection.v1alpha import reflection_pb2
 from uapi_gateway.descriptors import REFLECTION
 from uapi_gateway.sockets import join, split_endpoint
 
-# What agent_registry.proto promises of RegisterAgent.
 LONGEST_PROBE_S = 5.0
 _MOST_FILES = 500
 _SHOWN = 200
@@ -67,6 +66,8 @@ async def probe(endpoint: str, health_check: str, timeout_s: float = LONGEST_PRO
         return Finding(False, str(error))
     except OSError as error:
         return Finding(False, f"{endpoint} does not accept connections ({error.strerror or error})")
+    except UnicodeError:
+        return Finding(False, f"{health_check or endpoint} has no host name that could be looked up")
     return Finding(True, resolved=resolved)
 
 
@@ -109,7 +110,9 @@ async def _http_check(url: str) -> None:
     try:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         writer.write(f"GET {target} HTTP/1.1\r\nhost: {parts.netloc}\r\nconnection: close\r\n\r\n".encode())
-        line = (await reader.readline()).decode("latin-1").split(" ", 2)
+        line = (await reader.readuntil(b"\n")).decode("latin-1").split(" ", 2)
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        raise _Unwell(f"{url} does not speak HTTP") from error
     finally:
         writer.close()
     if len(line) < 2 or not line[0].startswith("HTTP/"):

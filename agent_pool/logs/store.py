@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -114,7 +114,7 @@ class LogStore:
 
     async def stream(
         self, agent: str, names: Callable[[], list[str]], *, level: str, tail: int | None, follow: bool
-    ) -> AsyncIterator[Line]:
+    ) -> AsyncGenerator[Line, None]:
         """The lines there are, and with `follow` those to come.
 
         Args:

@@ -143,7 +143,7 @@ def is_running(home: Home) -> bool:
     try:
         with lock_file(home).open() as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except BlockingIOError:
         return True

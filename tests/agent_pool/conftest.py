@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
 from agentruntime.home import Home
+
 from tests.agent_pool.harness import RunningPool
 
 

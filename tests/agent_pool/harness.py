@@ -11,9 +11,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import psutil
-from grpc import aio
-
-from agent_pool.cgroups import detect
 from agentruntime._proto.uapi.v1 import (
     agent_pool_pb2 as pb,
 )
@@ -25,6 +22,9 @@ from agentruntime._proto.uapi.v1 import (
     text_generation_pb2_grpc,
 )
 from agentruntime.home import Home
+from grpc import aio
+
+from agent_pool.cgroups import detect
 
 AGENT = """\
 from agentruntime import Agent

@@ -2,10 +2,10 @@
 
 import grpc
 import pytest
-from grpc import aio
-
 from agentruntime import status
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
+from grpc import aio
+
 from tests.agent_pool import harness
 from tests.agent_pool.harness import RunningPool
 

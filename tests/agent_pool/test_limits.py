@@ -4,10 +4,10 @@ import asyncio
 
 import grpc
 import pytest
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from grpc import aio
 
 from agent_pool import resources
-from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from tests.agent_pool import harness
 from tests.agent_pool.harness import RunningPool
 

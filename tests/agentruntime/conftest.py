@@ -1,5 +1,6 @@
 """What the SDK's tests share: a runtime directory of their own, and a server to talk to."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,18 +10,19 @@ from tests.agentruntime.platform_services import Record, serving
 
 
 @pytest.fixture(autouse=True)
-def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """No test meets this user's platform, settings or working directory."""
     for variable in ("UAPI_ENDPOINT", "UAPI_AUTH_TOKEN", "UAPI_TIMEOUT", "AGENT_RUNTIME_MODE", "AGENT_MEMORY_LIMIT"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("AGENT_CPU_LIMIT", "AGENT_GPU_ENABLED", "AGENT_LOG_LEVEL", "XDG_STATE_HOME"):
         monkeypatch.delenv(variable, raising=False)
-    home = tmp_path / "uapi"
-    monkeypatch.setenv("UAPI_HOME", str(home))
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    return home
+    # Not below tmp_path: with so long a path the sockets would be made elsewhere, and left there.
+    with tempfile.TemporaryDirectory(prefix="uapi-sdk-") as home:
+        monkeypatch.setenv("UAPI_HOME", home)
+        yield Path(home)
 
 
 @pytest.fixture

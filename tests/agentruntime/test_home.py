@@ -19,8 +19,8 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Home.default().root == tmp_path / ".local" / "state" / "agentruntime"
 
 
-def test_create_closes_it_to_others_and_keeps_the_token(tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
+def test_create_closes_it_to_others_and_keeps_the_token(own_environment: Path) -> None:
+    home = Home(own_environment / "home")
     assert home.token() == ""
     home.create()
     token = home.token()

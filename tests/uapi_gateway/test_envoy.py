@@ -14,7 +14,7 @@ from uapi_gateway.envoy import EnvoyRecord, read_record, record_file, write_json
 def test_a_pid_alone_names_nobody() -> None:
     own = psutil.Process()
     assert EnvoyRecord(own.pid, own.create_time(), 1, "f").alive()
-    assert not EnvoyRecord(own.pid, own.create_time() - 1, 1, "f").alive()
+    assert not EnvoyRecord(own.pid, own.create_time() - 5, 1, "f").alive()
     assert not EnvoyRecord(2**22 + 1, 0.0, 1, "f").alive()
 
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_proto
+from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc, agent_registry_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_proto
-from agentruntime._proto.uapi.v1 import agent_registry_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
 from agentruntime.home import Home
 from grpc import aio
@@ -26,6 +26,7 @@ from grpc import aio
 from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
 from tests.uapi_gateway.stand_ins import ROOT, Gateway, eventually, generate, worker_process
+from uapi_gateway.admin import Admin
 
 pytestmark = pytest.mark.integration
 
@@ -242,8 +243,13 @@ async def test_what_the_pool_last_said_is_kept_while_it_is_away(tmp_path: Path) 
                 await gateway.start()
                 async with gateway.channel() as channel:
                     await eventually(lambda: answered(channel, "b"))
-            async with gateway.channel() as channel:
+            async with gateway.channel(unix=True) as channel:
                 assert await generate(channel, "x", agent="a") == "a-01: x"
+                stub = agent_pool_pb2_grpc.AgentPoolStub(channel)
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await stub.GetNode(pool_proto.GetNodeRequest(), timeout=5)
+                error = status.decode(caught.value)
+                assert (type(error), error.reason) == (errors.Unavailable, "POOL_UNAVAILABLE")
                 # Another pool, which has lost b.
                 successor = PoolStandIn()
                 successor.put(deployment("a", {"a-01": address}))
@@ -252,6 +258,28 @@ async def test_what_the_pool_last_said_is_kept_while_it_is_away(tmp_path: Path) 
                     assert await generate(channel, "x", agent="a") == "a-01: x"
         finally:
             gateway.stop()
+
+
+async def test_calls_in_flight_finish_when_the_gateway_is_told_to_end(tmp_path: Path) -> None:
+    pool = PoolStandIn()
+    pool.put(deployment("a", {"a-01": f"unix:{tmp_path}/1.sock"}))
+    async with echoing(f"unix:{tmp_path}/1.sock", "a-01"), running(tmp_path, pool) as gateway:
+        async with gateway.channel() as channel:
+            await eventually(lambda: answered(channel, "a"))
+            call = asyncio.create_task(generate(channel, "wait 0.4", agent="a"))
+            await eventually(lambda: _in_flight(gateway))
+            envoy = gateway.envoy_pid
+            await asyncio.to_thread(gateway.stop)
+            assert await call == "a-01: wait 0.4"
+        assert ended(envoy)
+        assert not gateway.file.exists()
+        assert not (gateway.home.run / "envoy.json").exists()
+        await gateway.start()
+
+
+async def _in_flight(gateway: Gateway) -> bool:
+    admin = Admin(gateway.home.envoy_admin_socket)
+    return "active: 1" in await admin.get("/stats?filter=cluster.agent/a.upstream_rq_active")
 
 
 async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:

@@ -160,7 +160,9 @@ async def test_registrations_that_are_refused(platform: Platform) -> None:
         (registration("dead", "localhost:1"), errors.FailedPrecondition, "does not accept connections"),
         (registration("dead", "unix:/nowhere.sock"), errors.FailedPrecondition, "does not accept connections"),
         (registration("dead", "no-such-host.invalid:80"), errors.FailedPrecondition, "no-such-host.invalid:80"),
+        (registration("dead", "a..b:80"), errors.FailedPrecondition, "no host name"),
         (registration("me", own), errors.FailedPrecondition, "the gateway's own address"),
+        (registration("me", f"0.0.0.0:{port}"), errors.FailedPrecondition, "the gateway's own address"),
         (registration("Bad_Name", own), errors.InvalidArgument, "not an agent name"),
         (registration("x", "localhost"), errors.InvalidArgument, "not an endpoint"),
         (registration("x", "localhost:99999"), errors.InvalidArgument, "not an endpoint"),
@@ -249,6 +251,38 @@ async def test_health_of_everything(platform: Platform) -> None:
         answer = await check(health_pb2.HealthCheckRequest(service=name), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
     assert isinstance(await fails(check(health_pb2.HealthCheckRequest(service="x"), timeout=5)), errors.NotFound)
+
+
+async def test_watching_agents_and_health(platform: Platform) -> None:
+    agents = agent_registry_pb2_grpc.AgentRegistryStub(platform.tcp).WatchAgents(proto.WatchAgentsRequest())
+    watch: Any = platform.tcp.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    health = watch(health_pb2.HealthCheckRequest(service="passing"))
+    assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    known = []
+    async for event in agents:
+        if event.synced:
+            break
+        known.append(event.changed.agent_id)
+    assert known[:2] == ["alpha", "beta"]
+    platform.pool.put(deployment("passing", {"passing-01": "unix:/nowhere"}))
+    assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+    platform.pool.remove("passing")
+    assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    heard = [event async for event in _until_removed(agents, "passing")]
+    assert heard[0].changed.agent_id == "passing"
+    agents.cancel()
+    health.cancel()
+
+
+async def _until_removed(agents: Any, agent_id: str) -> AsyncIterator[Any]:
+    async for event in agents:
+        yield event
+        if event.removed == agent_id:
+            return
 
 
 async def grpcurl(platform: Platform, *arguments: str, data: str = "") -> str:

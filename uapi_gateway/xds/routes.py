@@ -188,8 +188,7 @@ def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat:
             },
         },
     }
-    if credential:
-        route["request_headers_to_remove"] = ["authorization"]
+    route["request_headers_to_remove"] = [CLUSTER_HEADER, *(["authorization"] if credential else [])]
     if agent:
         # So that the relay knows whom the call is for.
         header = {"header": {"key": AGENT_HEADER, "value": agent}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}

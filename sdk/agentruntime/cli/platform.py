@@ -36,7 +36,7 @@ def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
         yield client
     except errors.Unavailable as error:
         # gRPC's own words for "nobody listens there" name no remedy.
-        if error.reason == "UNAVAILABLE" and "onnect" in error.message:
+        if error.reason == "UNAVAILABLE" and error.message.startswith("failed to connect"):
             where = config.uapi.endpoint or f"the socket {home.gateway_socket}"
             raise errors.Unavailable(
                 f"nothing answers at {where}; `agent status` says what runs", reason="NO_ANSWER"
@@ -58,7 +58,12 @@ def start(home: Home, listen: supervisor.Listen) -> bool:
         FailedPrecondition: it cannot start here; says why.
         DeadlineExceeded: it does not answer in time.
     """
-    home.create()
+    try:
+        home.create()
+    except OSError as error:
+        raise errors.FailedPrecondition(
+            f"the runtime directory {home.root} cannot be made ({error.strerror}); name another by UAPI_HOME"
+        ) from None
     started = not supervisor.is_running(home)
     if started:
         _spawn(home, listen)

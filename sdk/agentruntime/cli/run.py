@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from google.protobuf import descriptor_pb2
 
 from agentruntime import errors, names, supervisor
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
@@ -160,5 +161,18 @@ def _print(deployment: pool_pb2.Deployment, as_json: bool) -> None:
     if _TEXT_GENERATION in deployment.services:
         print(f'Call it:  agent call {deployment.agent} "Once upon a time"')
         return
-    for service in deployment.services:
-        print(f"Call it:  agent call {deployment.agent} --service {service} --method METHOD --data '{{…}}'")
+    for service, method in unary_methods(deployment):
+        print(f"Call it:  agent call {deployment.agent} --service {service} --method {method} --data '{{…}}'")
+
+
+def unary_methods(deployment: pool_pb2.Deployment) -> list[tuple[str, str]]:
+    """The methods that `agent call` can call, each with its service's full name."""
+    files = descriptor_pb2.FileDescriptorSet.FromString(deployment.descriptors).file
+    return [
+        (f"{file.package}.{service.name}".lstrip("."), method.name)
+        for file in files
+        for service in file.service
+        for method in service.method
+        if f"{file.package}.{service.name}".lstrip(".") in deployment.services
+        and not (method.client_streaming or method.server_streaming)
+    ]

@@ -45,7 +45,7 @@ def inside(group: Group, program: str) -> Iterator[subprocess.Popen[bytes]]:
         for descriptor in descriptors:
             os.write(descriptor, b"0")
 
-    process = subprocess.Popen([sys.executable, "-S", "-c", program], preexec_fn=join, pass_fds=descriptors)
+    process = subprocess.Popen([sys.executable, "-S", "-c", program], preexec_fn=join, pass_fds=descriptors)  # noqa: PLW1509 — the way a worker joins; no threads here
     for descriptor in descriptors:
         os.close(descriptor)
     try:

@@ -14,12 +14,15 @@ from typing import Any
 
 import psutil
 import pytest
-from agentruntime import supervisor
+from agentruntime import Client, supervisor
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.home import Home
 
 from tests.agentruntime.cli.conftest import Agent, Result
+from tests.agentruntime.platform_services import Record, serving
 
 pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[3]
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0")
 
 
@@ -141,6 +144,35 @@ def test_a_project_from_init_to_its_answer(home: Home, agent_process: Agent, mon
     assert "worker serves" in ok(agent_process("logs", "my-agent", "--tail", "5")).out
     ok(agent_process("stop", "my-agent"))
     ok(agent_process("rmi", "my-agent:1.2.0"))
+
+
+def test_an_agent_from_outside_joins_and_leaves(home: Home, agent_process: Agent) -> None:
+    ok(agent_process("up", *FREE_PORTS))
+    example = ROOT / "examples" / "outside" / "outside.py"
+    with subprocess.Popen([sys.executable, example], stdout=subprocess.PIPE, text=True) as outside:
+        try:
+            assert outside.stdout is not None
+            assert outside.stdout.readline().startswith("outside-01 serves")
+            assert ok(agent_process("call", "outside-01", "hello there")).out == "HELLO THERE \n"
+            with Client() as client:
+                request = {"service": "TextGenerationService", "method": "GenerateText", "data": {"prompt": "hi"}}
+                assert client.call_agent("outside-01", request)["text"] == "HI"
+        finally:
+            outside.terminate()
+    assert outside.returncode == 0
+    assert agent_process("call", "outside-01", "hello").status == 15
+
+
+def test_a_gateway_that_forgot_an_agent_is_told_again(home: Home, agent_process: Agent) -> None:
+    ok(agent_process("up", *FREE_PORTS))
+    record = Record()
+    with serving(record) as endpoint, Client() as client:
+        data = {"agent_id": "outside-02", "services": ["TextGenerationService"], "endpoint": endpoint}
+        client.register_agent(data, lease_ttl_s=1.0)
+        # Another operator removes it; the client's own lease brings it back.
+        with Client() as other:
+            other.registry.DeregisterAgent(registry_pb2.DeregisterAgentRequest(agent_id="outside-02"))
+        assert until(lambda: agent_process("call", "outside-02", "again").out) == "again \n"
 
 
 def test_ctrl_c_ends_a_following_command(home: Home, agent_process: Agent) -> None:

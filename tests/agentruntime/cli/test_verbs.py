@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from agentruntime import errors, supervisor
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime._proto.uapi.v1 import text_generation_pb2
+from agentruntime.cli.run import unary_methods
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
+from google.protobuf import descriptor_pb2
 
 from tests.agentruntime.cli.conftest import Agent
-from tests.agentruntime.platform_services import Record
+from tests.agentruntime.platform_services import TEXT_SERVICE, Record
 
 
 def test_status(agent: Agent) -> None:
@@ -81,6 +84,15 @@ def test_run_reads_the_configuration_file(agent: Agent, record: Record) -> None:
     request = record.requests[0]
     assert (request.resources.memory_bytes, request.resources.cpu_millis) == (3 * 10**9, 2000)
     assert (request.health_check.interval_seconds, request.health_check.retries) == (30.0, 3)
+
+
+def test_run_says_which_methods_can_be_called() -> None:
+    files = descriptor_pb2.FileDescriptorSet()
+    text_generation_pb2.DESCRIPTOR.CopyToProto(files.file.add())
+    deployment = pool_pb2.Deployment(services=[TEXT_SERVICE], descriptors=files.SerializeToString())
+    assert unary_methods(deployment) == [(TEXT_SERVICE, "GenerateText"), (TEXT_SERVICE, "GetHealth")]
+    deployment.services[:] = ["other.Service"]
+    assert unary_methods(deployment) == []
 
 
 def test_run_as_json(agent: Agent) -> None:
@@ -276,6 +288,16 @@ def test_without_a_platform(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> No
         assert (result.status, result.out, result.err) == (24, "", expected)
     assert agent("doctor").status == 0
     assert agent("down").out == "no platform runs on this machine\n"
+
+
+def test_a_runtime_directory_that_cannot_be(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UAPI_ENDPOINT")
+    Path("file").touch()
+    monkeypatch.setenv("UAPI_HOME", str(Path("file").absolute()))
+    result = agent("up")
+    assert (result.status, result.err.count("\n")) == (19, 1)
+    assert "name another by UAPI_HOME" in result.err
+    assert agent("ps").status == 24
 
 
 def test_an_endpoint_where_nobody_listens(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,130 @@
+"""The store: an OCI layout that others could read, the same bytes from the same project, nothing damaged unseen."""
+
+import hashlib
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from agentruntime import errors
+from agentruntime.names import ImageReference
+
+from agent_pool.images import build, builtin, unpack
+from agent_pool.images.layout import ImageLayout, StoredImage
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageLayout:
+    layout = ImageLayout(tmp_path / "images")
+    layout.create()
+    layout.create()  # does nothing
+    return layout
+
+
+def write_project(directory: Path, text: str = "class C: pass\n") -> Path:
+    directory.mkdir()
+    (directory / "agent.yaml").write_text("name: tester\nversion: 1.0.0\nentrypoint: m:C\n")
+    (directory / "m.py").write_text(text)
+    (directory / "data").mkdir()
+    (directory / "data" / "run.sh").write_text("#!/bin/sh\n")
+    (directory / "data" / "run.sh").chmod(0o700)
+    (directory / "data" / "link").symlink_to("run.sh")
+    return directory
+
+
+async def make(store: ImageLayout, directory: Path, reference: str = "") -> StoredImage:
+    return await build.build(store, directory, reference, pip=[], progress=lambda _: None)
+
+
+async def test_the_same_project_gives_the_same_digest(store: ImageLayout, tmp_path: Path) -> None:
+    first = await make(store, write_project(tmp_path / "one"))
+    other = write_project(tmp_path / "two")
+    os.utime(other / "m.py", (1, 1))
+    (other / "m.py").chmod(0o600)
+    (other / "__pycache__").mkdir()
+    (other / "__pycache__" / "m.pyc").write_text("x")
+    second = await make(store, other, "tester:again")
+    changed = await make(store, write_project(tmp_path / "three", "class C: x = 1\n"), "tester:changed")
+    assert first.reference == "tester:1.0.0"
+    assert first.digest == second.digest != changed.digest
+
+
+async def test_it_is_an_oci_layout(store: ImageLayout, tmp_path: Path) -> None:
+    image = await make(store, write_project(tmp_path / "project"))
+    root = tmp_path / "images"
+    assert json.loads((root / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    [entry] = json.loads((root / "index.json").read_text())["manifests"]
+    assert entry["annotations"]["org.opencontainers.image.ref.name"] == "tester:1.0.0"
+
+    def blob(descriptor: dict[str, object]) -> Path:
+        path = root / "blobs" / str(descriptor["digest"]).replace(":", "/")
+        data = path.read_bytes()
+        assert len(data) == descriptor["size"]
+        assert f"sha256:{hashlib.sha256(data).hexdigest()}" == descriptor["digest"]
+        return path
+
+    manifest = json.loads(blob(entry).read_text())
+    config = json.loads(blob(manifest["config"]).read_text())
+    [layer] = manifest["layers"]
+    with tarfile.open(blob(layer)) as archive:
+        members = archive.getmembers()
+        assert [member.name for member in members] == sorted(member.name for member in members)
+        assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
+    assert len(config["rootfs"]["diff_ids"]) == 1
+    assert image.size_bytes == layer["size"]
+
+
+async def test_unpack_and_damage(store: ImageLayout, tmp_path: Path) -> None:
+    image = await make(store, write_project(tmp_path / "project"))
+    bundles = tmp_path / "bundles"
+    bundles.mkdir()
+    bundle = unpack.unpack(store, image.digest, bundles)
+    assert unpack.unpack(store, image.digest, bundles) == bundle
+    assert (bundle / "app" / "data" / "link").resolve().name == "run.sh"
+    assert (bundle / "app" / "data" / "run.sh").stat().st_mode & 0o777 == 0o755
+    assert (bundle / "app" / "m.py").stat().st_mode & 0o777 == 0o644
+    unpack.remove(bundles, image.digest)
+    unpack.remove(bundles, image.digest)
+    [layer] = store.manifest(image.digest)["layers"]
+    path = store.blob_path(layer["digest"])
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(errors.DataLoss, match="damaged"):
+        unpack.unpack(store, image.digest, bundles)
+    path.unlink()
+    with pytest.raises(errors.DataLoss, match="lacks"):
+        unpack.unpack(store, image.digest, bundles)
+    assert list(bundles.iterdir()) == []
+
+
+async def test_tags_and_garbage(store: ImageLayout, tmp_path: Path) -> None:
+    first = await make(store, write_project(tmp_path / "one"), "tester:a")
+    await make(store, tmp_path / "one", "tester:b")
+    blobs = len(list((tmp_path / "images" / "blobs" / "sha256").iterdir()))
+    assert blobs == 3
+    second = await make(store, write_project(tmp_path / "two", "x = 1\n"), "tester:b")
+    assert [image.digest for image in store.images()] == [first.digest, second.digest]
+    store.remove(ImageReference.parse("tester:a"))
+    assert len(list((tmp_path / "images" / "blobs" / "sha256").iterdir())) == 3
+    assert store.find(ImageReference.parse(f"tester@{second.digest}")) == second
+    with pytest.raises(errors.ImageNotFound, match="there is tester:b"):
+        store.find(ImageReference.parse("tester:a"))
+    store.remove(ImageReference.parse(f"tester@{second.digest}"))
+    assert list((tmp_path / "images" / "blobs" / "sha256").iterdir()) == []
+    with pytest.raises(errors.ImageNotFound, match="`agent build` makes one; there is none"):
+        store.find(ImageReference.parse("tester:a"))
+    with pytest.raises(errors.InvalidArgument, match="is a digest"):
+        await make(store, tmp_path / "two", f"tester@{second.digest}")
+
+
+async def test_built_in_images_come_from_the_installed_package(store: ImageLayout, tmp_path: Path) -> None:
+    assert set(builtin.projects()) == {"echo", "mock-ai", "text-generator"}
+    await builtin.ensure(store, tmp_path / "stamps")
+    before = store.images()
+    assert [(image.reference, image.built_in) for image in before] == [
+        ("echo:latest", True), ("mock-ai:latest", True), ("text-generator:latest", True),
+    ]  # fmt: skip
+    await builtin.ensure(store, tmp_path / "stamps")
+    assert store.images() == before
+    with pytest.raises(errors.FailedPrecondition, match="built in"):
+        store.remove(ImageReference.parse("echo"))

@@ -1,0 +1,31 @@
+"""The decision, and a probe of nobody."""
+
+import pytest
+
+from agent_pool.health import HealthPolicy, HealthProbe, Verdict, judge
+
+POLICY = HealthPolicy(retries=3)
+
+
+@pytest.mark.parametrize(
+    ("results", "verdict"),
+    [
+        ([], Verdict.UNDECIDED),
+        ([True], Verdict.WELL),
+        ([False], Verdict.UNDECIDED),
+        ([False, False], Verdict.UNDECIDED),
+        ([False, False, False], Verdict.SICK),
+        ([True, False, False], Verdict.UNDECIDED),
+        ([True, False, False, False], Verdict.SICK),
+        ([False, False, False, True], Verdict.WELL),
+    ],
+)
+def test_judge(results: list[bool], verdict: Verdict) -> None:
+    assert judge(POLICY, results) is verdict
+
+
+async def test_nobody_there() -> None:
+    probe = HealthProbe("unix:/nowhere/at/all")
+    assert await probe.ask(0.05) == "no answer to a health check in 0.05s"
+    assert await probe.until_well(0.05)
+    await probe.close()
