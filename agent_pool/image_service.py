@@ -52,7 +52,8 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
     async def RemoveImage(self, request: pb.RemoveImageRequest, context: Context) -> pb.RemoveImageResponse:
         image = self._catalog.find(request.reference)
         for deployment in self._pool.deployments():
-            if not deployment.stopped and deployment.spec.image_digest == image.digest:
+            # A built-in image stays, whether or not it runs; the catalog says so.
+            if not image.built_in and not deployment.stopped and deployment.spec.image_digest == image.digest:
                 raise errors.FailedPrecondition(
                     f"agent '{deployment.agent}' runs image '{image.reference}'; "
                     f"`agent stop {deployment.agent}` first"

@@ -95,8 +95,7 @@ class Pool:
             running = self._deployments.get(agent)
             if running is not None and not running.stopped:
                 _check_same(running, opened, request.asked)
-                before = running.replicas
-                replicas = before if request.replicas is None else request.replicas
+                replicas = (running.replicas or 1) if request.replicas is None else request.replicas
                 await self._scale(running, replicas)
                 return running
             deployment = self._new_deployment(agent, opened, request, running)
