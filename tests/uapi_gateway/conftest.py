@@ -1,7 +1,7 @@
 """One running gateway with a pool beside it, for the tests that do not break it."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from grpc import aio
 
 from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
-from tests.uapi_gateway.stand_ins import Gateway, eventually, generate
+from tests.uapi_gateway.stand_ins import Gateway, eventually, generate, private_home
 
 
 class Platform:
@@ -38,26 +38,32 @@ class Platform:
         await eventually(answers)
 
 
+@pytest.fixture
+def home() -> Iterator[Home]:
+    """A runtime directory for one test."""
+    with private_home() as made:
+        yield made
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
     """Agents alpha (workers alpha-01 and alpha-02) and beta (beta-01), both of TextGenerationService."""
     tmp = tmp_path_factory.mktemp("gw")
-    home = Home(tmp / "home")
-    home.create()
     pool = PoolStandIn()
     workers = {
         agent: {f"{agent}-{n:02d}": f"unix:{tmp}/{agent}-{n:02d}.sock" for n in range(1, count + 1)}
         for agent, count in (("alpha", 2), ("beta", 1))
     }
-    gateway = Gateway(home)
     async with contextlib.AsyncExitStack() as stack:
+        home = stack.enter_context(private_home())
+        gateway = Gateway(home)
         for agent, by_id in workers.items():
             for worker_id, address in by_id.items():
                 await stack.enter_async_context(echoing(address, worker_id))
             pool.put(deployment(agent, by_id))
         await stack.enter_async_context(pool.serving(home))
-        await gateway.start(UAPI_GATEWAY_HEALTH_INTERVAL_S="0.2", UAPI_GATEWAY_RELAY_WAIT_S="2")
         try:
+            await gateway.start(UAPI_GATEWAY_HEALTH_INTERVAL_S="0.2", UAPI_GATEWAY_RELAY_WAIT_S="2")
             platform = Platform(gateway, pool, tmp)
             for agent in workers:
                 await platform.routed(agent)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,15 @@ from agentruntime.home import Home
 from grpc import aio
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def private_home() -> Iterator[Home]:
+    """A runtime directory with a path so short that its sockets lie inside it, and go with it."""
+    with tempfile.TemporaryDirectory(prefix="uapi-gw-") as directory:
+        home = Home(Path(directory))
+        home.create()
+        yield home
 
 
 async def eventually(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:

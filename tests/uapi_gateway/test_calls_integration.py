@@ -77,6 +77,13 @@ async def test_unknown_agent(platform: Platform, name: str) -> None:
     assert error.message == f"agent '{name[:63]}' not found"
 
 
+async def test_the_first_of_several_names_counts(platform: Platform) -> None:
+    names = (("x-uapi-agent", "beta"), ("x-uapi-agent", "alpha"))
+    assert await generate(platform.tcp, "x", *names) == "beta-01: x"
+    code, _ = await failure(generate(platform.tcp, "x", ("x-uapi-agent", "nobody"), *names))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
 async def test_unknown_agent_is_refused_fast(platform: Platform) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -162,7 +169,9 @@ async def test_absurd_deadlines_on_the_wire(platform: Platform, given: str) -> N
     found = (await curl_grpc(platform, "grpc-timeout: " + given)).get("grpc-status")
     expected = {"1n": ("4", None, "0"), "0S": ("4", None, "0"), "99999999H": ("0",)}
     assert found in expected.get(given, ("13", "3"))
-    assert await generate(platform.tcp, "x", agent="beta") == "beta-01: x"
+    # Nor may it fail the calls of others, with whom it shares the connection to the worker.
+    for deadline_s in (1, 5, 10**6, 3.3, 77, None, 10**5) * 3:
+        assert await generate(platform.tcp, "x", agent="beta", timeout_s=deadline_s) == "beta-01: x"
 
 
 async def test_a_deadline_beyond_a_day_is_cut_to_a_day(platform: Platform) -> None:

@@ -18,9 +18,7 @@ def test_a_pid_alone_names_nobody() -> None:
     assert not EnvoyRecord(2**22 + 1, 0.0, 1, "f").alive()
 
 
-def test_records_that_say_nothing_are_no_envoy(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    home.create()
+def test_records_that_say_nothing_are_no_envoy(home: Home) -> None:
     assert read_record(home) is None
     for content in ("", "[]", '{"pid": 1}', json.dumps({"pid": 1, "started": 0, "grpc_port": 1, "fingerprint": ""})):
         record_file(home).write_text(content)
@@ -32,9 +30,7 @@ def test_records_that_say_nothing_are_no_envoy(tmp_path: Path) -> None:
     assert found.grpc_port == 7
 
 
-def test_the_bootstrap_is_for_this_user_alone(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    home.create()
+def test_the_bootstrap_is_for_this_user_alone(tmp_path: Path, home: Home) -> None:
     write_bootstrap(home, tmp_path / "b.json")
     assert (tmp_path / "b.json").stat().st_mode & 0o777 == 0o600
     content = json.loads((tmp_path / "b.json").read_text())

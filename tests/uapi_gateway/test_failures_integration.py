@@ -17,30 +17,30 @@ import psutil
 import pytest
 from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_proto
+from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc, agent_registry_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_proto
-from agentruntime._proto.uapi.v1 import agent_registry_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
 from agentruntime.home import Home
 from grpc import aio
 
 from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
-from tests.uapi_gateway.stand_ins import ROOT, Gateway, eventually, generate, worker_process
+from tests.uapi_gateway.stand_ins import ROOT, Gateway, eventually, generate, private_home, worker_process
+from uapi_gateway.admin import Admin
 
 pytestmark = pytest.mark.integration
 
 
 @contextlib.asynccontextmanager
-async def running(tmp_path: Path, pool: PoolStandIn) -> AsyncIterator[Gateway]:
-    home = Home(tmp_path / "home")
-    home.create()
-    gateway = Gateway(home)
-    async with pool.serving(home):
-        await gateway.start()
-        try:
-            yield gateway
-        finally:
-            gateway.stop()
+async def running(pool: PoolStandIn) -> AsyncIterator[Gateway]:
+    with private_home() as home:
+        gateway = Gateway(home)
+        async with pool.serving(home):
+            try:
+                await gateway.start()
+                yield gateway
+            finally:
+                gateway.stop()
 
 
 async def answered(channel: aio.Channel, agent: str) -> bool:
@@ -56,7 +56,7 @@ async def test_a_killed_worker_costs_no_idempotent_call(tmp_path: Path) -> None:
         addresses = {f"a-{n:02d}": f"unix:{tmp_path}/{n}.sock" for n in range(1, 4)}
         workers = [stack.enter_context(worker_process(a, name)) for name, a in addresses.items()]
         pool.put(deployment("a", addresses))
-        async with running(tmp_path, pool) as gateway, gateway.channel() as channel:
+        async with running(pool) as gateway, gateway.channel() as channel:
             await eventually(lambda: answered(channel, "a"))
             answers: list[str] = []
             done = asyncio.Event()
@@ -86,7 +86,7 @@ async def test_an_agent_that_opted_out_is_not_called_twice(tmp_path: Path) -> No
     address, other = f"unix:{tmp_path}/1.sock", f"unix:{tmp_path}/2.sock"
     with worker_process(address, "once-01") as worker:
         pool.put(deployment("once", {"once-01": address}, idempotent=False))
-        async with echoing(other, "once-02"), running(tmp_path, pool) as gateway, gateway.channel() as channel:
+        async with echoing(other, "once-02"), running(pool) as gateway, gateway.channel() as channel:
             await eventually(lambda: answered(channel, "once"))
             call = asyncio.create_task(generate(channel, "hang", agent="once", timeout_s=10))
             await eventually(lambda: _connected(worker.pid))
@@ -114,7 +114,7 @@ async def test_calls_wait_for_a_worker_and_are_told_why_there_is_none(tmp_path: 
     starting.workers[0].reason = "loading the model"
     pool.put(starting)
     pool.put(deployment("halted", {}, stopped=True))
-    async with running(tmp_path, pool) as gateway, gateway.channel() as channel:
+    async with running(pool) as gateway, gateway.channel() as channel:
         await eventually(lambda: _reason(channel, "late", "AGENT_NOT_READY"))
         with pytest.raises(aio.AioRpcError) as caught:
             await generate(channel, "x", agent="late", timeout_s=0.5)
@@ -154,7 +154,7 @@ async def _reason(channel: aio.Channel, agent: str, reason: str) -> bool:
 async def test_envoy_is_started_again_when_it_is_killed(tmp_path: Path) -> None:
     pool = PoolStandIn()
     pool.put(deployment("a", {"a-01": f"unix:{tmp_path}/1.sock"}))
-    async with echoing(f"unix:{tmp_path}/1.sock", "a-01"), running(tmp_path, pool) as gateway:
+    async with echoing(f"unix:{tmp_path}/1.sock", "a-01"), running(pool) as gateway:
         async with gateway.channel() as channel:
             await eventually(lambda: answered(channel, "a"))
         for _ in range(2):
@@ -180,7 +180,7 @@ async def test_a_killed_gateway_cuts_no_stream_and_its_successor_takes_envoy_ove
     async with (
         echoing(f"unix:{tmp_path}/1.sock", "a-01"),
         echoing(f"unix:{tmp_path}/2.sock", "outside"),
-        running(tmp_path, pool) as gateway,
+        running(pool) as gateway,
         gateway.channel() as channel,
     ):
         await eventually(lambda: answered(channel, "a"))
@@ -229,9 +229,7 @@ async def test_a_killed_gateway_cuts_no_stream_and_its_successor_takes_envoy_ove
     assert ended(envoy)
 
 
-async def test_what_the_pool_last_said_is_kept_while_it_is_away(tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
-    home.create()
+async def test_what_the_pool_last_said_is_kept_while_it_is_away(tmp_path: Path, home: Home) -> None:
     address = f"unix:{tmp_path}/1.sock"
     gateway, pool = Gateway(home), PoolStandIn()
     async with echoing(address, "a-01"):
@@ -242,8 +240,13 @@ async def test_what_the_pool_last_said_is_kept_while_it_is_away(tmp_path: Path) 
                 await gateway.start()
                 async with gateway.channel() as channel:
                     await eventually(lambda: answered(channel, "b"))
-            async with gateway.channel() as channel:
+            async with gateway.channel(unix=True) as channel:
                 assert await generate(channel, "x", agent="a") == "a-01: x"
+                stub = agent_pool_pb2_grpc.AgentPoolStub(channel)
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await stub.GetNode(pool_proto.GetNodeRequest(), timeout=5)
+                error = status.decode(caught.value)
+                assert (type(error), error.reason) == (errors.Unavailable, "POOL_UNAVAILABLE")
                 # Another pool, which has lost b.
                 successor = PoolStandIn()
                 successor.put(deployment("a", {"a-01": address}))
@@ -254,7 +257,29 @@ async def test_what_the_pool_last_said_is_kept_while_it_is_away(tmp_path: Path) 
             gateway.stop()
 
 
-async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+async def test_calls_in_flight_finish_when_the_gateway_is_told_to_end(tmp_path: Path) -> None:
+    pool = PoolStandIn()
+    pool.put(deployment("a", {"a-01": f"unix:{tmp_path}/1.sock"}))
+    async with echoing(f"unix:{tmp_path}/1.sock", "a-01"), running(pool) as gateway:
+        async with gateway.channel() as channel:
+            await eventually(lambda: answered(channel, "a"))
+            call = asyncio.create_task(generate(channel, "wait 0.4", agent="a"))
+            await eventually(lambda: _in_flight(gateway))
+            envoy = gateway.envoy_pid
+            await asyncio.to_thread(gateway.stop)
+            assert await call == "a-01: wait 0.4"
+        assert ended(envoy)
+        assert not gateway.file.exists()
+        assert not (gateway.home.run / "envoy.json").exists()
+        await gateway.start()
+
+
+async def _in_flight(gateway: Gateway) -> bool:
+    admin = Admin(gateway.home.envoy_admin_socket)
+    return "active: 1" in await admin.get("/stats?filter=cluster.agent/a.upstream_rq_active")
+
+
+async def test_a_port_in_use_is_one_sentence(home: Home) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for flags, words in (
@@ -265,7 +290,7 @@ async def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
         ):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "uapi_gateway", *flags,
-                env={**os.environ, "UAPI_HOME": str(tmp_path / "home")}, cwd=ROOT, stderr=subprocess.PIPE,
+                env={**os.environ, "UAPI_HOME": str(home.root)}, cwd=ROOT, stderr=subprocess.PIPE,
             )  # fmt: skip
             _, output = await process.communicate()
             assert process.returncode == 1

@@ -253,6 +253,38 @@ async def test_health_of_everything(platform: Platform) -> None:
     assert isinstance(await fails(check(health_pb2.HealthCheckRequest(service="x"), timeout=5)), errors.NotFound)
 
 
+async def test_watching_agents_and_health(platform: Platform) -> None:
+    agents = agent_registry_pb2_grpc.AgentRegistryStub(platform.tcp).WatchAgents(proto.WatchAgentsRequest())
+    watch: Any = platform.tcp.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    health = watch(health_pb2.HealthCheckRequest(service="passing"))
+    assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    known = []
+    async for event in agents:
+        if event.synced:
+            break
+        known.append(event.changed.agent_id)
+    assert known[:2] == ["alpha", "beta"]
+    platform.pool.put(deployment("passing", {"passing-01": "unix:/nowhere"}))
+    assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+    platform.pool.remove("passing")
+    assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    heard = [event async for event in _until_removed(agents, "passing")]
+    assert heard[0].changed.agent_id == "passing"
+    agents.cancel()
+    health.cancel()
+
+
+async def _until_removed(agents: Any, agent_id: str) -> AsyncIterator[Any]:
+    async for event in agents:
+        yield event
+        if event.removed == agent_id:
+            return
+
+
 async def grpcurl(platform: Platform, *arguments: str, data: str = "") -> str:
     options = ["-plaintext", *(("-d", data) if data else ())]
     before, after = [a for a in arguments if a.startswith("-H")], [a for a in arguments if not a.startswith("-H")]
