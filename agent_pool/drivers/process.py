@@ -78,12 +78,13 @@ class ProcessDriver(Driver):
             Enforcement(what, what in capped, how if what in capped else why) for what in ("memory", "cpu", "pids")
         ]
         root = os.geteuid() == 0
+        refused = self._templates.sandbox_refused()
         uid = "a uid of its own for each worker" if root else "the platform's own uid: run as root for one each"
         return [
             *found,
-            Enforcement("network", True, "a network namespace of its own, where the kernel allows it; see notes"),
-            Enforcement("filesystem", True, "a read-only view of its own, where the kernel allows it; see notes"),
-            Enforcement("process", root, uid),
+            Enforcement("network", not refused, refused or "a network namespace for each worker"),
+            Enforcement("filesystem", not refused, refused or "a read-only view of what a worker needs"),
+            Enforcement("process", root and not refused, refused or uid),
         ]
 
     async def check(self, revision: Revision) -> None:
@@ -99,11 +100,11 @@ class ProcessDriver(Driver):
 
     async def start(self, launch_: Launch) -> Running:
         revision = launch_.revision
-        if self._hierarchy is not None:
-            # Not waited for: it runs while the worker is placed and forked.
-            asyncio.get_running_loop().run_in_executor(None, self._hierarchy.warm)
         template = await self._templates.get(revision)
         process = self._place(launch_)
+        if self._hierarchy is not None:
+            # Not waited for: it runs while the worker is forked. Earlier, it would hold up the making of the group.
+            asyncio.get_running_loop().run_in_executor(None, self._hierarchy.warm)
         self._workers[launch_.worker_id] = process
         control, theirs = socket.socketpair()
         control.setblocking(False)

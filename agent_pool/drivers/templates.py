@@ -28,6 +28,8 @@ from agent_pool.logs import LogStore
 _NEEDED = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection", "agentruntime", "agent_worker", "structlog",
            "pydantic", "yaml")  # fmt: skip
 _CHECK_TIMEOUT_S = 30.0
+# user_namespaces(7)
+_USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 _BASE_TIMEOUT_S = 30.0
 _QUIT_TIMEOUT_S = 5.0
 # Exit statuses that arrived before anybody asked; enough for any burst.
@@ -97,6 +99,17 @@ class Templates:
                 template = await self._load(revision)
                 self._templates[revision.key] = template
             return template
+
+    def sandbox_refused(self) -> str:
+        """Why agents are not isolated here, or ""; known for sure once one was loaded."""
+        for template in self._templates.values():
+            if template.prepared.degraded:
+                return template.prepared.degraded[0]
+        try:
+            allowed = int(_USER_NAMESPACES.read_text())
+        except OSError:
+            allowed = 0
+        return "" if allowed else f"the kernel allows no user namespaces ({_USER_NAMESPACES})"
 
     def groups(self) -> set[str]:
         """Names of the groups of the templates that live."""

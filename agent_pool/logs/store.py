@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from agentruntime import errors
-
 from agent_pool.logs import lines, rotation
 from agent_pool.logs.lines import Line
 
@@ -245,9 +243,3 @@ def _open(path: Path) -> int:
 
 def _line(name: str, raw: bytes) -> Line:
     return lines.parse("" if name == "template" else name, raw.decode(errors="replace"))
-
-
-def check_known(store: LogStore, name: str) -> None:
-    """Raises NotFound unless an agent or worker of that name has logs."""
-    if not store.logs_of(name) and store.agent_of(name) is None:
-        raise errors.NotFound(f"there is no agent or worker '{name}', and no log of one")
