@@ -74,19 +74,27 @@ def id_map(spec: SandboxSpec) -> str:
     return f"0 {spec.uid_base} {UIDS_PER_AGENT}"
 
 
-def become_worker(spec: SandboxSpec, slot: int) -> None:
-    """Moves this process from its template's sandbox into a worker's own: after this it has no capability.
+def separate(spec: SandboxSpec) -> None:
+    """Moves a freshly forked process out of the namespaces that it shares with its template.
 
     Raises:
         OSError: the kernel refuses; the process must end.
     """
     if not spec.isolated:
-        linux.no_new_privileges()
         return
     linux.unshare(_own_namespaces(spec))
     if not spec.host_network:
         linux.loopback_up()
-    if spec.uid_base:
+
+
+def become_worker(spec: SandboxSpec, slot: int) -> None:
+    """Takes on a worker's own uid: after this the process has no capability.
+
+    Raises:
+        OSError: the kernel refuses; the process must end.
+    """
+    linux.no_new_privileges()
+    if spec.isolated and spec.uid_base:
         os.setresgid(slot, slot, slot)
         os.setresuid(slot, slot, slot)  # from uid 0 to another: all capability sets are cleared, capabilities(7)
         linux.dumpable()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from agentruntime import errors, launch, log
-from agentruntime.launch import TemplateSpec
+from agentruntime.launch import TemplateSpec, WorkerSpec
 
 from agent_worker import linux, loader, sandbox, worker
 
@@ -87,6 +87,15 @@ class Template:
             self._connection.close()
         _close_all_but(keep)
         return 0
+
+    def has(self, pid: int) -> bool:
+        """Whether a child of that pid has not been reaped."""
+        return pid in self._children
+
+    def rename(self, pid: int, name: str) -> None:
+        """Gives a child that has not ended yet another name in events."""
+        if pid in self._children:
+            self._children[pid] = name
 
     def end(self, pid: int) -> None:
         """Kills a child whose end is no news to the pool."""
@@ -252,6 +261,7 @@ class ImageTemplate:
         self._bundle = sandbox.BUNDLE if spec.sandbox.isolated else spec.bundle
         self._listener = socket.socket(fileno=listen_fd)
         self._loaded: loader.LoadedAgent | None = None
+        self._spares: dict[int, socket.socket] = {}
 
     def run(self) -> None:
         answer = self._prepare()
@@ -261,7 +271,7 @@ class ImageTemplate:
             return
         gc.collect()
         gc.freeze()  # so that no collection in a worker touches, and so copies, the shared pages
-        self._template = Template(self._listener, {"fork": self._fork})
+        self._template = Template(self._listener, {"fork": self._fork, "spare": self._spare})
         self._template.run()
 
     def _prepare(self) -> Answer:
@@ -302,20 +312,57 @@ class ImageTemplate:
         if not self._base.recv(1):
             raise OSError(0, "the base could not map user ids")
 
+    def _spare(self, _request: Request, descriptors: list[int]) -> Answer:
+        for gone in [pid for pid in self._spares if not self._template.has(pid)]:
+            self._spares.pop(gone).close()
+        ours, theirs = socket.socketpair()
+        pid = self._template.fork("spare", keep=[*descriptors, theirs.fileno()])
+        if pid == 0:
+            _exit_with(lambda: self._stand_by(theirs, descriptors))
+        theirs.close()
+        self._spares[pid] = ours
+        return {"ok": True, "pid": pid}
+
+    def _stand_by(self, channel: socket.socket, cgroup_fds: list[int]) -> int:
+        """A spare's life: until it is told which worker to be, or its template is gone."""
+        _join(cgroup_fds)
+        sandbox.separate(self._spec.sandbox)
+        received = launch.receive(channel)
+        if received is None:
+            return 0
+        channel.close()
+        message, (log_fd, control_fd) = received
+        return self._be_worker(launch.worker_spec(message["spec"]), log_fd, control_fd)
+
     def _fork(self, request: Request, descriptors: list[int]) -> Answer:
         spec = launch.worker_spec(request["spec"])
         if len(descriptors) < 2:
             raise ValueError("fork needs a log and a control socket")
+        if "spare" in request:
+            return self._employ(int(request["spare"]), request, spec, descriptors)
         log_fd, control_fd, *cgroup_fds = descriptors
         pid = self._template.fork(spec.worker_id, keep=descriptors)
         if pid == 0:
 
-            def become_worker() -> int:
+            def begin() -> int:
                 _join(cgroup_fds)
-                return worker.run(spec, self._spec, self._loaded, self._bundle, log_fd=log_fd, control_fd=control_fd)
+                sandbox.separate(self._spec.sandbox)
+                return self._be_worker(spec, log_fd, control_fd)
 
-            _exit_with(become_worker)
+            _exit_with(begin)
         return {"ok": True, "pid": pid}
+
+    def _employ(self, pid: int, request: Request, spec: WorkerSpec, descriptors: list[int]) -> Answer:
+        with self._spares.pop(pid, socket.socket()) as channel:
+            try:
+                launch.send(channel, {"spec": request["spec"]}, descriptors)
+            except OSError:
+                return {"ok": False, "error": "that spare is gone", "traceback": ""}
+        self._template.rename(pid, spec.worker_id)
+        return {"ok": True, "pid": pid}
+
+    def _be_worker(self, spec: WorkerSpec, log_fd: int, control_fd: int) -> int:
+        return worker.run(spec, self._spec, self._loaded, self._bundle, log_fd=log_fd, control_fd=control_fd)
 
 
 def _reply(request: Request, answer: Answer) -> Answer:

@@ -23,6 +23,11 @@ working directory.
                           -> {"ok": false, "error": one sentence, "traceback": str}; the process has ended
     image template  fork  WorkerSpec + [log_fd, control_fd, *cgroup_fds]
                           -> {"ok": true, "pid"}
+                    spare + [*cgroup_fds]
+                          -> {"ok": true, "pid"} of a process that has joined its cgroups and namespaces, and
+                             waits to become a worker: a later `fork` with "spare": pid, and then no cgroup_fds.
+                             Joining a cgroup can take the kernel 20 ms (an RCU grace period); a spare has it
+                             behind it. If that spare is gone, `fork` answers "ok": false.
     both            children -> {"ok": true, "children": {name: pid}, "exits": {name: wait status}}
                     quit  -> {"ok": true}, and it ends, leaving its children
     events                {"event": "exit", "name": key or worker_id, "pid", "status": as of waitpid(2)}

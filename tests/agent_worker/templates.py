@@ -84,20 +84,23 @@ class Template:
     directory: Path
     workers: list[Worker] = field(default_factory=list)
 
-    def fork(self, slot: int = 1, **settings: Any) -> Worker:
+    def fork(self, slot: int = 1, spare: int | None = None, **settings: Any) -> Worker:
         spec = WorkerSpec(f"{self.spec.agent}-{slot:02d}", self.spec.agent, 1, slot, **settings)
         home = Path(self.spec.sandbox.workers_dir) / str(slot)
-        home.mkdir(mode=0o700)
+        home.mkdir(mode=0o700, exist_ok=True)
         if self.spec.sandbox.uid_base:
             os.chown(home, self.spec.sandbox.uid_base + slot, self.spec.sandbox.uid_base + slot)
         log = self.directory / f"{spec.worker_id}.log"
         log_fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         ours, theirs = socket.socketpair()
         ours.settimeout(30)
-        answer = self.control.ask(launch.spec_message("fork", spec), [log_fd, theirs.fileno()])
+        request = launch.spec_message("fork", spec) | ({} if spare is None else {"spare": spare})
+        answer = self.control.ask(request, [log_fd, theirs.fileno()])
         os.close(log_fd)
         theirs.close()
-        assert answer["ok"], answer
+        if not answer["ok"]:
+            ours.close()
+            raise AssertionError(answer["error"])
         path = Path(self.spec.sandbox.workers_dir) / launch.socket_name(slot)
         worker = Worker(spec, answer["pid"], ours, log, f"unix:{path}")
         self.workers.append(worker)

@@ -1,6 +1,7 @@
 """Templates and workers as processes: what is loaded, forked, refused and reaped."""
 
 import os
+import select
 import signal
 import textwrap
 from collections.abc import Iterator
@@ -267,3 +268,34 @@ def test_noise_on_the_control_socket_ends_that_connection_only(base: templates.B
     base.control = templates.Control(base.path)
     assert base.control.ask({"op": "nonsense"})["error"] == "ValueError: no such request: nonsense"
     assert base.control.ask({"op": "children", "id": 7})["id"] == 7
+
+
+def test_a_spare_becomes_a_worker(base: templates.Base) -> None:
+    template = load(base, ECHO)
+    spare = template.control.ask({"op": "spare"})
+    assert spare["ok"]
+    worker = template.fork(spare=spare["pid"])
+    assert worker.pid == spare["pid"]
+    assert worker.event() == {"event": "listening"}
+    assert ask(worker, "hello") == "hello"
+    worker.drain()
+    assert template.control.exit_of("a-01") == 0
+
+
+def test_a_spare_that_is_gone_is_said(base: templates.Base) -> None:
+    template = load(base, ECHO)
+    spare = template.control.ask({"op": "spare"})["pid"]
+    os.kill(spare, signal.SIGKILL)
+    template.control.exit_of("spare")
+    with pytest.raises(AssertionError, match="that spare is gone"):
+        template.fork(spare=spare)
+    with pytest.raises(AssertionError, match="that spare is gone"):
+        template.fork(slot=2, spare=1)
+
+
+def test_a_spare_ends_with_its_template(base: templates.Base) -> None:
+    template = load(base, ECHO)
+    spare = os.pidfd_open(template.control.ask({"op": "spare"})["pid"])
+    os.kill(template.answer["pid"], signal.SIGKILL)
+    assert select.select([spare], [], [], 10)[0]
+    os.close(spare)
