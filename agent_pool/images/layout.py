@@ -135,15 +135,15 @@ class ImageLayout:
         Raises:
             ImageNotFound: there is none; names the tags that do exist.
         """
-        images = self.images()
-        same_name = [image for image in images if ImageReference.parse(image.reference).name == reference.name]
-        for image in same_name:
-            if image.digest == reference.digest or image.reference == str(reference):
-                return image
+        entries = sorted(self._entries(), key=_reference)
+        same_name = [entry for entry in entries if _reference(entry).partition(":")[0] == reference.name]
+        for entry in same_name:
+            if entry["digest"] == reference.digest or _reference(entry) == str(reference):
+                return self._stored(entry)
         if same_name:
-            there = ", ".join(image.reference for image in same_name)
+            there = ", ".join(_reference(entry) for entry in same_name)
             raise errors.ImageNotFound(f"image '{reference}' not found; there is {there}")
-        there = ", ".join(image.reference for image in images) or "none"
+        there = ", ".join(_reference(entry) for entry in entries) or "none"
         raise errors.ImageNotFound(f"image '{reference}' not found; `agent build` makes one; there is {there}")
 
     def remove(self, reference: ImageReference) -> StoredImage:
