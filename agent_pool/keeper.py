@@ -118,7 +118,7 @@ class Keeper:
                 f"worker {worker.worker_id} did not start to serve within {policy.start_timeout_s:g}s"
             ) from None
         worker.runs(running)
-        self._changed(worker.agent)
+        # Not told: nobody routes to it before it is ready, and its first moments are spent better than on news.
         await self._become_ready(deployment, worker, end_s - loop.time())
 
     def _reserved(self, deployment: Deployment, worker: Worker) -> tuple[int, ...]:

@@ -10,9 +10,8 @@ DEFAULT_CPU_MILLIS = 20
 DEFAULT_MEMORY_BYTES = 64 * MB
 DEFAULT_MEMORY_LIMIT_BYTES = 512 * MB
 DEFAULT_PIDS_LIMIT = 256
-# A worker that serves gRPC charges about 12 MB to its own cgroup after the fork, an image template that
-# imports in its own cgroup about 20 MB (tests/agent_pool/test_limits.py watches both); below this an agent
-# could only ever be killed.
+# An echo worker lives and answers under this cap, and so does its template (tests/agent_pool/test_limits.py);
+# below it an agent could only ever be killed.
 LEAST_MEMORY_LIMIT_BYTES = 48 * MB
 # The kernel's own floor: 1 ms of quota (Documentation/scheduler/sched-bwc.rst) in our period of 100 ms.
 LEAST_CPU_MILLIS = 10

@@ -123,20 +123,6 @@ class Hierarchy(ABC):
         """Makes the directory that holds the groups."""
 
     @abstractmethod
-    def own_procs(self) -> Path:
-        """The cgroup.procs file of the group that the pool itself is in."""
-
-    def warm(self) -> None:
-        """Makes the next process join its group sooner. Blocks for some milliseconds: call it in a thread.
-
-        A process that joins a group waits for an RCU grace period, about 7 ms, unless another one joined just
-        before (percpu_rwsem and rcu_sync in the kernel's sources). Joining where we are already is such a one, and
-        changes nothing.
-        """
-        with contextlib.suppress(OSError):
-            self.own_procs().write_text("0")
-
-    @abstractmethod
     def group(self, name: str) -> Group:
         """The group of that name, whether it exists or not."""
 

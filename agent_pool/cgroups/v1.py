@@ -29,9 +29,6 @@ class HierarchyV1(Hierarchy):
         for directory in self._unique():
             directory.mkdir(exist_ok=True)
 
-    def own_procs(self) -> Path:
-        return next(iter(self._parents.values())) / "cgroup.procs"
-
     def group(self, name: str) -> Group:
         return GroupV1(name, {controller: directory / name for controller, directory in self._directories.items()})
 

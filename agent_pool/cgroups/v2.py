@@ -36,10 +36,6 @@ class HierarchyV2(Hierarchy):
             self._enable(self._own)
         self._enable(self._directory)
 
-    def own_procs(self) -> Path:
-        leaf = self._leaf()
-        return (leaf if leaf.is_dir() else self._own) / "cgroup.procs"
-
     def group(self, name: str) -> Group:
         return GroupV2(name, self._directory / name)
 

@@ -21,8 +21,9 @@ from agent_pool import gpus, machine, usage
 from agent_pool.cgroups.base import Counters, Group, Hierarchy
 from agent_pool.drivers import exits
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
-from agent_pool.drivers.control import ControlClosed
-from agent_pool.drivers.templates import Templates
+from agent_pool.drivers.control import ControlClosed, Message
+from agent_pool.drivers.spares import Spare, Spares
+from agent_pool.drivers.templates import ImageTemplate, Templates
 from agent_pool.logs import LogStore
 
 # Between the end of a process and its template's word on how it ended.
@@ -68,6 +69,7 @@ class ProcessDriver(Driver):
         if hierarchy is not None:
             hierarchy.prepare()
         self._templates = Templates(home, logs, hierarchy, environment)
+        self._spares = Spares(hierarchy)
         self._sockets = home.run / "w"
 
     def enforcement(self) -> list[Enforcement]:
@@ -94,6 +96,7 @@ class ProcessDriver(Driver):
         return (await self._templates.get(revision)).prepared
 
     async def release(self, revision: Revision) -> None:
+        await self._spares.drop(revision.key)
         await self._templates.release(revision.key)
         with contextlib.suppress(OSError):  # workers still have their sockets there
             self._templates.workers_dir(revision.agent).rmdir()
@@ -101,29 +104,39 @@ class ProcessDriver(Driver):
     async def start(self, launch_: Launch) -> Running:
         revision = launch_.revision
         template = await self._templates.get(revision)
-        process = self._place(launch_)
-        if self._hierarchy is not None:
-            # Not waited for: it runs while the worker is forked. Earlier, it would hold up the making of the group.
-            asyncio.get_running_loop().run_in_executor(None, self._hierarchy.warm)
+        spare = self._spares.take(revision.key, template.channel)
+        process = self._place(launch_, spare)
         self._workers[launch_.worker_id] = process
-        control, theirs = socket.socketpair()
-        control.setblocking(False)
-        process.control = control
-        descriptors = [self._logs.open(revision.agent, launch_.worker_id), theirs.detach()]
         try:
-            if process.group is not None:
-                descriptors += process.group.open_procs()
-            answer = await template.channel.request(launch.spec_message("fork", _worker_spec(launch_)), descriptors)
+            answer = await self._fork(template, process, spare)
         except ControlClosed:
             raise errors.Unavailable(f"the template of '{revision.agent}' ended; try again") from None
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
         if not answer.get("ok"):
             raise errors.AgentFailed(f"worker {launch_.worker_id} could not be forked: {answer.get('error')}")
         self._attach(process, answer["pid"])
         await self._until_listening(process)
+        self._spares.renew(revision, template.channel)
         return self._running(process)
+
+    async def _fork(self, template: ImageTemplate, process: _Process, spare: Spare | None) -> Message:
+        """Has the template make the worker, out of the spare if there is one."""
+        launch_ = process.launch
+        process.control, theirs = socket.socketpair()
+        process.control.setblocking(False)
+        descriptors = [self._logs.open(launch_.revision.agent, launch_.worker_id), theirs.detach()]
+        request = launch.spec_message("fork", _worker_spec(launch_))
+        try:
+            if spare is not None:
+                answer = await template.channel.request({**request, "spare": spare.pid}, descriptors)
+                if answer.get("ok"):
+                    return answer
+                # It was killed while it waited; its group is as good as new.
+            if process.group is not None:
+                descriptors += process.group.open_procs()
+            return await template.channel.request(request, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     async def wait(self, worker_id: str) -> Exit:
         process = self._workers[worker_id]
@@ -193,21 +206,22 @@ class ProcessDriver(Driver):
     async def close(self) -> None:
         for worker_id in list(self._workers):
             await self.destroy(worker_id)
+        await self._spares.close()
         await self._templates.close()
         if self._hierarchy is not None:
             await asyncio.to_thread(self._sweep)
             self._hierarchy.close()
 
-    def _place(self, launch_: Launch) -> _Process:
-        """Makes what the worker needs before it exists: its group and its socket's directory."""
+    def _place(self, launch_: Launch, spare: Spare | None) -> _Process:
+        """Makes what the worker needs before it exists: its socket's directory, its group unless a spare has one."""
         revision = launch_.revision
         directory = self._templates.workers_dir(revision.agent) / str(launch_.slot)
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700, parents=True)
         if uid_base := self._templates.uid_base(revision):
             os.chown(directory, uid_base + launch_.slot, uid_base + launch_.slot)
-        group = None
-        if self._hierarchy is not None:
+        group = spare.group if spare else None
+        if group is None and self._hierarchy is not None:
             # A name used once: the group of an earlier worker of this id may still be leaving.
             group = self._hierarchy.create(f"{launch_.worker_id}.{secrets.token_hex(3)}", revision.limits)
         return _Process(launch_, group, directory, self._logs.size(revision.agent, launch_.worker_id))
@@ -328,7 +342,7 @@ class ProcessDriver(Driver):
         """Ends and removes groups and socket directories that nobody owns any more. Blocks."""
         if self._hierarchy is not None:
             kept = {process.group.name for process in self._workers.values() if process.group}
-            kept |= self._templates.groups()
+            kept |= self._templates.groups() | self._spares.groups()
             for name in self._hierarchy.names():
                 if name not in kept:
                     self._hierarchy.group(name).remove()

@@ -11,7 +11,8 @@ import pytest
 from agentruntime import Client, trace
 from agentruntime.home import Home
 
-from tests.integration.conftest import Platform, eventually
+from tests.integration.conftest import Platform
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -109,7 +110,7 @@ def test_the_trace_goes_from_the_client_through_envoy_to_the_workers_log(platfor
     assert (line["worker_id"], line["agent"], line["level"]) == ("logging-agent-01", "logging-agent", "warning")
     # Envoy writes its log out every few seconds.
     access_log = platform.home.logs / "envoy-access.log"
-    assert eventually(lambda: context.trace_id in access_log.read_text(), timeout_s=20)
+    until(lambda: context.trace_id in access_log.read_text(), timeout_s=20)
     platform.agent("stop", "logging-agent")
 
 

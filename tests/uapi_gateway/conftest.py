@@ -11,7 +11,8 @@ from grpc import aio
 
 from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
-from tests.uapi_gateway.stand_ins import Gateway, eventually, generate, private_home
+from tests.uapi_gateway.stand_ins import Gateway, generate, private_home
+from tests.waiting import eventually
 
 
 class Platform:

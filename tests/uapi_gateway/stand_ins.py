@@ -1,6 +1,5 @@
 """Processes for the gateway's tests: workers that can be killed, and the gateway itself."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -8,8 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
 from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
 from agentruntime.home import Home
 from grpc import aio
+
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,19 +29,6 @@ def private_home() -> Iterator[Home]:
         home = Home(Path(directory))
         home.create()
         yield home
-
-
-async def eventually(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    """Polls until a condition, sync or async, is true; its last value."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if isinstance(value, Awaitable):
-            value = await value
-        if value or time.monotonic() > deadline:
-            assert value, f"not within {timeout_s} s"
-            return value
-        await asyncio.sleep(0.01)
 
 
 @contextlib.contextmanager

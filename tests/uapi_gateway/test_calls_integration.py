@@ -14,7 +14,8 @@ from grpc import aio
 
 from tests.uapi_gateway.conftest import Platform
 from tests.uapi_gateway.pool_service import deployment
-from tests.uapi_gateway.stand_ins import eventually, generate
+from tests.uapi_gateway.stand_ins import generate
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

@@ -25,7 +25,8 @@ from grpc import aio
 
 from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
-from tests.uapi_gateway.stand_ins import ROOT, Gateway, eventually, generate, private_home, worker_process
+from tests.uapi_gateway.stand_ins import ROOT, Gateway, generate, private_home, worker_process
+from tests.waiting import eventually
 from uapi_gateway.admin import Admin
 
 pytestmark = pytest.mark.integration

@@ -8,7 +8,8 @@ from grpc import aio
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.uapi_gateway.conftest import Platform
-from tests.uapi_gateway.stand_ins import eventually, generate
+from tests.uapi_gateway.stand_ins import generate
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

@@ -20,7 +20,8 @@ from grpc_health.v1 import health_pb2
 from tests.uapi_gateway.conftest import Platform
 from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import deployment
-from tests.uapi_gateway.stand_ins import eventually, generate
+from tests.uapi_gateway.stand_ins import generate
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

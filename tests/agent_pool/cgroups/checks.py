@@ -10,12 +10,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Group, Hierarchy, Limits
+from tests.waiting import until
 
 MB = 2**20
 EAT = "kept = []\nwhile True: kept.append(bytearray(b'x' * 2**20))"
@@ -104,7 +104,6 @@ def can_change_its_limits(hierarchy: Hierarchy) -> None:
 
 
 def lists_and_removes(hierarchy: Hierarchy) -> None:
-    hierarchy.warm()
     group = hierarchy.create("one", Limits(memory_bytes=64 * MB))
     hierarchy.create("two", Limits())
     assert hierarchy.names() == ["one", "two"]
@@ -125,13 +124,6 @@ CHECKS: list[Callable[[Hierarchy], None]] = [
     can_change_its_limits,
     lists_and_removes,
 ]
-
-
-def until(accept: Callable[[], bool], within_s: float = 10.0) -> None:
-    end = time.monotonic() + within_s
-    while not accept():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def main() -> None:

@@ -7,10 +7,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +18,7 @@ from agentruntime.home import Home
 
 from tests.agentruntime.cli.conftest import Agent, Result
 from tests.agentruntime.platform_services import Record, serving
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[3]
@@ -48,14 +47,6 @@ def processes_of(home: Home) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come about"
-        time.sleep(0.05)
-    return value
 
 
 def pids(agent: Agent) -> dict[str, int]:
