@@ -75,8 +75,13 @@ class Keeper:
         self._changed(worker.agent)
         if served:
             await asyncio.sleep(self._drain_delay_s)
-        end = await self._driver.stop(worker.worker_id, grace_s)
-        worker.apply(Event.END, end.reason)
+        try:
+            reason = (await self._driver.stop(worker.worker_id, grace_s)).reason
+        except OSError as error:
+            # `remove` kills whatever is left.
+            _log.error("worker could not be drained", worker_id=worker.worker_id, exc_info=error)
+            reason = f"killed, because it could not be drained: {error}"
+        worker.apply(Event.END, reason)
         await self.remove(deployment, worker)
 
     async def abandon(self, deployment: Deployment, worker: Worker) -> None:
@@ -89,19 +94,26 @@ class Keeper:
 
     async def remove(self, deployment: Deployment, worker: Worker) -> None:
         """Takes a worker whose process is gone out of the deployment and the ledger."""
-        await self._wipe(worker)
-        self._ledger.release(worker.worker_id)
-        deployment.workers.pop(worker.worker_id, None)
-        self._changed(worker.agent)
+        try:
+            await self._wipe(worker)
+        except OSError as error:
+            # What the kernel will not let go of is swept up by the next pool; nobody waits for it here.
+            _log.error("something of a worker is left", worker_id=worker.worker_id, exc_info=error)
+        finally:
+            self._ledger.release(worker.worker_id)
+            deployment.workers.pop(worker.worker_id, None)
+            self._changed(worker.agent)
 
     def _keep(self, deployment: Deployment, worker: Worker) -> None:
         self._tasks[worker.worker_id] = asyncio.create_task(self._live(deployment, worker))
 
     async def _wipe(self, worker: Worker) -> None:
-        await self._driver.destroy(worker.worker_id)
-        if worker.probe is not None:
-            await worker.probe.close()
-            worker.probe = None
+        try:
+            await self._driver.destroy(worker.worker_id)
+        finally:
+            if worker.probe is not None:
+                await worker.probe.close()
+                worker.probe = None
 
     async def _launch(self, deployment: Deployment, worker: Worker) -> None:
         worker.gpus = self._reserved(deployment, worker)
@@ -160,11 +172,18 @@ class Keeper:
                 ready_for_s = time.time() - worker.ready_at_s
             except errors.AgentError as error:
                 reason = error.message
+            except Exception as error:
+                # A full disk, no more descriptors, or a mistake of ours: the worker fails, and is tried again.
+                _log.error("worker could not be kept", worker_id=worker.worker_id, exc_info=error)
+                reason = f"{type(error).__name__}: {error}"
             # One line for `agent ps`; the log has the traceback.
             worker.apply(Event.FAIL, reason.partition("\n")[0])
             _log.warning("worker failed", worker_id=worker.worker_id, reason=reason)
             self._changed(worker.agent)
-            await self._wipe(worker)
+            try:
+                await self._wipe(worker)
+            except Exception as error:
+                _log.error("something of a worker is left", worker_id=worker.worker_id, exc_info=error)
             delay_s, worker.failures = restart.next_delay(self._policy, worker.failures, ready_for_s)
             await asyncio.sleep(delay_s)
             last = worker.reason

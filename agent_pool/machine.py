@@ -1,7 +1,6 @@
 """How much CPU and memory this machine, or the container we are in, has to give."""
 
 import os
-from pathlib import Path
 
 import psutil
 
@@ -20,13 +19,3 @@ def capacity(mounts: Mounts) -> Capacity:
     if memory_limit_bytes:
         memory_bytes = min(memory_bytes, memory_limit_bytes)
     return Capacity(cpu_millis, memory_bytes, tuple(range(gpus.count())))
-
-
-def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot (proc_pid_stat(5), field 22); 0 if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    # The command's name stands in parentheses and may hold anything.
-    return int(stat.rpartition(")")[2].split()[19])

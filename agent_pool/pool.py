@@ -25,6 +25,7 @@ DEFAULT_GRACE_S = 30.0
 _STARTS = 8
 # Changes that nobody waits for are saved together.
 _SAVE_DELAY_S = 0.25
+_SAVE_RETRY_S = 2.0
 _log = log.get("agent_pool")
 
 
@@ -339,7 +340,13 @@ class Pool:
             await self._unsaved.wait()
             await asyncio.sleep(_SAVE_DELAY_S)
             if self._unsaved.is_set():
-                await self._save()
+                try:
+                    await self._save()
+                except Exception as error:
+                    # A full disk must not end the saving: the next round tries again.
+                    _log.error("the pool's state could not be saved", exc_info=error)
+                    self._unsaved.set()
+                    await asyncio.sleep(_SAVE_RETRY_S)
 
     async def _save(self) -> None:
         self._unsaved.clear()

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentruntime import errors, names
+from agentruntime import errors, files, names
 from pydantic import Base64Bytes, BaseModel, ValidationError
 
 from agent_pool.deployment import Deployment, Spec
 from agent_pool.drivers.base import Prepared
-from agent_pool.images.layout import write_atomically
 from agent_pool.worker import Worker
 
 
@@ -139,7 +138,7 @@ class StateFile:
         async with self._writing:
             # Serialized here, where nothing changes it meanwhile.
             data = saved.model_dump_json().encode()
-            await asyncio.to_thread(write_atomically, self._path, data)
+            await asyncio.to_thread(files.write_atomically, self._path, data)
 
     def close(self) -> None:
         os.close(self._lock)

@@ -120,7 +120,11 @@ class Hierarchy(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Makes the directory that holds the groups."""
+        """Makes the directory that holds the groups.
+
+        Raises:
+            OSError: the kernel does not let us.
+        """
 
     @abstractmethod
     def group(self, name: str) -> Group:

@@ -1,5 +1,6 @@
 """Control groups version 1: a mount per controller (Documentation/admin-guide/cgroup-v1)."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,9 +90,10 @@ class GroupV1(Group):
 
     def kill(self) -> None:
         pids = self._by_controller.get("pids")
-        if pids and pids.is_dir():
+        if pids:
             # No more forks, so that a fork bomb cannot outrun the signals.
-            (pids / "pids.max").write_text("0")
+            with contextlib.suppress(OSError):  # the group may be on its way out
+                (pids / "pids.max").write_text("0")
         base.kill_all(self.pids())
 
     @staticmethod

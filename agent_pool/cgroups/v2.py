@@ -8,6 +8,9 @@ from agent_pool.cgroups.base import CPU_PERIOD_US, Counters, Group, Hierarchy, L
 
 _WANTED = ("memory", "cpu", "pids")
 _US_PER_S = 1e6
+# Moving the others is a race with their forks, which all but a fork bomb loses.
+_MOVE_TRIES = 20
+_ENABLE_TRIES = 5
 
 
 class HierarchyV2(Hierarchy):
@@ -31,9 +34,15 @@ class HierarchyV2(Hierarchy):
 
     def prepare(self) -> None:
         self._directory.mkdir(exist_ok=True)
-        if not self._enabled(self._own):
+        for attempt in range(_ENABLE_TRIES):
+            if self._enabled(self._own):
+                break
             self._move_to_leaf()
-            self._enable(self._own)
+            try:
+                self._enable(self._own)
+            except OSError:
+                if attempt == _ENABLE_TRIES - 1:
+                    raise
         self._enable(self._directory)
 
     def group(self, name: str) -> Group:
@@ -57,9 +66,14 @@ class HierarchyV2(Hierarchy):
             return
         leaf = self._leaf()
         leaf.mkdir(exist_ok=True)
-        for pid in base.read(self._own / "cgroup.procs").split():
-            with contextlib.suppress(ProcessLookupError):
-                (leaf / "cgroup.procs").write_text(pid)
+        # What is born while the list is read stays behind: once more, until nobody does.
+        for _ in range(_MOVE_TRIES):
+            pids = base.read(self._own / "cgroup.procs").split()
+            if not pids:
+                return
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    (leaf / "cgroup.procs").write_text(pid)
 
     def _enabled(self, directory: Path) -> bool:
         return self.enforceable <= set(base.read(directory / "cgroup.subtree_control").split())
@@ -105,7 +119,7 @@ class GroupV2(Group):
     def kill(self) -> None:
         switch = self._directory / "cgroup.kill"  # since Linux 5.14
         if switch.exists():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # the group may be on its way out
                 switch.write_text("1")
             return
         with contextlib.suppress(OSError):

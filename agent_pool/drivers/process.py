@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -13,15 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentruntime import errors, launch, log
+from agentruntime import errors, launch, log, processes, units
 from agentruntime.home import Home
 from agentruntime.launch import WorkerSpec
 
-from agent_pool import gpus, machine, usage
+from agent_pool import gpus, usage
 from agent_pool.cgroups.base import Counters, Group, Hierarchy
-from agent_pool.drivers import exits
+from agent_pool.drivers import doors, exits
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.control import ControlClosed, Message
+from agent_pool.drivers.reports import MOST_BYTES, Reports
 from agent_pool.drivers.spares import Spare, Spares
 from agent_pool.drivers.templates import ImageTemplate, Templates
 from agent_pool.logs import LogStore
@@ -45,13 +45,8 @@ class _Process:
     log_start: int
     pid: int = 0
     pidfd: int = -1
-    control: socket.socket | None = None
+    reports: Reports = field(default_factory=lambda: Reports(None))
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    # What it said: the rest of a line, whether it serves, how it failed.
-    heard: bytes = b""
-    hung_up: bool = False
-    listening: bool = False
-    report: dict[str, str] = field(default_factory=dict)
     exit: asyncio.Task[Exit] | None = None
 
 
@@ -113,16 +108,17 @@ class ProcessDriver(Driver):
             raise errors.Unavailable(f"the template of '{revision.agent}' ended; try again") from None
         if not answer.get("ok"):
             raise errors.AgentFailed(f"worker {launch_.worker_id} could not be forked: {answer.get('error')}")
-        self._attach(process, answer["pid"])
+        self._attach(process, answer.get("pid"), template)
         await self._until_listening(process)
-        self._spares.renew(revision, template.channel)
+        self._close_door(process, template)
+        self._spares.renew(revision, template.channel, template.pid)
         return self._running(process)
 
     async def _fork(self, template: ImageTemplate, process: _Process, spare: Spare | None) -> Message:
         """Has the template make the worker, out of the spare if there is one."""
         launch_ = process.launch
-        process.control, theirs = socket.socketpair()
-        process.control.setblocking(False)
+        ours, theirs = socket.socketpair()
+        process.reports = Reports(ours)
         descriptors = [self._logs.open(launch_.revision.agent, launch_.worker_id), theirs.detach()]
         request = launch.spec_message("fork", _worker_spec(launch_))
         try:
@@ -159,17 +155,19 @@ class ProcessDriver(Driver):
         process = self._workers.get(worker_id)
         if process is None:
             return
-        self._kill(process)
-        if process.pid:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.ended.wait(), _KILL_TIMEOUT_S)
-        if process.group is not None:
-            await asyncio.to_thread(process.group.remove)
-        await asyncio.to_thread(shutil.rmtree, process.directory, ignore_errors=True)
-        if process.exit is not None:
-            await asyncio.wait([process.exit])
-        if process.control is not None:
-            process.control.close()
+        try:
+            self._kill(process)
+            if process.pid:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.ended.wait(), _KILL_TIMEOUT_S)
+            if process.group is not None:
+                await asyncio.to_thread(process.group.remove)
+            await asyncio.to_thread(shutil.rmtree, process.directory, ignore_errors=True)
+            if process.exit is not None:
+                await asyncio.wait([process.exit])
+        finally:
+            # Also what ends a worker whose pid the pool never heard: it ends with this socket until it listens.
+            process.reports.close()
         self._templates.forget_exit(process.pid)
         if self._workers.get(worker_id) is process:
             del self._workers[worker_id]
@@ -188,7 +186,7 @@ class ProcessDriver(Driver):
         adopted = []
         for worker_id, each in launches.items():
             handle = handles.get(worker_id)
-            if handle and machine.start_time(handle["pid"]) == handle["start_ticks"]:
+            if handle and processes.alive(handle["pid"], handle.get("start_time", 0.0)):
                 process = self._adopt(each, handle)
                 if process is not None:
                     adopted.append(self._running(process))
@@ -216,24 +214,52 @@ class ProcessDriver(Driver):
         """Makes what the worker needs before it exists: its socket's directory, its group unless a spare has one."""
         revision = launch_.revision
         directory = self._templates.workers_dir(revision.agent) / str(launch_.slot)
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(mode=0o700, parents=True)
-        if uid_base := self._templates.uid_base(revision):
-            os.chown(directory, uid_base + launch_.slot, uid_base + launch_.slot)
+        uid_base = self._templates.uid_base(revision)
+        doors.make(directory, uid_base + launch_.slot if uid_base else os.geteuid())
         group = spare.group if spare else None
         if group is None and self._hierarchy is not None:
             # A name used once: the group of an earlier worker of this id may still be leaving.
             group = self._hierarchy.create(f"{launch_.worker_id}.{secrets.token_hex(3)}", revision.limits)
         return _Process(launch_, group, directory, self._logs.size(revision.agent, launch_.worker_id))
 
-    def _attach(self, process: _Process, pid: int) -> None:
-        process.pid = pid
+    def _close_door(self, process: _Process, template: ImageTemplate) -> None:
+        revision, slot = process.launch.revision, process.launch.slot
+        # A worker that could not be isolated runs as the pool does.
+        uid_base = 0 if template.prepared.degraded else self._templates.uid_base(revision)
         try:
-            process.pidfd = os.pidfd_open(pid)
+            doors.close(process.directory, slot, uid_base + slot if uid_base else os.geteuid())
+        except errors.AgentFailed as error:
+            raise errors.AgentFailed(f"worker {process.launch.worker_id} failed: {error.message}") from None
+
+    def _attach(self, process: _Process, pid: object, template: ImageTemplate | None) -> None:
+        """Watches over a worker, and may signal it from now on.
+
+        Args:
+            process: gets the pid.
+            pid: as somebody said.
+            template: who said it, and must be its parent, because it has run the agent's code: a pool that is root
+                would signal whatever process it names. None if the pool knows by itself.
+
+        Raises:
+            AgentFailed: it is another's process.
+        """
+        if not isinstance(pid, int) or pid <= 1:
+            raise errors.AgentFailed(f"the template of '{process.launch.revision.agent}' tells no pid")
+        try:
+            pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             process.ended.set()
         else:
-            asyncio.get_running_loop().add_reader(process.pidfd, self._on_end, process)
+            # What the descriptor names cannot become another; so look at the process only now.
+            if template is not None and processes.parent(pid) not in (processes.GONE, template.pid):
+                os.close(pidfd)
+                raise errors.AgentFailed(
+                    f"the template of '{process.launch.revision.agent}' gave process {pid} for a worker, "
+                    "which is not one of its own"
+                )
+            process.pidfd = pidfd
+            asyncio.get_running_loop().add_reader(pidfd, self._on_end, process)
+        process.pid = pid
         process.exit = asyncio.create_task(self._tell_exit(process))
 
     def _on_end(self, process: _Process) -> None:
@@ -250,53 +276,37 @@ class ProcessDriver(Driver):
             status = await asyncio.wait_for(
                 asyncio.shield(self._templates.exit_status(process.pid)), _STATUS_TIMEOUT_S
             )
-        self._hear(process)
+        process.reports.hear_out()
         reason = exits.explain(status, counters, process.launch.revision.limits)
-        return Exit(reason, process.report.get("error", ""), process.report.get("traceback", ""))
-
-    def _hear(self, process: _Process) -> None:
-        """Takes in what the worker said."""
-        if process.control is None:
-            return
-        with contextlib.suppress(OSError):  # nothing there, or it hung up
-            while part := process.control.recv(2**20):
-                *lines, process.heard = (process.heard + part).split(b"\n")
-                for line in lines:
-                    self._take(process, line)
-            process.hung_up = True
-
-    @staticmethod
-    def _take(process: _Process, line: bytes) -> None:
-        try:
-            message = json.loads(line)
-        except ValueError:
-            return  # an agent that writes to descriptors not its own
-        if message.get("event") == "listening":
-            process.listening = True
-        elif message.get("event") == "failed":
-            process.report = message
+        return Exit(reason, process.reports.failure.get("error", ""), process.reports.failure.get("traceback", ""))
 
     async def _until_listening(self, process: _Process) -> None:
         loop = asyncio.get_running_loop()
-        assert process.control is not None
+        reports = process.reports
+        assert reports.connection is not None
         woken = asyncio.Event()
         ending = asyncio.create_task(process.ended.wait())
         ending.add_done_callback(lambda _: woken.set())
-        loop.add_reader(process.control, woken.set)
+        loop.add_reader(reports.connection, woken.set)
         try:
             while True:
                 ended = process.ended.is_set()
-                self._hear(process)
-                if process.listening:
+                reports.hear()
+                if reports.listening:
                     return
                 if ended:
                     raise self._failure(process, await self.wait(process.launch.worker_id))
-                if process.hung_up:
-                    loop.remove_reader(process.control)
+                if reports.too_much:
+                    raise errors.AgentFailed(
+                        f"worker {process.launch.worker_id} said more than {units.format_size(MOST_BYTES)} to the "
+                        "pool before it was ready; an agent must leave that socket alone"
+                    )
+                if reports.hung_up:
+                    loop.remove_reader(reports.connection)
                 woken.clear()
                 await woken.wait()
         finally:
-            loop.remove_reader(process.control)
+            loop.remove_reader(reports.connection)
             ending.cancel()
 
     def _failure(self, process: _Process, end: Exit) -> errors.AgentFailed:
@@ -307,23 +317,20 @@ class ProcessDriver(Driver):
         return errors.AgentFailed(f"worker {worker_id} ended before it was ready: {end.reason}{words}")
 
     def _ask_to_drain(self, process: _Process, grace_s: float) -> None:
-        try:
-            if process.control is not None:
-                process.control.sendall(json.dumps({"op": "drain", "grace_s": grace_s}).encode() + b"\n")
-                return
-        except OSError:
-            _log.info("worker does not hear its pool", worker_id=process.launch.worker_id)
-        if not process.ended.is_set():
+        if not process.reports.ask_to_drain(grace_s) and not process.ended.is_set():
             # Taken over from a pool that died: the signal says the same, with the grace it was started with.
-            signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process.pidfd, signal.SIGTERM)
 
     def _kill(self, process: _Process) -> None:
         if process.group is not None:
             process.group.kill()
         if process.pid and not process.ended.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                # Without a group: the session that the worker made for itself.
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.group is None:
+                with contextlib.suppress(ProcessLookupError):
+                    # The session that the worker made for itself.
+                    os.killpg(process.pid, signal.SIGKILL)
+            # Also with one: it may not have joined it yet.
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
 
@@ -335,7 +342,7 @@ class ProcessDriver(Driver):
         directory = self._templates.workers_dir(revision.agent) / str(launch_.slot)
         process = _Process(launch_, group, directory, self._logs.size(revision.agent, launch_.worker_id))
         self._workers[launch_.worker_id] = process
-        self._attach(process, handle["pid"])
+        self._attach(process, handle["pid"], None)
         return process
 
     def _sweep(self) -> None:
@@ -361,7 +368,7 @@ class ProcessDriver(Driver):
             address=f"unix:{process.directory / 's'}",
             handle={
                 "pid": process.pid,
-                "start_ticks": machine.start_time(process.pid),
+                "start_time": processes.start_time(process.pid),
                 "group": process.group.name if process.group else "",
             },
         )

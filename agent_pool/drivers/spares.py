@@ -11,7 +11,7 @@ import os
 import secrets
 from dataclasses import dataclass
 
-from agentruntime import log
+from agentruntime import log, processes
 
 from agent_pool.cgroups.base import Group, Hierarchy
 from agent_pool.drivers.base import Revision
@@ -29,6 +29,8 @@ class Spare:
     # Of its template; it ends when that one does.
     channel: ControlChannel
     pid: int
+    # That template's.
+    parent: int
     group: Group | None
 
 
@@ -49,10 +51,10 @@ class Spares:
             return None
         return self._waiting.pop(key)
 
-    def renew(self, revision: Revision, channel: ControlChannel) -> None:
+    def renew(self, revision: Revision, channel: ControlChannel, parent: int) -> None:
         """Makes a spare in the background, unless there is one."""
         if revision.key not in self._making:
-            task = asyncio.create_task(self._make(revision, channel))
+            task = asyncio.create_task(self._make(revision, channel, parent))
             self._making[revision.key] = task
             task.add_done_callback(lambda _: self._making.pop(revision.key, None))
 
@@ -76,11 +78,11 @@ class Spares:
         """Ends a spare that was taken."""
         if spare.group is not None:
             await asyncio.to_thread(spare.group.remove)
-        elif not spare.channel.closed.is_set():
+        elif processes.parent(spare.pid) == spare.parent:  # its template said that pid, and may be wrong
             with contextlib.suppress(ProcessLookupError):
                 os.kill(spare.pid, 9)
 
-    async def _make(self, revision: Revision, channel: ControlChannel) -> None:
+    async def _make(self, revision: Revision, channel: ControlChannel, parent: int) -> None:
         await asyncio.sleep(_DELAY_S)
         old = self._waiting.get(revision.key)
         if old is not None and old.channel is channel:
@@ -94,7 +96,7 @@ class Spares:
             if self._hierarchy is not None:
                 group = await asyncio.to_thread(self._hierarchy.create, name, revision.limits)
             pid = await self._fork(channel, group)
-            self._waiting[revision.key] = Spare(channel, pid, group)
+            self._waiting[revision.key] = Spare(channel, pid, parent, group)
         except (ControlClosed, OSError) as error:
             _log.warning("no spare could be made", agent=revision.agent, error=repr(error))
             if group is not None:

@@ -157,19 +157,21 @@ class Templates:
         """Connects to the templates of a pool that died, as far as they are wanted, and ends the others."""
         pids: dict[str, int] = {}
         for path in sorted(self._sockets.glob("b-*")):
-            if channel := await self._reconnect(path):
-                self._bases[path.name] = channel
-                answer = await channel.request({"op": "children"})
-                pids.update(answer["children"])
+            if found := await self._reconnect(path):
+                self._bases[path.name], children = found
+                pids.update(children)
         wanted = {self._socket(key): key for key in revisions}
         for path in sorted(self._sockets.glob("i-*")):
-            channel = await self._reconnect(path)
-            if channel is None:
+            found = await self._reconnect(path)
+            if found is None:
                 path.unlink()
-            elif key := wanted.get(path):
-                self._templates[key] = ImageTemplate(channel, revisions[key], self._group(key), pids.pop(key, 0))
+                continue
+            key = wanted.get(path, "")
+            if key in pids:
+                self._templates[key] = ImageTemplate(found[0], revisions[key], self._group(key), pids.pop(key))
             else:
-                await _quit(channel)
+                # Not wanted; or its base is gone, and with it the word on which process it is.
+                await _quit(found[0])
                 path.unlink()
         for pid in pids.values():
             with contextlib.suppress(ProcessLookupError):
@@ -191,17 +193,18 @@ class Templates:
         for path in self._sockets.iterdir():
             path.unlink()
 
-    async def _reconnect(self, path: Path) -> ControlChannel | None:
+    async def _reconnect(self, path: Path) -> tuple[ControlChannel, dict[str, int]] | None:
+        """A living template's channel and children, by name."""
         try:
             channel = await ControlChannel.connect(path, self._on_event)
         except OSError:
             return None
         try:
-            await asyncio.wait_for(channel.request({"op": "children"}), _QUIT_TIMEOUT_S)
+            answer = await asyncio.wait_for(channel.request({"op": "children"}), _QUIT_TIMEOUT_S)
         except (ControlClosed, TimeoutError):
             await channel.close()
             return None
-        return channel
+        return channel, dict(answer["children"])
 
     def _group(self, key: str) -> Group | None:
         return self._hierarchy.group(f"{key}.template") if self._hierarchy else None

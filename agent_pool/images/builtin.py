@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from agentruntime import files
 from agentruntime.names import ImageReference
 
-from agent_pool.images import build, layout, project
+from agent_pool.images import build, project
 from agent_pool.images.layout import ImageLayout
 
 _OWNER = "agent_worker"
@@ -46,7 +47,7 @@ async def ensure(store: ImageLayout, stamps: Path) -> None:
             continue
         await build.build(store, directory, reference, pip=[], progress=lambda _: None, built_in=True)
         known[name] = stamp
-        layout.write_atomically(stamps, json.dumps(known).encode())
+        files.write_atomically(stamps, json.dumps(known).encode())
 
 
 def _known(stamps: Path) -> dict[str, list[str]]:

@@ -6,16 +6,14 @@ writes; every file appears by rename, so a reader never sees half of one.
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agentruntime import errors
+from agentruntime import errors, files, log
 from agentruntime.names import ImageReference
 
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -26,6 +24,8 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _CREATED = "org.opencontainers.image.created"
 _BUILT_IN = "agentruntime.built-in"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+_log = log.get("agent_pool.images")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ImageLayout:
         self._blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
         marker = self._root / "oci-layout"
         if not marker.exists():
-            write_atomically(marker, json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
+            files.write_atomically(marker, json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
         if not (self._root / "index.json").exists():
             self._write_index([])
 
@@ -71,16 +71,21 @@ class ImageLayout:
         """Stores bytes; returns their digest."""
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         path = self.blob_path(digest)
-        if not path.exists():
-            write_atomically(path, data)
+        # One that is there and damaged is mended by building again.
+        if not path.exists() or path.read_bytes() != data:
+            files.write_atomically(path, data)
         return digest
 
     def add_file(self, source: Path) -> tuple[str, int]:
-        """Stores a file, which must be in this file system and is moved; returns its digest and size in bytes."""
+        """Stores a file, which must be in this file system and on disk, and is moved.
+
+        Returns its digest and size in bytes.
+        """
         with source.open("rb") as stream:
             digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
         size_bytes = source.stat().st_size
         source.replace(self.blob_path(digest))
+        files.sync_directory(self._blobs)
         return digest, size_bytes
 
     def read_blob(self, digest: str) -> bytes:
@@ -103,7 +108,10 @@ class ImageLayout:
         Raises:
             DataLoss: it is missing, damaged, or no manifest.
         """
-        manifest = json.loads(self.read_blob(digest))
+        try:
+            manifest = json.loads(self.read_blob(digest))
+        except ValueError:
+            manifest = None
         if not isinstance(manifest, dict) or manifest.get("mediaType") != MANIFEST_TYPE:
             raise errors.DataLoss(f"the blob {digest} in the image store is not an image manifest")
         return manifest
@@ -126,57 +134,73 @@ class ImageLayout:
         return self._stored(entry)
 
     def images(self) -> list[StoredImage]:
-        """All tags, by reference."""
-        return sorted((self._stored(entry) for entry in self._entries()), key=lambda image: image.reference)
+        """All tags that can be read, by reference; one that is damaged is logged and takes no other with it."""
+        found = []
+        for entry in sorted(self._entries(), key=_reference):
+            try:
+                found.append(self._stored(entry))
+            except errors.DataLoss as error:
+                _log.error("an image is damaged", image=_reference(entry), error=error.message)
+        return found
 
     def find(self, reference: ImageReference) -> StoredImage:
         """The image of a tag, or of a digest under a name.
 
         Raises:
             ImageNotFound: there is none; names the tags that do exist.
+            DataLoss: it is damaged.
         """
+        return self._stored(self._entry(reference))
+
+    def _entry(self, reference: ImageReference) -> dict[str, Any]:
         entries = sorted(self._entries(), key=_reference)
         same_name = [entry for entry in entries if _reference(entry).partition(":")[0] == reference.name]
         for entry in same_name:
             if entry["digest"] == reference.digest or _reference(entry) == str(reference):
-                return self._stored(entry)
+                return entry
         if same_name:
             there = ", ".join(_reference(entry) for entry in same_name)
             raise errors.ImageNotFound(f"image '{reference}' not found; there is {there}")
         there = ", ".join(_reference(entry) for entry in entries) or "none"
         raise errors.ImageNotFound(f"image '{reference}' not found; `agent build` makes one; there is {there}")
 
-    def remove(self, reference: ImageReference) -> StoredImage:
+    def remove(self, reference: ImageReference) -> None:
         """Removes a tag (or, for a digest, all tags of that name on it), and the data that nothing needs any more.
 
         Raises:
             ImageNotFound: there is none.
             FailedPrecondition: it is built in.
         """
-        image = self.find(reference)
-        if image.built_in:
-            raise errors.FailedPrecondition(f"image '{image.reference}' is built in and stays")
+        # Not `find`: a damaged image can be removed, too.
+        found = self._entry(reference)
+        tag = _reference(found)
+        if found["annotations"].get(_BUILT_IN) == "true":
+            raise errors.FailedPrecondition(f"image '{tag}' is built in and stays")
 
         def goes(entry: dict[str, Any]) -> bool:
             if reference.digest:
                 name = ImageReference.parse(_reference(entry)).name
                 return name == reference.name and str(entry["digest"]) == reference.digest
-            return _reference(entry) == image.reference
+            return _reference(entry) == tag
 
         self._write_index([entry for entry in self._entries() if not goes(entry)])
         self._collect_garbage()
-        return image
 
     def _stored(self, entry: dict[str, Any]) -> StoredImage:
         notes = entry["annotations"]
-        layers = self.manifest(entry["digest"])["layers"]
-        return StoredImage(
-            reference=notes[_REF_NAME],
-            digest=entry["digest"],
-            size_bytes=sum(layer["size"] for layer in layers),
-            created_at=datetime.fromisoformat(notes[_CREATED]),
-            built_in=notes.get(_BUILT_IN) == "true",
-        )
+        manifest = self.manifest(entry["digest"])
+        try:
+            return StoredImage(
+                reference=notes[_REF_NAME],
+                digest=entry["digest"],
+                size_bytes=sum(layer["size"] for layer in manifest["layers"]),
+                created_at=datetime.fromisoformat(notes[_CREATED]),
+                built_in=notes.get(_BUILT_IN) == "true",
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.DataLoss(
+                f"what the image store says of '{notes[_REF_NAME]}' is incomplete ({error!r}); build the image again"
+            ) from None
 
     def _entries(self) -> list[dict[str, Any]]:
         index = json.loads((self._root / "index.json").read_text())
@@ -185,7 +209,7 @@ class ImageLayout:
 
     def _write_index(self, entries: list[dict[str, Any]]) -> None:
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
-        write_atomically(self._root / "index.json", json.dumps(index, indent=2).encode())
+        files.write_atomically(self._root / "index.json", json.dumps(index, indent=2).encode())
 
     def _collect_garbage(self) -> None:
         kept = set(self._referenced())
@@ -196,25 +220,15 @@ class ImageLayout:
     def _referenced(self) -> Iterator[str]:
         for entry in self._entries():
             yield entry["digest"]
-            manifest = self.manifest(entry["digest"])
-            yield manifest["config"]["digest"]
-            for layer in manifest["layers"]:
-                yield layer["digest"]
+            try:
+                manifest = self.manifest(entry["digest"])
+                yield manifest["config"]["digest"]
+                for layer in manifest["layers"]:
+                    yield layer["digest"]
+            except (errors.DataLoss, KeyError, TypeError) as error:
+                # What it needed cannot be known any more, and it cannot run without being built again.
+                _log.error("an image is damaged", image=_reference(entry), error=str(error))
 
 
 def _reference(entry: dict[str, Any]) -> str:
     return str(entry["annotations"][_REF_NAME])
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file: the old bytes or the new ones, whenever the machine stops."""
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

@@ -1,7 +1,7 @@
 """A project as it comes in, a tar that nobody trusts yet, checked and written to a directory.
 
 Refused: paths that leave the project, absolute ones, links that point out of it, devices and other special
-files, a path twice, and more than 1 GiB in all. Left out: what is made on the way (`__pycache__`, `.git`, …).
+files, a path twice, and more than 1 GiB in all. Left out: what `agentruntime.packing` lists.
 """
 
 import tarfile
@@ -11,10 +11,10 @@ from typing import IO
 
 from agentruntime import errors, units
 from agentruntime.manifest import FILE_NAME, AgentManifest
+from agentruntime.packing import left_out
 
 LARGEST_BYTES = 2**30
 MOST_FILES = 50_000
-_LEFT_OUT = frozenset({"__pycache__", ".git", ".hg", ".svn", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache"})
 
 
 def extract(stream: IO[bytes], target: Path) -> None:
@@ -30,7 +30,7 @@ def extract(stream: IO[bytes], target: Path) -> None:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 path = checked_path(member.name)
-                if path == PurePosixPath(".") or _LEFT_OUT & set(path.parts) or path.suffix == ".pyc":
+                if path == PurePosixPath(".") or left_out(path):
                     continue
                 total_bytes += member.size
                 if total_bytes > LARGEST_BYTES or len(seen) >= MOST_FILES:

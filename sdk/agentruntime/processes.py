@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+GONE = -1
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # Zombie and dead; proc_pid_stat(5).
 _ENDED = frozenset("ZX")
@@ -31,3 +32,12 @@ def alive(pid: int, started: float) -> bool:
 def age_s(started: float) -> float:
     """Seconds since a `start_time`."""
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+
+
+def parent(pid: int) -> int:
+    """The pid of a process's parent, 0 if that is outside of this pid namespace; GONE if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return GONE
+    return int(stat.rpartition(")")[2].split()[1])

@@ -18,8 +18,10 @@ def test_one_that_has_ended_is_not_alive_even_before_it_is_reaped() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         started = processes.start_time(process.pid)
         assert processes.alive(process.pid, started)
+        assert processes.parent(process.pid) == os.getpid()
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert not processes.alive(process.pid, started)
     assert not processes.alive(process.pid, started)
     assert processes.start_time(process.pid) == 0.0
+    assert processes.parent(process.pid) == processes.GONE

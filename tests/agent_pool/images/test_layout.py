@@ -128,3 +128,37 @@ async def test_built_in_images_come_from_the_installed_package(store: ImageLayou
     assert store.images() == before
     with pytest.raises(errors.FailedPrecondition, match="built in"):
         store.remove(ImageReference.parse("echo"))
+
+
+async def test_a_damaged_image_takes_no_other_with_it(store: ImageLayout, tmp_path: Path) -> None:
+    good = await make(store, write_project(tmp_path / "good"))
+    bad = await make(store, write_project(tmp_path / "bad", "class C: x = 2\n"), "tester:bad")
+    store.blob_path(bad.digest).write_bytes(b"{}")
+    assert store.images() == [good]
+    assert store.find(ImageReference.parse("tester:1.0.0")) == good
+    with pytest.raises(errors.DataLoss, match="build the image again"):
+        store.find(ImageReference.parse("tester:bad"))
+    # Collecting garbage goes on, and so does mending it.
+    again = await make(store, tmp_path / "good", "tester:again")
+    assert [image.reference for image in store.images()] == ["tester:1.0.0", "tester:again"]
+    assert again.digest == good.digest
+    store.remove(ImageReference.parse("tester:bad"))
+    with pytest.raises(errors.ImageNotFound):
+        store.find(ImageReference.parse("tester:bad"))
+
+
+async def test_what_another_tool_tagged_without_a_date_is_left_out(store: ImageLayout, tmp_path: Path) -> None:
+    good = await make(store, write_project(tmp_path / "good"))
+    path = tmp_path / "images" / "index.json"
+    index = json.loads(path.read_text())
+    notes = {"org.opencontainers.image.ref.name": "other:1"}
+    index["manifests"].append({**index["manifests"][0], "annotations": notes})
+    path.write_text(json.dumps(index))
+    assert store.images() == [good]
+
+
+async def test_a_damaged_manifest_is_mended_by_building_again(store: ImageLayout, tmp_path: Path) -> None:
+    good = await make(store, write_project(tmp_path / "good"))
+    store.blob_path(good.digest).write_bytes(b"half of")
+    assert (await make(store, tmp_path / "good")).digest == good.digest
+    assert store.images()[0].digest == good.digest

@@ -68,7 +68,12 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_made_on_the_way_is_left_out(tmp_path: Path) -> None:
-    members = [("file", "a.py", "x"), ("file", "__pycache__/a.pyc", "x"), ("file", ".git/config", "x")]
+    members = [
+        ("file", "a.py", "x"),
+        ("file", "__pycache__/a.pyc", "x"),
+        ("file", ".git/config", "x"),
+        ("file", "d/.env", "x"),
+    ]
     project.extract(tar(*members, ("dir", ".", ""), ("sym", "b.py", "a.py")), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.py", "b.py"]
     assert (tmp_path / "b.py").read_text() == "x"
