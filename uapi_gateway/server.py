@@ -17,6 +17,7 @@ from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.interceptors import ServerInterceptor
+from envoy.service.discovery.v3 import ads_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
@@ -38,8 +39,7 @@ from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.xds import listeners, resources
 from uapi_gateway.xds.cache import Cache
-from uapi_gateway.xds.load import Load
-from uapi_gateway.xds.service import DiscoveryService, LoadService, add_to_server
+from uapi_gateway.xds.service import DiscoveryService
 
 _log = log.get("uapi_gateway")
 GATEWAY_FILE = "gateway.json"
@@ -59,7 +59,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     # Whatever is taken is found before anything is started.
     http_socket = sockets.listen(settings.address, settings.http_port, "HTTP")
     grpc_port = _grpc_port(settings)
-    registry, cache, load = Registry(), Cache(), Load()
+    registry, cache = Registry(), Cache()
     store = Store(home.state / "gateway.db")
     _restore(registry, store)
     _publish(settings, grpc_port, registry, cache)
@@ -81,7 +81,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
-        add_to_server(xds, DiscoveryService(cache), LoadService(load, settings.load_interval_s))
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryService(cache), xds)
         relay = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
         relay.add_generic_rpc_handlers((RelayHandler(Relay(registry, settings.relay_wait_s)),))
         control = _control_server(registry, service, registrar, watch)
