@@ -201,34 +201,31 @@ class HealthLoop:
         self._registry = registry
         self._interval_s = interval_s
         self._most_failures = failures
-        self._failures: dict[str, int] = {}
 
     async def run(self) -> None:
         """Checks until cancelled."""
         while True:
             await asyncio.sleep(self._interval_s)
-            agents = self._registry.registered()
-            present = {agent.agent_id for agent in agents}
-            self._failures = {name: count for name, count in self._failures.items() if name in present}
-            await asyncio.gather(*(self._check(agent) for agent in agents))
+            await asyncio.gather(*(self.check(agent) for agent in self._registry.registered()))
 
-    async def _check(self, agent: Agent) -> None:
+    async def check(self, agent: Agent) -> None:
+        """Checks one agent, and enters what it finds unless the agent has registered anew meanwhile."""
         (endpoint,) = agent.endpoints
         finding = await probing.probe(endpoint.address, agent.health_check, probing.LONGEST_PROBE_S)
-        judged = self.judge(agent.agent_id, endpoint, finding)
-        if judged != endpoint:
-            _log.warning("health of an agent changed", agent=agent.agent_id, ready=judged.ready, reason=judged.reason)
-            self._registry.set_endpoint(agent.agent_id, judged)
+        found = judge(endpoint, finding, self._most_failures)
+        if found.ready != endpoint.ready:
+            _log.warning("health of an agent changed", agent=agent.agent_id, ready=found.ready, reason=found.reason)
+        self._registry.set_endpoint(agent.agent_id, endpoint, found)
 
-    def judge(self, agent_id: str, endpoint: Endpoint, finding: probing.Finding) -> Endpoint:
-        """The endpoint after one more finding."""
-        if finding.healthy:
-            self._failures.pop(agent_id, None)
-            return replace(endpoint, ready=True, reason="", resolved=finding.resolved)
-        count = self._failures[agent_id] = self._failures.get(agent_id, 0) + 1
-        if count < self._most_failures and endpoint.ready:
-            return endpoint
-        return replace(endpoint, ready=False, reason=finding.reason)
+
+def judge(endpoint: Endpoint, finding: probing.Finding, most_failures: int) -> Endpoint:
+    """The endpoint after one more finding: unready after so many failures in a row, ready after one success."""
+    if finding.healthy:
+        return replace(endpoint, ready=True, reason="", resolved=finding.resolved, failures=0)
+    failures = endpoint.failures + 1
+    if failures < most_failures and endpoint.ready:
+        return replace(endpoint, failures=failures)
+    return replace(endpoint, ready=False, reason=finding.reason, failures=failures)
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:
