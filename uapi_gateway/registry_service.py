@@ -1,6 +1,7 @@
 """AgentRegistry: how agents from outside join, stay and leave, and how anyone sees who is there."""
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -78,7 +79,8 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
     """The service, and the loop that ends leases."""
 
     def __init__(self, registry: Registry, store: Store, *, is_own: Callable[[str], bool]) -> None:
-        """`is_own` says whether an address ("ip:port", "unix:/path") is the gateway's: a call there would circle."""
+        """`is_own` says whether an address ("ip:port", "unix:/path") is the platform's own: a call there would
+        circle, or anyone's calls would reach what is the operator's."""
         self._registry = registry
         self._store = store
         self._is_own = is_own
@@ -100,7 +102,7 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
             raise FailedPrecondition(f"agent '{registration.agent_id}' does not answer: {finding.reason}")
         if self._is_own(finding.resolved):
             raise FailedPrecondition(
-                f"{registration.endpoint} is the gateway's own address; register the one where the agent serves"
+                f"{registration.endpoint} is the platform's own address; register the one where the agent serves"
             )
         entered = self._registry.register(
             Agent(
@@ -181,7 +183,11 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
             await asyncio.sleep(_EXPIRY_TICK_S)
             for agent_id in self._registry.expire(time.time()):
                 _log.warning("the lease of an agent ran out", agent=agent_id)
-                await self._store.remove_registered(agent_id)
+                try:
+                    await self._store.remove_registered(agent_id)
+                except sqlite3.Error as error:
+                    # A later gateway restores it with a fresh lease, which runs out in its turn.
+                    _log.error("an agent could not be struck off", agent=agent_id, error=str(error))
 
     def _known_services(self) -> set[str]:
         known = {service for agent in self._registry.agents() for service in agent.services}
