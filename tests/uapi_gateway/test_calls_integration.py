@@ -166,7 +166,7 @@ async def test_deadline_of_a_hanging_worker(platform: Platform) -> None:
 
 @pytest.mark.parametrize("given", ["1n", "0S", "99999999H", "soon", "-1S"])
 async def test_absurd_deadlines_on_the_wire(platform: Platform, given: str) -> None:
-    """Sent by curl, since a gRPC library would not; one that Envoy refuses before it is all there may also end by a reset."""
+    """Sent by curl, since a gRPC library would not; what Envoy refuses early may also end by a reset."""
     found = (await curl_grpc(platform, "grpc-timeout: " + given)).get("grpc-status")
     expected = {"1n": ("4", None, "0"), "0S": ("4", None, "0"), "99999999H": ("0",)}
     assert found in expected.get(given, ("13", None))
