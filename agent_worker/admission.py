@@ -73,12 +73,13 @@ class AdmissionInterceptor(aio.ServerInterceptor):
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             limit = self._default_timeout_s if bounded and context.time_remaining() is None else None
             with self._counted():
+                clock = asyncio.timeout(limit)
                 try:
-                    async with asyncio.timeout(limit), self._slots:
+                    async with clock, self._slots:
                         return await behaviour(request, context)
                 except TimeoutError:
-                    if limit is None:
-                        raise
+                    if not clock.expired():
+                        raise  # the agent's own
                     raise errors.DeadlineExceeded(
                         f"the call came without a deadline and took more than {limit:g}s, this agent's default"
                     ) from None
