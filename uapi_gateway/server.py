@@ -18,6 +18,7 @@ from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
+from agentruntime.files import write_atomically
 from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
 from envoy.service.discovery.v3 import ads_pb2_grpc
@@ -26,7 +27,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
 from uapi_gateway.access_log import keep_access_log_small
-from uapi_gateway.envoy import Envoy, read_record, write_json
+from uapi_gateway.envoy import Envoy, read_record
 from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
@@ -269,13 +270,11 @@ async def _running(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> As
 
 
 def _announce(path: Path, own: ProcessStatus) -> None:
-    write_json(
-        path,
-        {
-            "pid": own.pid,
-            "version": own.version,
-            "grpc_address": own.addresses[0],
-            "http_address": own.addresses[1],
-            "started": time.time(),
-        },
-    )
+    content = {
+        "pid": own.pid,
+        "version": own.version,
+        "grpc_address": own.addresses[0],
+        "http_address": own.addresses[1],
+        "started": time.time(),
+    }
+    write_atomically(path, json.dumps(content).encode())

@@ -1,10 +1,9 @@
 """`agent build`."""
 
-import fnmatch
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Annotated
 
 import typer
@@ -15,13 +14,8 @@ from agentruntime.cli import output, platform
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
+from agentruntime.packing import left_out
 
-# What a project's folder holds beside the agent, and an image should not.
-IGNORED = (
-    ".git", ".hg", ".svn", ".venv", "venv", "__pycache__", "*.pyc", "*.pyo", "*.egg-info", "node_modules",
-    ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".tox", ".nox", ".idea", ".vscode", ".DS_Store",
-    ".env",
-)  # fmt: skip
 # What the service takes in one message.
 _CHUNK_BYTES = 2**20
 # Requirements may have to be downloaded and compiled.
@@ -102,7 +96,7 @@ def pack(project: Path, archive: IO[bytes]) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if any(fnmatch.fnmatch(path.name, pattern) for pattern in IGNORED):
+        if left_out(PurePath(path.name)):
             continue
         yield path
         if path.is_dir() and not path.is_symlink():
