@@ -2,7 +2,8 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -35,39 +36,59 @@ class AdmissionInterceptor(aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(_EXEMPT):
             return handler
-        self._vitals.requests_processed += 1
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
-        behaviour = getattr(handler, kind)
-        if inspect.isasyncgenfunction(behaviour):
-            admitted = self._admit_stream(behaviour)
-        elif inspect.iscoroutinefunction(behaviour):
-            admitted = self._admit_call(behaviour, bounded=kind == "unary_unary")
-        else:
-            return handler
+        admitted = self._admit(getattr(handler, kind), kind)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(admitted, handler.request_deserializer, handler.response_serializer)
 
+    def _admit(self, behaviour: Any, kind: str) -> Any:
+        """The behaviour, counted and bounded, in the form that it had: grpc.aio tells by it where to run it."""
+        if inspect.isasyncgenfunction(behaviour):
+            return self._admit_stream(behaviour)
+        if inspect.iscoroutinefunction(behaviour):
+            return self._admit_call(behaviour, bounded=kind == "unary_unary")
+
+        def call(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._counted():
+                return behaviour(request, context)
+
+        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._counted():
+                yield from behaviour(request, context)
+
+        return stream if kind.endswith("_stream") else call
+
     def _admit_stream(self, behaviour: Any) -> Any:
         async def stream(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            async with self._slots:
-                async for response in behaviour(request, context):
-                    yield response
+            with self._counted():
+                async with self._slots:
+                    async for response in behaviour(request, context):
+                        yield response
 
         return stream
 
     def _admit_call(self, behaviour: Any, *, bounded: bool) -> Any:
         async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             limit = self._default_timeout_s if bounded and context.time_remaining() is None else None
-            try:
-                async with asyncio.timeout(limit), self._slots:
-                    return await behaviour(request, context)
-            except TimeoutError:
-                if limit is None:
-                    raise
-                raise errors.DeadlineExceeded(
-                    f"the call came without a deadline and took more than {limit:g}s, this agent's default"
-                ) from None
+            with self._counted():
+                clock = asyncio.timeout(limit)
+                try:
+                    async with clock, self._slots:
+                        return await behaviour(request, context)
+                except TimeoutError:
+                    if not clock.expired():
+                        raise  # the agent's own
+                    raise errors.DeadlineExceeded(
+                        f"the call came without a deadline and took more than {limit:g}s, this agent's default"
+                    ) from None
 
         return call
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._vitals.requests_processed += 1

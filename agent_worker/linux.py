@@ -25,6 +25,10 @@ MNT_DETACH = 0x2
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_NAME = 15
+_PR_CAPBSET_DROP = 24
+# linux/capability.h: the version with two 32-bit words for each set
+_CAPABILITY_VERSION_3 = 0x20080522
+_MOST_CAPABILITIES = 64
 # mount_setattr(2), since Linux 5.12; the number is the same on every architecture.
 _SYS_MOUNT_SETATTR = 442
 _AT_RECURSIVE = 0x8000
@@ -92,6 +96,15 @@ def no_new_privileges() -> None:
 def dumpable() -> None:
     """Gives /proc/self back to the process after a change of uid; prctl(2)."""
     _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl dumpable")
+
+
+def drop_capabilities() -> None:
+    """Empties all capability sets of this thread, the bounding set as far as that is allowed; capabilities(7)."""
+    for capability in range(_MOST_CAPABILITIES):
+        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            break  # the kernel knows no more, or CAP_SETPCAP is missing
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, bytes(24)), "capset")
 
 
 def name_process(name: str) -> None:

@@ -27,6 +27,7 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "localtime", "nsswitch.conf",
         "passwd", "group", "protocols", "services")  # fmt: skip
 _ETC_NETWORK = ("hosts", "resolv.conf")
+_SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108 — mount points
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -82,13 +83,14 @@ def separate(spec: SandboxSpec) -> None:
     """
     if not spec.isolated:
         return
-    linux.unshare(_own_namespaces(spec))
+    linux.unshare(_own_namespaces(spec) | linux.CLONE_NEWNS)
+    _mount_scratch()
     if not spec.host_network:
         linux.loopback_up()
 
 
 def become_worker(spec: SandboxSpec, slot: int) -> None:
-    """Takes on a worker's own uid: after this the process has no capability.
+    """Takes on a worker's own uid, where the pool may give one, and gives up every capability.
 
     Raises:
         OSError: the kernel refuses; the process must end.
@@ -96,8 +98,9 @@ def become_worker(spec: SandboxSpec, slot: int) -> None:
     linux.no_new_privileges()
     if spec.isolated and spec.uid_base:
         os.setresgid(slot, slot, slot)
-        os.setresuid(slot, slot, slot)  # from uid 0 to another: all capability sets are cleared, capabilities(7)
-        linux.dumpable()
+        os.setresuid(slot, slot, slot)
+    linux.drop_capabilities()
+    linux.dumpable()
 
 
 def workers_dir(spec: SandboxSpec) -> Path:
@@ -116,32 +119,44 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
     old root, which is let go at the end.
     """
     python_paths = _python_paths()
+    # Followed now, while links lead where they mean to.
+    bundle, workers = os.path.realpath(bundle), os.path.realpath(spec.workers_dir)
+    network_files = {f"/etc/{name}": os.path.realpath(f"/etc/{name}") for name in _ETC_NETWORK if spec.host_network}
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755,size=1m")  # noqa: S108 — a mount point
     Path(f"/tmp{_OLD_ROOT}").mkdir()  # noqa: S108 — as above
     linux.pivot_root("/tmp", f"/tmp{_OLD_ROOT}")  # noqa: S108 — as above
     os.chdir("/")
-    for path in _SYSTEM:
+    for path in (*_SYSTEM, *(f"/etc/{name}" for name in _ETC), *python_paths, *spec.read_only_paths):
         _show(path)
-    for name in (*_ETC, *(_ETC_NETWORK if spec.host_network else ())):
-        _show(f"/etc/{name}")
-    for path in (*python_paths, *spec.read_only_paths):
-        _show(path)
+    for target, path in network_files.items():
+        _show(path, target)
     _show(bundle, BUNDLE)
-    _show(spec.workers_dir, str(SANDBOX_WORKERS_DIR), writable=True)
+    _show(workers, str(SANDBOX_WORKERS_DIR), writable=True)
     for device in (*(f"/dev/{name}" for name in _DEVICES), *spec.devices):
         _show(device, devices=True)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         Path(f"/dev/{name}").symlink_to(f"/proc/self/fd/{number}")
     Path("/dev/fd").symlink_to("/proc/self/fd")
-    for scratch in ("/tmp", "/dev/shm"):  # noqa: S108 — mount points
+    for scratch in _SCRATCH:
         Path(scratch).mkdir()
-        # What is written here counts against the worker's memory limit; the size only keeps one file sane.
-        linux.mount("tmpfs", scratch, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777,size=50%")
+    _mount_scratch()
     _mount_proc()
     linux.unmount(_OLD_ROOT, linux.MNT_DETACH)
     Path(_OLD_ROOT).rmdir()
     linux.mount("none", "/", flags=linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID)
+    for path in (BUNDLE, str(SANDBOX_WORKERS_DIR)):
+        if not Path(path).is_dir():
+            raise OSError(0, f"{path} could not be made visible")
+
+
+def _mount_scratch() -> None:
+    """Empty file systems in memory, for a process and its children; each worker has its own.
+
+    What is written there is charged to the writer's cgroup, and goes with the last process that sees it.
+    """
+    for scratch in _SCRATCH:
+        linux.mount("tmpfs", scratch, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777,size=50%")
 
 
 def _mount_proc() -> None:
@@ -151,7 +166,7 @@ def _mount_proc() -> None:
     try:
         linux.mount("proc", "/proc", "proc", flags, "hidepid=invisible")
     except OSError:
-        linux.mount(f"{_OLD_ROOT}/proc", "/proc", flags=linux.MS_BIND | linux.MS_REC)
+        linux.bind(f"{_OLD_ROOT}/proc", "/proc")
 
 
 def _show(path: str, target: str = "", *, writable: bool = False, devices: bool = False) -> None:

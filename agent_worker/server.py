@@ -65,11 +65,18 @@ class WorkerServer:
         reflection.enable_server_reflection(names, self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         await self._server.start()
+        self._vitals.begin()
 
     async def drain(self, grace_s: float) -> None:
-        """Takes no new calls, lets those in flight finish for `grace_s` seconds, then ends them UNAVAILABLE."""
+        """Takes no new calls, lets those in flight finish for `grace_s` seconds, then ends them UNAVAILABLE.
+
+        Raises:
+            Exception: whatever the agent's stop() raises; TimeoutError if it takes too long. No call is left then.
+        """
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+        # In a thread of its own: calls that hang may occupy all the others.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="stop"))
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await _call_if_defined(self._agent, "stop")
 

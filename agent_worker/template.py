@@ -49,7 +49,6 @@ class Template:
         self._selector = selectors.DefaultSelector()
         self._connection: socket.socket | None = None
         self._children: dict[int, str] = {}
-        self._exits: dict[str, int] = {}
         self._running = True
         self._woken, wake = os.pipe()
         for descriptor in (self._woken, wake):
@@ -159,12 +158,11 @@ class Template:
                 return
             if pid == 0:
                 return
-            name = self._children.pop(pid)
-            self._exits[name] = status
-            self.send({"event": "exit", "name": name, "pid": pid, "status": status})
+            if name := self._children.pop(pid, ""):  # not for a process that an agent's import left behind
+                self.send({"event": "exit", "name": name, "pid": pid, "status": status})
 
     def _tell_children(self, _request: Request, _descriptors: list[int]) -> Answer:
-        return {"ok": True, "children": {name: pid for pid, name in self._children.items()}, "exits": self._exits}
+        return {"ok": True, "children": {name: pid for pid, name in self._children.items()}}
 
     def _quit(self, request: Request, _descriptors: list[int]) -> None:
         self.send(_reply(request, {"ok": True}))
@@ -204,7 +202,6 @@ class Base:
 
     def _start(self, load: _Load) -> None:
         load.channel, theirs = socket.socketpair()
-        load.channel.settimeout(_ANSWER_TIMEOUT_S)
         load.pid = self._template.fork(load.spec.key, keep=[*load.descriptors, theirs.fileno()])
         if load.pid == 0:
             _exit_with(lambda: ImageTemplate(load.spec, load.descriptors, theirs).run())
@@ -213,9 +210,11 @@ class Base:
 
     def _hear(self, load: _Load) -> None:
         try:
-            received = launch.receive(load.channel)
+            received = launch.receive(load.channel, timeout_s=_ANSWER_TIMEOUT_S)
         except (ValueError, OSError):
             received = None
+        for descriptor in received[1] if received else ():
+            os.close(descriptor)  # none is expected
         message = received[0] if received else {"ok": False, "error": "it ended while it was loaded", "traceback": ""}
         if message.get("op") == "map":
             _write_id_map(load)
@@ -241,7 +240,8 @@ class Base:
         if message.get("ok") and load.loaded is not None:
             message |= {key: load.loaded[key] for key in ("services", "descriptors")}
             message["note"] = f"imports after the fork, because {load.loaded['unsafe']}"
-        answer = {"pid": load.pid, "degraded": load.degraded, **message} if message.get("ok") else message
+        # Last what this process knows itself: the message comes from one that has imported the agent.
+        answer = {**message, "pid": load.pid, "degraded": load.degraded} if message.get("ok") else message
         self._template.send(_reply(load.request, answer))
 
 
@@ -427,6 +427,9 @@ def _open_sockets() -> int:
 
 def _unsafe_to_fork(sockets_before: int) -> str:
     """Why a process that has imported an agent must not be forked, or ""."""
+    processes = len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    if processes:
+        return f"its import starts {processes} process{'es' if processes > 1 else ''}"
     threads = len(list(Path("/proc/self/task").iterdir())) - 1
     if threads:
         return f"its import starts {threads} thread{'s' if threads > 1 else ''}"

@@ -11,12 +11,16 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Vitals:
-    """Counts calls, and reads this process's memory and CPU time."""
+    """Counts calls that were answered, and reads this process's memory and CPU time."""
 
-    def __init__(self, now: float | None = None) -> None:
-        self._started = time.monotonic() if now is None else now
-        self._last = (self._started, _cpu_seconds())
+    def __init__(self) -> None:
         self.requests_processed = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """The worker is ready now: uptime counts from here."""
+        self._started = time.monotonic()
+        self._last = (self._started, _cpu_seconds())
 
     def report(self) -> text_generation_pb2.HealthResponse:
         """The health document; CPU is counted since the last report."""

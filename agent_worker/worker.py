@@ -84,7 +84,8 @@ def run(
         if loaded is None:
             loaded = loader.load(bundle, template.entrypoint, template.services)
         stage = "start"
-        return asyncio.run(_serve(spec, template, loaded, channel))
+        # Never closed: that would wait for threads in which the agent hangs, and the process ends anyway.
+        return asyncio.Runner().run(_serve(spec, template, loaded, channel))
     except Exception as error:
         report = error.message if isinstance(error, errors.AgentError) else f"{type(error).__name__}: {error}"
         _log.error("worker failed", stage=stage, error=report)
@@ -108,6 +109,7 @@ def _reseed() -> None:
 async def _serve(spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, channel: PoolChannel) -> int:
     loop = asyncio.get_running_loop()
     drain: asyncio.Future[float] = loop.create_future()
+    serves = False
 
     def begin_drain(grace_s: float) -> None:
         if not drain.done():
@@ -117,6 +119,8 @@ async def _serve(spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, 
         commands = channel.commands()
         if commands is None:
             loop.remove_reader(channel.fileno())
+            if not serves:
+                begin_drain(0.0)  # the pool went away, or gave up, before it knew this worker
         for command in commands or ():
             if command.get("op") == "drain":
                 begin_drain(float(str(command.get("grace_s", spec.stop_grace_s))))
@@ -131,10 +135,14 @@ async def _serve(spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, 
     if not starting.done():
         return 0  # stopped before it was ready
     starting.result()
+    serves = True
     channel.tell("listening")
     _log.info("worker serves", services=loaded.services)
     grace_s = await drain
     _log.info("worker drains", grace_s=grace_s)
-    await server.drain(grace_s)
+    try:
+        await server.drain(grace_s)
+    except Exception as error:  # the worker ends as it was asked to, whatever the agent's stop() does
+        _log.error("the agent's stop() failed", exc_info=error)
     _log.info("worker ended")
     return 0

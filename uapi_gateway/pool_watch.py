@@ -1,6 +1,7 @@
 """Hears from the pool which agents run where, and remembers it while the pool is away."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,8 @@ from uapi_gateway.store import Store
 _log = log.get("uapi_gateway.pool_watch")
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 1.0
+# Before a write that the disk refused is tried again.
+_SAVE_DELAY_S = 1.0
 
 
 def pool_channel(path: Path) -> aio.Channel:
@@ -44,12 +47,10 @@ class PoolWatch:
         self._due = asyncio.Event()
 
     async def run(self) -> None:
-        """Watches until cancelled."""
-        saver = asyncio.create_task(self._save())
-        try:
-            await self._watch()
-        finally:
-            saver.cancel()
+        """Watches until cancelled. Neither half goes on without the other."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._save())
+            both.create_task(self._watch())
 
     async def _watch(self) -> None:
         delay_s = _FIRST_DELAY_S
@@ -101,7 +102,16 @@ class PoolWatch:
             while self._unsaved:
                 agent_id = next(iter(self._unsaved))
                 deployment = self._unsaved.pop(agent_id)
-                if deployment is None:
-                    await self._store.remove_deployment(agent_id)
-                else:
-                    await self._store.save_deployment(deployment)
+                try:
+                    await self._write(agent_id, deployment)
+                except sqlite3.Error as error:
+                    _log.error("an agent could not be written down; tried again", agent=agent_id, error=str(error))
+                    # What the pool has said since is newer.
+                    self._unsaved.setdefault(agent_id, deployment)
+                    await asyncio.sleep(_SAVE_DELAY_S)
+
+    async def _write(self, agent_id: str, deployment: pool.Deployment | None) -> None:
+        if deployment is None:
+            await self._store.remove_deployment(agent_id)
+        else:
+            await self._store.save_deployment(deployment)

@@ -33,6 +33,8 @@ class Endpoint:
     reason: str = ""
     # The address with its host looked up; empty where none is needed.
     resolved: str = ""
+    # Health checks that have failed in a row since the agent registered.
+    failures: int = 0
 
     @property
     def dialled(self) -> str:
@@ -255,13 +257,17 @@ class Registry:
             self.deregister(name)
         return gone
 
-    def set_endpoint(self, agent_id: str, endpoint: Endpoint) -> None:
-        """Replaces the endpoint of a registered agent, as a health check has found it."""
+    def set_endpoint(self, agent_id: str, checked: Endpoint, found: Endpoint) -> None:
+        """Replaces the endpoint of a registered agent by what a health check of it has found.
+
+        An agent that has gone or registered anew meanwhile keeps what it said: the finding is not about that.
+        """
         agent = self._registered.get(agent_id)
-        if agent is None or agent.endpoints == (endpoint,):
+        if agent is None or agent.endpoints != (checked,) or found == checked:
             return
-        self._registered[agent_id] = replace(agent, endpoints=(endpoint,))
-        self._changed(agent_id)
+        self._registered[agent_id] = replace(agent, endpoints=(found,))
+        if replace(found, failures=checked.failures) != checked:
+            self._changed(agent_id)
 
     def require(self, name: str) -> Target:
         """What a name stands for.

@@ -1,6 +1,7 @@
 """AgentRegistry: how agents from outside join, stay and leave, and how anyone sees who is there."""
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -78,7 +79,8 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
     """The service, and the loop that ends leases."""
 
     def __init__(self, registry: Registry, store: Store, *, is_own: Callable[[str], bool]) -> None:
-        """`is_own` says whether an address ("ip:port", "unix:/path") is the gateway's: a call there would circle."""
+        """`is_own` says whether an address ("ip:port", "unix:/path") is the platform's own: a call there would
+        circle, or anyone's calls would reach what is the operator's."""
         self._registry = registry
         self._store = store
         self._is_own = is_own
@@ -100,7 +102,7 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
             raise FailedPrecondition(f"agent '{registration.agent_id}' does not answer: {finding.reason}")
         if self._is_own(finding.resolved):
             raise FailedPrecondition(
-                f"{registration.endpoint} is the gateway's own address; register the one where the agent serves"
+                f"{registration.endpoint} is the platform's own address; register the one where the agent serves"
             )
         entered = self._registry.register(
             Agent(
@@ -181,7 +183,11 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
             await asyncio.sleep(_EXPIRY_TICK_S)
             for agent_id in self._registry.expire(time.time()):
                 _log.warning("the lease of an agent ran out", agent=agent_id)
-                await self._store.remove_registered(agent_id)
+                try:
+                    await self._store.remove_registered(agent_id)
+                except sqlite3.Error as error:
+                    # A later gateway restores it with a fresh lease, which runs out in its turn.
+                    _log.error("an agent could not be struck off", agent=agent_id, error=str(error))
 
     def _known_services(self) -> set[str]:
         known = {service for agent in self._registry.agents() for service in agent.services}
@@ -201,34 +207,31 @@ class HealthLoop:
         self._registry = registry
         self._interval_s = interval_s
         self._most_failures = failures
-        self._failures: dict[str, int] = {}
 
     async def run(self) -> None:
         """Checks until cancelled."""
         while True:
             await asyncio.sleep(self._interval_s)
-            agents = self._registry.registered()
-            present = {agent.agent_id for agent in agents}
-            self._failures = {name: count for name, count in self._failures.items() if name in present}
-            await asyncio.gather(*(self._check(agent) for agent in agents))
+            await asyncio.gather(*(self.check(agent) for agent in self._registry.registered()))
 
-    async def _check(self, agent: Agent) -> None:
+    async def check(self, agent: Agent) -> None:
+        """Checks one agent, and enters what it finds unless the agent has registered anew meanwhile."""
         (endpoint,) = agent.endpoints
         finding = await probing.probe(endpoint.address, agent.health_check, probing.LONGEST_PROBE_S)
-        judged = self.judge(agent.agent_id, endpoint, finding)
-        if judged != endpoint:
-            _log.warning("health of an agent changed", agent=agent.agent_id, ready=judged.ready, reason=judged.reason)
-            self._registry.set_endpoint(agent.agent_id, judged)
+        found = judge(endpoint, finding, self._most_failures)
+        if found.ready != endpoint.ready:
+            _log.warning("health of an agent changed", agent=agent.agent_id, ready=found.ready, reason=found.reason)
+        self._registry.set_endpoint(agent.agent_id, endpoint, found)
 
-    def judge(self, agent_id: str, endpoint: Endpoint, finding: probing.Finding) -> Endpoint:
-        """The endpoint after one more finding."""
-        if finding.healthy:
-            self._failures.pop(agent_id, None)
-            return replace(endpoint, ready=True, reason="", resolved=finding.resolved)
-        count = self._failures[agent_id] = self._failures.get(agent_id, 0) + 1
-        if count < self._most_failures and endpoint.ready:
-            return endpoint
-        return replace(endpoint, ready=False, reason=finding.reason)
+
+def judge(endpoint: Endpoint, finding: probing.Finding, most_failures: int) -> Endpoint:
+    """The endpoint after one more finding: unready after so many failures in a row, ready after one success."""
+    if finding.healthy:
+        return replace(endpoint, ready=True, reason="", resolved=finding.resolved, failures=0)
+    failures = endpoint.failures + 1
+    if failures < most_failures and endpoint.ready:
+        return replace(endpoint, failures=failures)
+    return replace(endpoint, ready=False, reason=finding.reason, failures=failures)
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from typing import Any
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
+from agentruntime.errors import FailedPrecondition
+from agentruntime.files import write_atomically
+from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
+from envoy.service.discovery.v3 import ads_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
 from uapi_gateway.access_log import keep_access_log_small
-from uapi_gateway.envoy import Envoy, read_record, write_json
+from uapi_gateway.envoy import Envoy, read_record
 from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
@@ -38,8 +43,7 @@ from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.xds import listeners, resources
 from uapi_gateway.xds.cache import Cache
-from uapi_gateway.xds.load import Load
-from uapi_gateway.xds.service import DiscoveryService, LoadService, add_to_server
+from uapi_gateway.xds.service import DiscoveryService
 
 _log = log.get("uapi_gateway")
 GATEWAY_FILE = "gateway.json"
@@ -50,16 +54,21 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Runs the gateway until `stop` is set.
 
     Raises:
-        FailedPrecondition: a port is taken.
+        FailedPrecondition: another gateway has the runtime directory, or a port is taken.
         Unavailable: Envoy does not come up.
     """
     raise_descriptor_limit()
+    settings.home.create()
+    with _only_one(settings.home):
+        await _run(settings, stop)
+
+
+async def _run(settings: Settings, stop: asyncio.Event) -> None:
     home = settings.home
-    home.create()
     # Whatever is taken is found before anything is started.
     http_socket = sockets.listen(settings.address, settings.http_port, "HTTP")
     grpc_port = _grpc_port(settings)
-    registry, cache, load = Registry(), Cache(), Load()
+    registry, cache = Registry(), Cache()
     store = Store(home.state / "gateway.db")
     _restore(registry, store)
     _publish(settings, grpc_port, registry, cache)
@@ -81,7 +90,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
-        add_to_server(xds, DiscoveryService(cache), LoadService(load, settings.load_interval_s))
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryService(cache), xds)
         relay = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
         relay.add_generic_rpc_handlers((RelayHandler(Relay(registry, settings.relay_wait_s)),))
         control = _control_server(registry, service, registrar, watch)
@@ -109,6 +118,19 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         _log.info("gateway ready", addresses=list(own.addresses))
         await stop.wait()
         _log.info("gateway ends")
+
+
+@contextlib.contextmanager
+def _only_one(home: Home) -> Iterator[None]:
+    """Holds the runtime directory; a lock of flock(2) ends with its holder, however that ends."""
+    with (home.run / "gateway.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"another gateway runs for {home.root}; end it, or name another directory by UAPI_HOME"
+            ) from None
+        yield
 
 
 def raise_descriptor_limit() -> None:
@@ -173,14 +195,18 @@ def _own_status(settings: Settings, grpc_port: int, http_port: int) -> ProcessSt
     )
 
 
-def _own_addresses(settings: Settings, grpc_port: int) -> Any:
-    home = settings.home
+def _own_addresses(settings: Settings, grpc_port: int) -> Callable[[str], bool]:
+    """Says whether an address is the platform's own: as an agent's it would circle, or open it to everyone."""
     loopback = ("127.0.0.1", "0.0.0.0", "::1", "::", settings.address)  # noqa: S104 — compared, not bound
-    own = {
-        *(sockets.join(host, grpc_port) for host in loopback),
-        *(f"unix:{path}" for path in (home.gateway_socket, home.control_socket, sockets.relay_socket(home))),
-    }
-    return own.__contains__
+    own = {sockets.join(host, grpc_port) for host in loopback}
+    run = settings.home.run.resolve()
+
+    def is_own(address: str) -> bool:
+        if not address.startswith("unix:"):
+            return address in own
+        return Path(address.removeprefix("unix:")).resolve().is_relative_to(run)
+
+    return is_own
 
 
 def _control_server(
@@ -244,13 +270,11 @@ async def _running(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> As
 
 
 def _announce(path: Path, own: ProcessStatus) -> None:
-    write_json(
-        path,
-        {
-            "pid": own.pid,
-            "version": own.version,
-            "grpc_address": own.addresses[0],
-            "http_address": own.addresses[1],
-            "started": time.time(),
-        },
-    )
+    content = {
+        "pid": own.pid,
+        "version": own.version,
+        "grpc_address": own.addresses[0],
+        "http_address": own.addresses[1],
+        "started": time.time(),
+    }
+    write_atomically(path, json.dumps(content).encode())

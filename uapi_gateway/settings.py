@@ -33,8 +33,6 @@ class Settings(BaseSettings):
     health_interval_s: float = Field(default=10.0, gt=0)
     # After so many failed checks in a row it gets no calls, until one succeeds.
     health_failures: int = Field(default=3, ge=1)
-    # How often Envoy reports the calls in flight of each cluster.
-    load_interval_s: float = Field(default=1.0, gt=0)
     # Size at which the access log is renamed to `.1` and begun anew.
     access_log_bytes: int = Field(default=64 * 2**20, ge=2**16)
 

@@ -28,7 +28,7 @@ working directory.
                              waits to become a worker: a later `fork` with "spare": pid, and then no cgroup_fds.
                              Joining a cgroup can take the kernel 20 ms (an RCU grace period); a spare has it
                              behind it. If that spare is gone, `fork` answers "ok": false.
-    both            children -> {"ok": true, "children": {name: pid}, "exits": {name: wait status}}
+    both            children -> {"ok": true, "children": {name: pid}}
                     quit  -> {"ok": true}, and it ends, leaving its children
     events                {"event": "exit", "name": key or worker_id, "pid", "status": as of waitpid(2)}
 
@@ -47,6 +47,7 @@ import json
 import os
 import socket
 import struct
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -161,41 +162,56 @@ def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]
         channel.sendall(frame[sent:])
 
 
-def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+def receive(channel: socket.socket, timeout_s: float | None = None) -> tuple[dict[str, Any], list[int]] | None:
     """The next message and the descriptors that came with it, or None at the end of the stream; blocking.
+
+    Args:
+        channel: the connection.
+        timeout_s: for the whole message, however slowly its bytes come; None waits for ever.
 
     Raises:
         ValueError: the frame is too long, cut short, or not a JSON object. The stream is then of no more use.
+        TimeoutError: it did not come in time. As before.
     """
-    head, descriptors, _, _ = socket.recv_fds(channel, _LENGTH.size, MOST_DESCRIPTORS)
+    end_s = None if timeout_s is None else time.monotonic() + timeout_s
+    descriptors: list[int] = []
     try:
-        head += _exactly(channel, _LENGTH.size - len(head)) if head else b""
+        _bound(channel, end_s)
+        head, descriptors, _, _ = socket.recv_fds(channel, _LENGTH.size, MOST_DESCRIPTORS)
+        head += _exactly(channel, _LENGTH.size - len(head), end_s) if head else b""
         if len(head) < _LENGTH.size:
             _close(descriptors)
             return None
         (length,) = _LENGTH.unpack(head)
         if length > LONGEST_MESSAGE:
             raise ValueError(f"a message of {length} bytes")
-        body = _exactly(channel, length)
+        body = _exactly(channel, length, end_s)
         if len(body) < length:
             raise ValueError("the stream ended within a message")
         message = json.loads(body)
         if not isinstance(message, dict):
             raise ValueError("a message that is not an object")
-    except ValueError:
+    except (ValueError, OSError):
         _close(descriptors)
         raise
     return message, descriptors
 
 
-def _exactly(channel: socket.socket, count: int) -> bytes:
+def _exactly(channel: socket.socket, count: int, end_s: float | None) -> bytes:
     parts = bytearray()
     while len(parts) < count:
+        _bound(channel, end_s)
         part = channel.recv(count - len(parts))
         if not part:
             break
         parts += part
     return bytes(parts)
+
+
+def _bound(channel: socket.socket, end_s: float | None) -> None:
+    if end_s is not None:
+        # Zero would make the socket non-blocking.
+        channel.settimeout(max(end_s - time.monotonic(), 0.001))
 
 
 def _close(descriptors: list[int]) -> None:

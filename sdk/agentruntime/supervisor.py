@@ -8,6 +8,7 @@ it dies.
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -20,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
-
 import agentruntime
+from agentruntime import processes
+from agentruntime.files import write_atomically
 from agentruntime.home import Home
 
 FIRST_DELAY_S = 0.1
@@ -31,8 +32,12 @@ LONGEST_DELAY_S = 30.0
 STABLE_AFTER_S = 10.0
 # For a child to answer on its sockets after its first start.
 START_TIMEOUT_S = 60.0
-# For a child to end after SIGTERM: the pool gives its workers 30 seconds.
+# For a child to end after SIGTERM: the pool gives its workers 10 seconds, and may have a thousand of them.
 STOP_TIMEOUT_S = 40.0
+# For a child that is to end, to become able to: until it listens it does not know what it will have to take along.
+_READY_TO_END_S = 20.0
+# For two children, each of which may have to be started once more to end.
+LONGEST_STOP_S = 2 * 2 * (STOP_TIMEOUT_S + _READY_TO_END_S)
 _POLL_S = 0.05
 
 
@@ -58,6 +63,8 @@ class ChildSpec:
     argv: list[str]
     # It is up once all of them accept a connection.
     sockets: list[Path]
+    # For one that only ends what a dead one has left; `argv` if None.
+    argv_to_end: list[str] | None = None
 
 
 @dataclass
@@ -67,7 +74,7 @@ class Child:
     spec: ChildSpec
     process: asyncio.subprocess.Process | None = None
     pid: int = 0
-    # As psutil has it; with the pid it names the process for good.
+    # As `processes.start_time`; with the pid it names the process for good.
     start_time: float = 0.0
     restarts: int = 0
     came_up: bool = False
@@ -83,8 +90,11 @@ def restart_delay_s(quick_deaths: int) -> float:
 def children_of(home: Home, listen: Listen) -> list[ChildSpec]:
     """What runs, in the order in which it starts and ends: first the door closes, then the workers go."""
     python = [sys.executable, "-m"]
+    gateway = [*python, "uapi_gateway"]
+    # Port 0 is the port of the Envoy that runs, whichever that is.
+    to_end = [*gateway, *Listen(listen.host, 0, 0).argv()]
     return [
-        ChildSpec("gateway", [*python, "uapi_gateway", *listen.argv()], [home.control_socket, home.gateway_socket]),
+        ChildSpec("gateway", [*gateway, *listen.argv()], [home.control_socket, home.gateway_socket], to_end),
         ChildSpec("pool", [*python, "agent_pool"], [home.pool_socket]),
     ]
 
@@ -103,25 +113,32 @@ def failure_of(log_tail: str, status: int) -> str:
     return f"{last} (exit status {status})" if last else f"exit status {status}"
 
 
-def is_alive(pid: int, start_time: float) -> bool:
-    """Whether that very process still runs: a pid alone may have gone to another."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - start_time) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def end_left_overs(record: dict[str, Any]) -> set[str]:
+    """Ends the children of a supervisor that died without them, so that new ones find their sockets free.
 
-
-def end_left_overs(record: dict[str, Any]) -> list[int]:
-    """Ends children of a supervisor that died without them, so that new ones find their sockets free."""
-    left = [child for child in record.get("children", []) if is_alive(child["pid"], child["start_time"])]
+    Returns the names of those that ended in time, and so with all that they had started. Blocks.
+    """
+    left = [child for child in record.get("children", []) if processes.alive(child["pid"], child["start_time"])]
     for child in left:
-        os.kill(child["pid"], signal.SIGTERM)
-    processes = [psutil.Process(child["pid"]) for child in left if psutil.pid_exists(child["pid"])]
-    _, stubborn = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
-    for process in stubborn:
-        process.kill()
-    return [child["pid"] for child in left]
+        _signal(child, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    stubborn = left
+    while stubborn and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        stubborn = [child for child in stubborn if processes.alive(child["pid"], child["start_time"])]
+    for child in stubborn:
+        _signal(child, signal.SIGKILL)
+    return {child["name"] for child in left if child not in stubborn}
+
+
+def _signal(child: dict[str, Any], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child["pid"], number)
+
+
+def boot_id() -> str:
+    """Names the time since the machine started: no process of an earlier one is left."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def read_record(home: Home) -> dict[str, Any]:
@@ -187,7 +204,8 @@ class Supervisor:
         quick_deaths = 0
         while True:
             started_at = time.monotonic()
-            process = await self._start(child)
+            process = await self._start(child, child.spec.argv)
+            self._write_record()
             up = asyncio.create_task(self._await_sockets(child))
             status = await process.wait()
             up.cancel()
@@ -203,24 +221,25 @@ class Supervisor:
             await asyncio.sleep(delay_s)
             child.restarts += 1
 
-    async def _start(self, child: Child) -> asyncio.subprocess.Process:
+    async def _start(self, child: Child, argv: list[str]) -> asyncio.subprocess.Process:
         path = self._home.logs / f"{child.spec.name}.log"
         with path.open("ab") as log:
             child.log_offset = log.tell()
             child.process = await asyncio.create_subprocess_exec(
-                *child.spec.argv, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # Where they keep no user's folder busy.
+                cwd=self._home.root,
+                env={**os.environ, "UAPI_HOME": str(self._home.root)},
             )
-        child.pid = child.process.pid
-        try:
-            child.start_time = psutil.Process(child.pid).create_time()
-        except psutil.NoSuchProcess:
-            child.start_time = 0.0  # it has ended already; wait() tells how
-        self._write_record()
+        child.pid, child.start_time = child.process.pid, processes.start_time(child.process.pid)
         return child.process
 
     async def _await_sockets(self, child: Child) -> None:
-        while not all(map(_accepts, child.spec.sockets)):  # noqa: ASYNC110 — because nothing tells when they listen
-            await asyncio.sleep(_POLL_S)
+        await _until_accepting(child.spec.sockets)
         child.came_up = True
 
     async def _await_start(self) -> None:
@@ -235,16 +254,46 @@ class Supervisor:
             await asyncio.sleep(_POLL_S)
         self._say({"event": "up"})
 
+    async def end_orphans(self, except_of: set[str]) -> None:
+        """Ends what children that died have left, but for those named."""
+        for child in self._children:
+            if child.spec.name not in except_of:
+                child.came_up = True
+                await self._end(child)
+
     async def _end(self, child: Child) -> None:
-        if child.process is None or child.process.returncode is not None:
+        """Ends a child with all that it has started.
+
+        One that died, or has to be killed, leaves that behind: Envoy, or workers. Its successor takes it over, and
+        along when it ends.
+        """
+        if await self._ended_well(child) or not child.came_up:
             return
-        child.process.terminate()
+        _say_line(f"the {child.spec.name} is started once more to end what it has left")
+        await self._start(child, child.spec.argv_to_end or child.spec.argv)
+        if not await self._ended_well(child):
+            _say_line(f"the {child.spec.name} did not end well, and may have left processes; see its log")
+
+    async def _ended_well(self, child: Child) -> bool:
+        if child.process is None:
+            return False
+        await self._await_able_to_end(child, child.process)
+        if child.process.returncode is None:
+            child.process.terminate()
         try:
             await asyncio.wait_for(child.process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
             _say_line(f"the {child.spec.name} did not end within {STOP_TIMEOUT_S:g} s and was killed")
             child.process.kill()
-            await child.process.wait()
+        return await child.process.wait() == 0
+
+    async def _await_able_to_end(self, child: Child, process: asyncio.subprocess.Process) -> None:
+        accepting = asyncio.create_task(_until_accepting(child.spec.sockets))
+        ended = asyncio.create_task(process.wait())
+        await asyncio.wait((accepting, ended), timeout=_READY_TO_END_S, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in (accepting, ended):
+            waiter.cancel()
+        await asyncio.gather(accepting, ended, return_exceptions=True)
 
     def _fail(self, why: str) -> None:
         self._failure = self._failure or why
@@ -257,10 +306,10 @@ class Supervisor:
             return log.read().decode(errors="replace")
 
     def _write_record(self) -> None:
-        own = psutil.Process()
         record = {
-            "pid": own.pid,
-            "start_time": own.create_time(),
+            "pid": os.getpid(),
+            "start_time": processes.start_time(os.getpid()),
+            "boot_id": boot_id(),
             "version": agentruntime.__version__,
             "host": self._listen.host,
             "grpc_port": self._listen.grpc_port,
@@ -276,10 +325,7 @@ class Supervisor:
                 if child.process is not None
             ],
         }
-        # Written aside and renamed, so that a reader sees the old record or the new one.
-        scratch = self._home.supervisor_file.with_suffix(".new")
-        scratch.write_text(json.dumps(record))
-        scratch.replace(self._home.supervisor_file)
+        write_atomically(self._home.supervisor_file, json.dumps(record).encode())
 
     def _say(self, event: dict[str, Any]) -> None:
         if self._report is None:
@@ -303,6 +349,11 @@ async def _until_told(supervisor: Supervisor) -> int:
 
 def _say_line(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}", file=sys.stderr, flush=True)
+
+
+async def _until_accepting(sockets: list[Path]) -> None:
+    while not all(map(_accepts, sockets)):  # noqa: ASYNC110 — because nothing tells when they listen
+        await asyncio.sleep(_POLL_S)
 
 
 def _accepts(path: Path) -> bool:
@@ -335,7 +386,6 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: a supervisor runs already for {home.root}", file=sys.stderr)
             return 1
         listen = Listen(args.host, args.grpc_port, args.http_port)
-        # The children run where they may keep no user's folder busy.
         os.chdir(home.root)
         return asyncio.run(_until_told(Supervisor(home, listen, children_of(home, listen), report)))
 

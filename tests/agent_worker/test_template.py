@@ -165,7 +165,7 @@ def test_a_worker_that_is_killed_is_reported_by_its_template(base: templates.Bas
     os.kill(worker.pid, signal.SIGKILL)
     assert worker.event() == {}
     assert os.waitstatus_to_exitcode(template.control.exit_of("a-01")) == -signal.SIGKILL
-    assert template.control.ask({"op": "children"})["exits"] == {"a-01": signal.SIGKILL}
+    assert template.control.ask({"op": "children"})["children"] == {}
 
 
 def test_workers_outlive_their_template_and_base(base: templates.Base) -> None:
@@ -299,3 +299,61 @@ def test_a_spare_ends_with_its_template(base: templates.Base) -> None:
     os.kill(template.answer["pid"], signal.SIGKILL)
     assert select.select([spare], [], [], 10)[0]
     os.close(spare)
+
+
+def test_an_import_that_starts_a_process_is_done_after_the_fork(base: templates.Base) -> None:
+    template = load(base, "import subprocess\nchild = subprocess.Popen(['sleep', '0.2'])\n" + ECHO)
+    assert template.answer["note"] == "imports after the fork, because its import starts 1 process"
+    worker = template.fork()
+    assert worker.event() == {"event": "listening"}
+
+
+def test_what_an_import_says_of_its_process_is_not_believed(base: templates.Base) -> None:
+    lie = """
+    import agent_worker.template as t
+    real = t.ImageTemplate._prepare
+    t.ImageTemplate._prepare = lambda self: {**real(self), "pid": 1}
+    from agentruntime.agent import Agent
+    class A(Agent):
+        def generate(self, prompt, *, temperature, max_tokens):
+            return prompt
+    """
+    template = load(base, lie)
+    assert template.answer["ok"]
+    assert template.answer["pid"] != 1
+
+
+def test_a_worker_whose_pool_gives_up_while_it_starts_ends(base: templates.Base) -> None:
+    template = load(base, ECHO + "    async def start(self):\n        import asyncio; await asyncio.sleep(60)\n")
+    worker = template.fork()
+    worker.channel.close()
+    assert template.control.exit_of("a-01") == 0
+
+
+def test_a_failing_stop_is_logged_and_the_worker_ends_as_asked(base: templates.Base) -> None:
+    template = load(base, ECHO + "    def stop(self):\n        raise RuntimeError('at stop')\n")
+    worker = template.fork()
+    worker.event()
+    worker.drain()
+    assert template.control.exit_of("a-01") == 0
+    assert "RuntimeError: at stop" in worker.log.read_text()
+
+
+def test_a_call_that_hangs_in_a_thread_does_not_keep_the_worker(base: templates.Base) -> None:
+    code = """
+    import time
+    from agentruntime.agent import Agent
+    class A(Agent):
+        def generate(self, prompt, *, temperature, max_tokens):
+            time.sleep(600)
+    """
+    template = load(base, code)
+    worker = template.fork()
+    worker.event()
+    with grpc.insecure_channel(worker.address) as channel:
+        stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
+        call = stub.GenerateText.future(text_generation_pb2.GenerateTextRequest(prompt="x"), timeout=30)
+        worker.drain(grace_s=0.2)
+        assert template.control.exit_of("a-01") == 0
+        ended: Any = call.exception()
+        assert ended.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agentruntime import supervisor
+from agentruntime import processes, supervisor
 from agentruntime.home import Home
 from agentruntime.supervisor import ChildSpec, Listen, Supervisor
 
@@ -31,6 +31,21 @@ try:
 finally:
     with open(ended, "a") as out:
         out.write(pathlib.Path(path).name + "\\n")
+"""
+
+
+# Serves likewise, and has something run beside it that outlives it unless it is told to end; a successor takes that
+# over.
+SERVE_WITH_ORPHAN = """
+import os, pathlib, subprocess, sys
+note = pathlib.Path(sys.argv[1] + ".orphan")
+if not note.exists():
+    note.write_text(str(subprocess.Popen(["sleep", "60"], start_new_session=True).pid))
+try:
+    exec(os.environ["SERVE"])
+finally:
+    os.kill(int(note.read_text()), 9)
+    note.unlink()
 """
 
 
@@ -60,13 +75,6 @@ def test_why_a_child_ended(tail: str, status: int, sentence: str) -> None:
 def test_listen() -> None:
     assert Listen().argv() == []
     assert Listen("127.0.0.1", 1, 0).argv() == ["--host", "127.0.0.1", "--grpc-port", "1", "--http-port", "0"]
-
-
-def test_a_reused_pid_is_another_process() -> None:
-    own = psutil.Process()
-    assert supervisor.is_alive(own.pid, own.create_time())
-    assert not supervisor.is_alive(own.pid, own.create_time() - 60)
-    assert not supervisor.is_alive(2**22 + 1, 0.0)
 
 
 def test_a_record_that_is_damaged_is_none() -> None:
@@ -105,9 +113,9 @@ class Running:
         return await asyncio.wait_for(self.task, 15)
 
 
-def serving(home: Home, name: str) -> ChildSpec:
+def serving(home: Home, name: str, program: str = SERVE) -> ChildSpec:
     path = home.run / f"{name}.sock"
-    return ChildSpec(name, [sys.executable, "-c", SERVE, str(path), str(home.root / "ended")], [path])
+    return ChildSpec(name, [sys.executable, "-c", program, str(path), str(home.root / "ended")], [path])
 
 
 @pytest.fixture
@@ -148,6 +156,25 @@ async def test_a_killed_child_comes_back_within_a_second(home: Home) -> None:
 
 
 @pytest.mark.integration
+async def test_what_children_left_that_are_dead_at_the_end_is_ended(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVE", SERVE)
+    specs = [serving(home, name, SERVE_WITH_ORPHAN) for name in ("gateway", "pool")]
+    running = Running(home, specs)
+    await running.until(lambda: bool(running.said))
+    orphans = [int(Path(f"{spec.sockets[0]}.orphan").read_text()) for spec in specs]
+    # The pool is in its restart delay or only just back when it is told to end.
+    for name in ("pool", "gateway"):
+        os.kill(running.pid(name), signal.SIGKILL)
+    assert all(map(psutil.pid_exists, orphans))
+    await running.until(lambda: running.pid("gateway") == 0)
+    assert await running.end() == 0
+    await running.until(lambda: not any(processes.start_time(pid) for pid in orphans))
+    assert not home.supervisor_file.exists()
+
+
+@pytest.mark.integration
 async def test_a_child_that_cannot_start_ends_all_and_says_why(home: Home) -> None:
     broken = ChildSpec("pool", [sys.executable, "-c", "raise SystemExit('agent_pool: no disk')"], [home.pool_socket])
     running = Running(home, [serving(home, "gateway"), broken])
@@ -160,9 +187,7 @@ async def test_a_child_that_cannot_start_ends_all_and_says_why(home: Home) -> No
 @pytest.mark.integration
 async def test_what_a_dead_supervisor_left_is_ended_first(home: Home) -> None:
     left = subprocess.Popen(serving(home, "gateway").argv)
-    record = {
-        "children": [{"name": "gateway", "pid": left.pid, "start_time": psutil.Process(left.pid).create_time()}]
-    }
+    record = {"children": [{"name": "gateway", "pid": left.pid, "start_time": processes.start_time(left.pid)}]}
     home.supervisor_file.write_text(json.dumps(record))
     running = Running(home, [serving(home, "gateway")])
     await running.until(lambda: bool(running.said))

@@ -166,13 +166,48 @@ async def test_deadline_of_a_hanging_worker(platform: Platform) -> None:
 
 @pytest.mark.parametrize("given", ["1n", "0S", "99999999H", "soon", "-1S"])
 async def test_absurd_deadlines_on_the_wire(platform: Platform, given: str) -> None:
-    """Sent by curl, since a gRPC library would not; one that has passed may also end by a reset, without a status."""
+    """Sent by curl, since a gRPC library would not; what Envoy refuses early may also end by a reset."""
     found = (await curl_grpc(platform, "grpc-timeout: " + given)).get("grpc-status")
     expected = {"1n": ("4", None, "0"), "0S": ("4", None, "0"), "99999999H": ("0",)}
-    assert found in expected.get(given, ("13", "3"))
-    # Nor may it fail the calls of others, with whom it shares the connection to the worker.
+    assert found in expected.get(given, ("13", None))
+    await others_are_answered(platform)
+
+
+async def others_are_answered(platform: Platform) -> None:
+    """One caller's header may not fail the calls of others, with whom it shares the connection to the worker."""
     for deadline_s in (1, 5, 10**6, 3.3, 77, None, 10**5) * 3:
         assert await generate(platform.tcp, "x", agent="beta", timeout_s=deadline_s) == "beta-01: x"
+    async with aio.insecure_channel(platform.gateway.address, compression=grpc.Compression.Gzip) as channel:
+        assert await generate(channel, "x", agent="beta") == "beta-01: x"
+
+
+@pytest.mark.parametrize(
+    ("header", "statuses"),
+    [
+        ("grpc-encoding: bogus", ("13", None)),
+        ("grpc-previous-rpc-attempts: many", ("0",)),
+        ("grpc-retry-pushback-ms: soon", ("0",)),
+        ("grpc-status: fine", ("0",)),
+        ("lb-cost-bin: AA", ("0",)),
+        ("grpc-accept-encoding: bogus", ("0",)),
+        ("te: bogus", ("0",)),
+    ],
+)
+async def test_headers_that_grpc_cannot_read_on_the_wire(
+    platform: Platform, header: str, statuses: tuple[str | None, ...]
+) -> None:
+    for _ in range(3):
+        assert (await curl_grpc(platform, header)).get("grpc-status") in statuses
+    await others_are_answered(platform)
+
+
+async def test_a_message_too_large_for_the_worker_is_its_callers_affair_only(platform: Platform) -> None:
+    """On a new connection to the worker too, where its refusal is the first thing that the worker says."""
+    for _ in range(5):
+        with pytest.raises(aio.AioRpcError) as caught:
+            await generate(platform.tcp, "x" * 5 * 2**20, agent="beta")
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await others_are_answered(platform)
 
 
 async def test_a_deadline_beyond_a_day_is_cut_to_a_day(platform: Platform) -> None:

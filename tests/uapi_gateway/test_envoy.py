@@ -4,17 +4,17 @@ import json
 import os
 from pathlib import Path
 
-import psutil
+from agentruntime import processes
 from agentruntime.home import Home
 
 from uapi_gateway.bootstrap import bootstrap, write_bootstrap
-from uapi_gateway.envoy import EnvoyRecord, read_record, record_file, write_json
+from uapi_gateway.envoy import EnvoyRecord, read_record, record_file
 
 
 def test_a_pid_alone_names_nobody() -> None:
-    own = psutil.Process()
-    assert EnvoyRecord(own.pid, own.create_time(), 1, "f").alive()
-    assert not EnvoyRecord(own.pid, own.create_time() - 5, 1, "f").alive()
+    own, started = os.getpid(), processes.start_time(os.getpid())
+    assert EnvoyRecord(own, started, 1, "f").alive()
+    assert not EnvoyRecord(own, started - 5, 1, "f").alive()
     assert not EnvoyRecord(2**22 + 1, 0.0, 1, "f").alive()
 
 
@@ -23,8 +23,8 @@ def test_records_that_say_nothing_are_no_envoy(home: Home) -> None:
     for content in ("", "[]", '{"pid": 1}', json.dumps({"pid": 1, "started": 0, "grpc_port": 1, "fingerprint": ""})):
         record_file(home).write_text(content)
         assert read_record(home) is None
-    own = {"pid": os.getpid(), "started": psutil.Process().create_time(), "grpc_port": 7, "fingerprint": "f"}
-    write_json(record_file(home), own)
+    own = {"pid": os.getpid(), "started": processes.start_time(os.getpid()), "grpc_port": 7, "fingerprint": "f"}
+    record_file(home).write_text(json.dumps(own))
     found = read_record(home)
     assert found is not None
     assert found.grpc_port == 7

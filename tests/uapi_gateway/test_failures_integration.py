@@ -297,3 +297,20 @@ async def test_a_port_in_use_is_one_sentence(home: Home) -> None:
             assert process.returncode == 1
             assert words in output.decode()
             assert "Traceback" not in output.decode()
+
+
+async def test_a_second_gateway_of_one_runtime_directory_refuses(home: Home) -> None:
+    first = Gateway(home)
+    await first.start()
+    try:
+        done = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "uapi_gateway", "--grpc-port", "0", "--http-port", "0",
+            env={**os.environ, "UAPI_HOME": str(home.root)}, cwd=ROOT, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        _, output = await done.communicate()
+        assert (done.returncode, output.decode().count("\n")) == (1, 1)
+        assert f"another gateway runs for {home.root}" in output.decode()
+        assert psutil.pid_exists(first.envoy_pid)
+        assert first.file.exists()
+    finally:
+        first.stop()

@@ -157,13 +157,19 @@ async def test_registrations_that_are_refused(platform: Platform) -> None:
     registry = agent_registry_pb2_grpc.AgentRegistryStub(platform.unix)
     host, port = platform.gateway.address.split(":")
     own = f"localhost:{port}"
+    link = platform.tmp / "link.sock"
+    link.symlink_to(platform.home.pool_socket)
     cases: list[tuple[proto.RegisterAgentRequest, type[errors.AgentError], str]] = [
         (registration("dead", "localhost:1"), errors.FailedPrecondition, "does not accept connections"),
         (registration("dead", "unix:/nowhere.sock"), errors.FailedPrecondition, "does not accept connections"),
         (registration("dead", "no-such-host.invalid:80"), errors.FailedPrecondition, "no-such-host.invalid:80"),
         (registration("dead", "a..b:80"), errors.FailedPrecondition, "no host name"),
-        (registration("me", own), errors.FailedPrecondition, "the gateway's own address"),
-        (registration("me", f"0.0.0.0:{port}"), errors.FailedPrecondition, "the gateway's own address"),
+        (registration("me", own), errors.FailedPrecondition, "the platform's own address"),
+        (registration("me", f"0.0.0.0:{port}"), errors.FailedPrecondition, "the platform's own address"),
+        *(
+            (registration("me", f"unix:{path}"), errors.FailedPrecondition, "the platform's own address")
+            for path in (link, *(platform.home.run / f"{name}.sock" for name in ("pool", "xds", "relay", "control")))
+        ),
         (registration("Bad_Name", own), errors.InvalidArgument, "not an agent name"),
         (registration("x", "localhost"), errors.InvalidArgument, "not an endpoint"),
         (registration("x", "localhost:99999"), errors.InvalidArgument, "not an endpoint"),

@@ -1,5 +1,6 @@
 """The directory: names, leases, and who hears of what."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,9 +107,14 @@ def test_listeners_hear_of_changes_only() -> None:
     entered = registry.register(outside("x"), 30, NOW)
     assert entered.lease
     registry.keep_alive(entered.lease.lease_id, NOW)
-    registry.set_endpoint("x", entered.endpoints[0])
-    registry.set_endpoint("x", Endpoint("localhost:1", ready=False))
-    registry.set_endpoint("gone", Endpoint("localhost:1", ready=False))
+    (endpoint,) = entered.endpoints
+    registry.set_endpoint("x", endpoint, endpoint)
+    counted, ill = replace(endpoint, failures=1), replace(endpoint, ready=False)
+    registry.set_endpoint("x", endpoint, counted)
+    assert heard == ["a", "a", "a", "x"]
+    registry.set_endpoint("x", counted, ill)
+    registry.set_endpoint("x", endpoint, replace(endpoint, reason="of a registration that is no more"))
+    registry.set_endpoint("gone", endpoint, ill)
     assert heard == ["a", "a", "a", "x", "x"]
 
 

@@ -1,13 +1,16 @@
 """Decisions about registrations and their health."""
 
+import asyncio
+import time
+
 import pytest
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
 from agentruntime.errors import InvalidArgument
 from google.protobuf.duration_pb2 import Duration
 
 from uapi_gateway.probing import Finding, check_health_url
-from uapi_gateway.registry import Endpoint, Registry
-from uapi_gateway.registry_service import HealthLoop, lease_ttl, resolve_services
+from uapi_gateway.registry import Agent, Endpoint, Registry
+from uapi_gateway.registry_service import HealthLoop, judge, lease_ttl, resolve_services
 
 
 def test_leases_are_bounded() -> None:
@@ -54,16 +57,35 @@ def test_what_is_no_health_check(url: str) -> None:
 
 
 def test_unready_after_three_failures_in_a_row_and_ready_after_one_success() -> None:
-    loop = HealthLoop(Registry(), interval_s=1, failures=3)
     endpoint = Endpoint("h:1", ready=True, resolved="1.1.1.1:1")
     bad, good = Finding(False, "it is ill"), Finding(True, resolved="1.1.1.2:1")
-    assert loop.judge("x", endpoint, bad) == endpoint
-    assert loop.judge("x", endpoint, bad) == endpoint
-    assert loop.judge("x", endpoint, good).ready
-    for _ in range(2):
-        assert loop.judge("x", endpoint, bad).ready
-    ill = loop.judge("x", endpoint, bad)
+    twice = judge(judge(endpoint, bad, 3), bad, 3)
+    assert (twice.ready, twice.failures) == (True, 2)
+    assert judge(judge(judge(twice, good, 3), bad, 3), bad, 3).ready
+    ill = judge(twice, bad, 3)
     assert (ill.ready, ill.reason) == (False, "it is ill")
-    assert not loop.judge("x", ill, bad).ready
-    well = loop.judge("x", ill, good)
-    assert (well.ready, well.reason, well.dialled) == (True, "", "1.1.1.2:1")
+    assert not judge(ill, bad, 3).ready
+    well = judge(ill, good, 3)
+    assert (well.ready, well.reason, well.dialled, well.failures) == (True, "", "1.1.1.2:1", 0)
+
+
+@pytest.mark.integration
+async def test_a_finding_about_an_earlier_registration_is_dropped() -> None:
+    registry = Registry()
+
+    def registered(endpoint: str, health_check: str) -> Agent:
+        agent = Agent("x", ("s.S",), (Endpoint(endpoint, ready=True, resolved=endpoint),), health_check=health_check)
+        return registry.register(agent, 30, time.time())
+
+    async def moves_while_it_is_checked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.readline():
+            registered("127.0.0.1:1", "")
+            writer.write(b"HTTP/1.1 503 Ill\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(moves_while_it_is_checked, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        before = registered(f"{host}:{port}", f"http://{host}:{port}/health")
+        await HealthLoop(registry, interval_s=1, failures=1).check(before)
+    found = registry.require("x")
+    assert [(e.address, e.ready, e.failures) for e in found.endpoints] == [("127.0.0.1:1", True, 0)]

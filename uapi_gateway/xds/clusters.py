@@ -110,10 +110,7 @@ def _common() -> dict[str, Any]:
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                # A connection to a worker is shared by all callers. gRPC's server keeps a header that it cannot
-                # parse in the table of that connection, and fails later calls of others that refer to its name:
-                # so there is no table.
-                explicit_http_config={"http2_protocol_options": {"hpack_table_size": 0}},
+                explicit_http_config={"http2_protocol_options": {}},
             )
         },
     }

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from uapi_gateway.xds import resources
 from uapi_gateway.xds.resources import Resource, typed
-from uapi_gateway.xds.routes import AGENT_HEADER, CLUSTER_HEADER
+from uapi_gateway.xds.routes import AGENT_HEADER, CLUSTER_HEADER, UNREADABLE
 
 TCP = "tcp"
 UNIX = "unix"
@@ -112,7 +112,7 @@ def _listener(name: str, address: dict[str, Any], access_log: Path) -> Resource:
 def _early_headers() -> dict[str, Any]:
     """Makes the cluster's name of the agent's, before anything looks at the headers."""
     mutations = [
-        {"remove": CLUSTER_HEADER},
+        *({"remove": name} for name in (CLUSTER_HEADER, *UNREADABLE)),
         # With these a caller could set retries, timeouts and the names of statistics.
         {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
         {

@@ -2,6 +2,7 @@
 
 All is found by look-up, in a tree of matchers, so that a thousand services cost a call no more than one:
 
+    a header that gRPC cannot read      refused
     authorization is the operator's     the header is removed and the rest of the tree is open
     x-uapi-agent is given               the cluster that Envoy made of it (never a name that the caller chose)
     else, by service                    the pool's; one of exactly one agent; the gateway's own and all others
@@ -31,6 +32,11 @@ OPERATOR_PREFIXES = (
     f"/{descriptors.REGISTRY}/KeepAlive",
     f"/{descriptors.REGISTRY}/DeregisterAgent",
 )
+# What gRPC's own headers look like (gRPC over HTTP/2, "Requests"). A worker's gRPC keeps one that it cannot read in
+# the state of the connection, which all callers share, and then fails their calls too: none must reach it.
+WELL_FORMED = {"grpc-timeout": "[0-9]{1,8}[HMSmun]", "grpc-encoding": "identity|gzip|deflate"}
+# Of the same kind, but nothing that a caller needs to say to a worker.
+UNREADABLE = ("grpc-previous-rpc-attempts", "grpc-retry-pushback-ms", "grpc-status", "lb-cost-bin")
 _SAFE = "connect-failure,refused-stream,reset-before-request"
 
 
@@ -94,10 +100,17 @@ def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all
         token: the operator's credential.
         open_to_all: whoever can reach the listener may do everything.
     """
+    malformed = [
+        {"predicate": _malformed(header, form), "on_match": _refusal(400, f"{header} is malformed")}
+        for header, form in WELL_FORMED.items()
+    ]
     bearer = _equals("authorization", f"Bearer {token}")
     matcher = {
         "matcher_list": {
-            "matchers": [{"predicate": bearer, "on_match": _tree(wanted, operator=True, credential=True)}]
+            "matchers": [
+                *malformed,
+                {"predicate": bearer, "on_match": _tree(wanted, operator=True, credential=True)},
+            ]
         },
         "on_no_match": _tree(wanted, operator=open_to_all, credential=False),
     }
@@ -140,7 +153,7 @@ def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[
         prefixes[prefix] = _by_path(repeatable, again, once)
     for prefix in OPERATOR_PREFIXES:
         allowed = pool if prefix.startswith((f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/")) else control
-        prefixes[prefix] = allowed if operator else _refusal()
+        prefixes[prefix] = allowed if operator else _refusal(401, UNAUTHENTICATED)
     tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
     return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
 
@@ -163,6 +176,16 @@ def _header(name: str) -> dict[str, Any]:
 
 def _equals(header: str, value: str) -> dict[str, Any]:
     return {"single_predicate": {"input": _header(header), "value_match": {"exact": value}}}
+
+
+def _malformed(header: str, form: str) -> dict[str, Any]:
+    """Whether a header is there and is not of the form; one sent twice arrives joined by a comma, and is not."""
+
+    def matches(regex: str) -> dict[str, Any]:
+        value = {"safe_regex": {"google_re2": {}, "regex": regex}}
+        return {"single_predicate": {"input": _header(header), "value_match": value}}
+
+    return {"and_matcher": {"predicate": [matches(".*"), {"not_matcher": matches(form)}]}}
 
 
 def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat: bool = False) -> dict[str, Any]:
@@ -196,10 +219,10 @@ def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat:
     return {"action": {"name": "route", "typed_config": typed("envoy.config.route.v3.Route", **route)}}
 
 
-def _refusal() -> dict[str, Any]:
+def _refusal(status: int, reason: str) -> dict[str, Any]:
     route = typed(
         "envoy.config.route.v3.Route",
         match={"prefix": "/"},
-        direct_response={"status": 401, "body": {"inline_string": UNAUTHENTICATED}},
+        direct_response={"status": status, "body": {"inline_string": reason}},
     )
     return {"action": {"name": "route", "typed_config": route}}

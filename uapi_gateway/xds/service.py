@@ -1,19 +1,16 @@
-"""The control plane's gRPC services that Envoy calls: delta ADS and load reporting."""
+"""The control plane's gRPC service that Envoy calls: delta ADS."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from agentruntime import log
 from envoy.service.discovery.v3 import ads_pb2_grpc
-from envoy.service.load_stats.v3 import lrs_pb2, lrs_pb2_grpc
 from grpc import aio
 
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.delta import Session
-from uapi_gateway.xds.load import Load
 
 _log = log.get("uapi_gateway.xds")
 
@@ -58,30 +55,3 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
     ) -> AsyncIterator[Any]:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this control plane speaks incremental xDS only")
         yield  # makes it a generator, as its kind of method must be
-
-
-class LoadService(lrs_pb2_grpc.LoadReportingServiceServicer):  # type: ignore[misc]  # untyped package
-    """Takes in the load reports of Envoy."""
-
-    def __init__(self, load: Load, interval_s: float) -> None:
-        self._load = load
-        self._interval_s = interval_s
-
-    async def StreamLoadStats(
-        self, requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
-        asked = False
-        async for request in requests:
-            if asked:
-                self._load.take(request, time.monotonic())
-                continue
-            asked = True
-            wanted = lrs_pb2.LoadStatsResponse(send_all_clusters=True)
-            wanted.load_reporting_interval.FromMilliseconds(round(self._interval_s * 1000))
-            yield wanted
-
-
-def add_to_server(server: aio.Server, discovery: DiscoveryService, load: LoadService) -> None:
-    """Enters both services."""
-    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
-    lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(load, server)

@@ -1,17 +1,16 @@
 """`agent down`."""
 
+import asyncio
+import fcntl
 import os
 import signal
 import time
 
-import psutil
-
-from agentruntime import errors, supervisor
+from agentruntime import errors, processes, supervisor
 from agentruntime.cli import output
 from agentruntime.home import Home
 
-# The gateway's and the pool's own time to end, and a little more.
-_TIMEOUT_S = 2 * supervisor.STOP_TIMEOUT_S + 5.0
+_TIMEOUT_S = supervisor.LONGEST_STOP_S + 5.0
 _POLL_S = 0.05
 
 
@@ -35,22 +34,42 @@ def stop(home: Home) -> bool:
 
     Raises:
         DeadlineExceeded: it does not end.
+        FailedPrecondition: another command starts or ends it.
     """
-    record = supervisor.read_record(home)
     if not supervisor.is_running(home):
-        left = supervisor.end_left_overs(record)
-        home.supervisor_file.unlink(missing_ok=True)
-        return bool(left)
+        return asyncio.run(_end_remains(home))
+    record = supervisor.read_record(home)
     deadline = time.monotonic() + _TIMEOUT_S
     while not record and supervisor.is_running(home):
         # It has only just taken its lock.
         _wait(deadline)
         record = supervisor.read_record(home)
-    if record and supervisor.is_alive(record["pid"], record["start_time"]):
+    if record and processes.alive(record["pid"], record["start_time"]):
         os.kill(record["pid"], signal.SIGTERM)
-        while psutil.pid_exists(record["pid"]) and supervisor.is_alive(record["pid"], record["start_time"]):
+        while processes.alive(record["pid"], record["start_time"]):
             _wait(deadline)
     return True
+
+
+async def _end_remains(home: Home) -> bool:
+    """Ends all that a supervisor which was killed has left; False if there was nothing."""
+    record = supervisor.read_record(home)
+    if not record:
+        return False
+    with supervisor.lock_file(home).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.FailedPrecondition(
+                f"another command starts or ends the platform of {home.root}; try again"
+            ) from None
+        # After a restart of the machine nothing is left.
+        if same_boot := record.get("boot_id") == supervisor.boot_id():
+            ended = supervisor.end_left_overs(record)
+            specs = supervisor.children_of(home, supervisor.Listen(record.get("host")))
+            await supervisor.Supervisor(home, supervisor.Listen(), specs).end_orphans(except_of=ended)
+        home.supervisor_file.unlink(missing_ok=True)
+    return same_boot
 
 
 def _wait(deadline: float) -> None:

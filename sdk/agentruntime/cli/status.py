@@ -1,9 +1,8 @@
 """`agent status`."""
 
-import time
 from typing import Any
 
-from agentruntime import errors, supervisor, units
+from agentruntime import errors, processes, supervisor, units
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
 from agentruntime.cli import output, platform
 from agentruntime.config import RuntimeConfig
@@ -61,7 +60,7 @@ def _supervised(home: Home) -> list[dict[str, Any]]:
             "pid": process["pid"],
             "version": record["version"],
             "addresses": [],
-            "uptime_seconds": max(0.0, time.time() - process["start_time"]),
+            "uptime_seconds": processes.age_s(process["start_time"]),
         }
         for process in (own, *record["children"])
     ]

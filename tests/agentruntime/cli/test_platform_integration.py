@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agentruntime import Client, supervisor
+from agentruntime import Client, processes, supervisor
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.home import Home
 
@@ -115,7 +115,22 @@ def test_a_killed_supervisor_leaves_nothing_that_up_or_down_cannot_clear(home: H
         until(lambda: not supervisor.is_running(home))
         assert agent_process("ps").status == 24
         ok(agent_process(*verb))
-        assert not any(psutil.pid_exists(pid) for name, pid in before.items() if name in ("gateway", "pool"))
+        assert not any(processes.start_time(pid) for name, pid in before.items() if name in ("gateway", "pool"))
+
+
+@pytest.mark.parametrize("killed", [("gateway", "pool"), ("supervisor", "gateway", "pool")])
+def test_down_leaves_nothing_of_parts_that_were_killed(
+    home: Home, agent_process: Agent, killed: tuple[str, ...]
+) -> None:
+    ok(agent_process("up", *FREE_PORTS))
+    ok(agent_process("run", "echo"))
+    before = pids(agent_process)
+    for part in killed:
+        os.kill(before[part], signal.SIGKILL)
+    until(lambda: not any(processes.start_time(before[part]) for part in killed))
+    assert ok(agent_process("down")).out == "the platform has stopped\n"
+    assert processes_of(home) == []
+    assert ok(agent_process("down")).out == "no platform runs on this machine\n"
 
 
 def test_run_starts_the_platform(home: Home, agent_process: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from uapi_gateway.xds.clusters import agent_cluster, agent_endpoints, socket_cluster
 from uapi_gateway.xds.listeners import tcp_listener, unix_listener
+from uapi_gateway.xds.routes import CLUSTER_HEADER, UNREADABLE
 
 
 def content(resource: Any, kind: Any) -> dict[str, Any]:
@@ -62,8 +63,8 @@ def test_listeners_share_no_port_and_take_no_orders_from_headers() -> None:
     assert tcp["enable_reuse_port"] is False
     manager = tcp["filter_chains"][0]["filters"][0]["typed_config"]
     (early,) = manager["early_header_mutation_extensions"]
-    removed, envoys, added = early["typed_config"]["mutations"]
-    assert removed == {"remove": "x-uapi-cluster"}
+    *removed, envoys, added = early["typed_config"]["mutations"]
+    assert {each["remove"] for each in removed} == {CLUSTER_HEADER, *UNREADABLE}
     assert envoys["remove_on_match"]["key_matcher"] == {"prefix": "x-envoy-"}
     assert added["append"]["header"]["value"] == "agent/%REQ(x-uapi-agent)%"
     assert manager["stream_idle_timeout"] == "0s"

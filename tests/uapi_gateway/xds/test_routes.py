@@ -31,16 +31,8 @@ def decide(headers: dict[str, str], *, open_to_all: bool = False) -> dict[str, A
 def walk(matcher: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
     found = None
     if "matcher_list" in matcher:
-        for each in matcher["matcher_list"]["matchers"]:
-            predicate = each["predicate"]["single_predicate"]
-            value = headers.get(predicate["input"]["typed_config"]["header_name"])
-            wanted = predicate["value_match"]
-            exact = wanted.get("exact")
-            if value is not None and (
-                value == exact if exact else re.fullmatch(wanted["safe_regex"]["regex"], value)
-            ):
-                found = each["on_match"]
-                break
+        matchers = matcher["matcher_list"]["matchers"]
+        found = next((each["on_match"] for each in matchers if holds(each["predicate"], headers)), None)
     else:
         tree = matcher["matcher_tree"]
         value = headers.get(tree["input"]["typed_config"]["header_name"], "")
@@ -54,6 +46,43 @@ def walk(matcher: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
         route: dict[str, Any] = found["action"]["typed_config"]
         return route
     return walk(found["matcher"], headers)
+
+
+def holds(predicate: dict[str, Any], headers: dict[str, str]) -> bool:
+    if "and_matcher" in predicate:
+        return all(holds(each, headers) for each in predicate["and_matcher"]["predicate"])
+    if "not_matcher" in predicate:
+        return not holds(predicate["not_matcher"], headers)
+    single = predicate["single_predicate"]
+    value = headers.get(single["input"]["typed_config"]["header_name"])
+    wanted = single["value_match"]
+    if value is None:
+        return False
+    if "exact" in wanted:
+        return bool(value == wanted["exact"])
+    regex = wanted["safe_regex"]["regex"]
+    return bool(re.fullmatch(regex, value, re.IGNORECASE if wanted.get("ignore_case") else 0))
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "refused"),
+    [
+        ("grpc-timeout", "5S", False),
+        ("grpc-timeout", "99999999n", False),
+        ("grpc-timeout", "999999999n", True),
+        ("grpc-timeout", "soon", True),
+        ("grpc-timeout", "1S,2S", True),
+        ("grpc-timeout", "", True),
+        ("grpc-encoding", "gzip", False),
+        ("grpc-encoding", "bogus", True),
+    ],
+)
+def test_headers_that_grpc_cannot_read_are_refused(header: str, value: str, refused: bool) -> None:
+    for more in ({}, TOKEN, {"x-uapi-agent": "a"}):
+        route = decide({":path": GENERATE, header: value, **more}, open_to_all=True)
+        assert ("direct_response" in route) is refused
+        if refused:
+            assert route["direct_response"]["status"] == 400
 
 
 def repeats(route: dict[str, Any]) -> bool:

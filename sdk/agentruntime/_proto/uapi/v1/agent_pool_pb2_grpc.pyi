@@ -38,7 +38,8 @@ class AgentPoolStub:
     all of them are ready, or one has failed.
     Idempotent: the same request again changes nothing; more or fewer replicas are started or drained; an
     agent that was stopped starts again.
-    Blocks up to the agent's start timeout. If the caller hangs up, the start goes on.
+    Blocks up to twice the agent's start timeout: the import of its code has one, then the start of its
+    workers. If the caller hangs up, the start goes on.
     Errors: NOT_FOUND (no such image), INVALID_ARGUMENT (a unit, a limit below what a worker needs),
     RESOURCE_EXHAUSTED (it does not fit; says what is free), FAILED_PRECONDITION (a limit this machine cannot
     enforce, GPUs it does not have, another image runs under that name, or the agent failed to import, start
@@ -76,7 +77,8 @@ class AgentPoolAsyncStub(AgentPoolStub):
     all of them are ready, or one has failed.
     Idempotent: the same request again changes nothing; more or fewer replicas are started or drained; an
     agent that was stopped starts again.
-    Blocks up to the agent's start timeout. If the caller hangs up, the start goes on.
+    Blocks up to twice the agent's start timeout: the import of its code has one, then the start of its
+    workers. If the caller hangs up, the start goes on.
     Errors: NOT_FOUND (no such image), INVALID_ARGUMENT (a unit, a limit below what a worker needs),
     RESOURCE_EXHAUSTED (it does not fit; says what is free), FAILED_PRECONDITION (a limit this machine cannot
     enforce, GPUs it does not have, another image runs under that name, or the agent failed to import, start
@@ -117,7 +119,8 @@ class AgentPoolServicer(metaclass=_abc_1.ABCMeta):
         all of them are ready, or one has failed.
         Idempotent: the same request again changes nothing; more or fewer replicas are started or drained; an
         agent that was stopped starts again.
-        Blocks up to the agent's start timeout. If the caller hangs up, the start goes on.
+        Blocks up to twice the agent's start timeout: the import of its code has one, then the start of its
+        workers. If the caller hangs up, the start goes on.
         Errors: NOT_FOUND (no such image), INVALID_ARGUMENT (a unit, a limit below what a worker needs),
         RESOURCE_EXHAUSTED (it does not fit; says what is free), FAILED_PRECONDITION (a limit this machine cannot
         enforce, GPUs it does not have, another image runs under that name, or the agent failed to import, start

@@ -151,13 +151,15 @@ class HealthResponse(_message.Message):
     MEMORY_USAGE_BYTES_FIELD_NUMBER: _builtins.int
     CPU_USAGE_PERCENT_FIELD_NUMBER: _builtins.int
     status: _builtins.str
-    """"healthy" or "unhealthy"."""
+    """Always "healthy", for a worker that is not does not answer."""
     uptime_seconds: _builtins.float
     """Seconds since the worker became ready."""
     requests_processed: _builtins.int
     """Calls that the worker has answered, with whatever status."""
     memory_usage_bytes: _builtins.int
-    """Memory charged to the worker, in bytes."""
+    """Memory of the worker's process that is resident, in bytes. Pages that it shares with others count in full, so
+    this is more than what its limit is held against; ListWorkers has that.
+    """
     cpu_usage_percent: _builtins.float
     """CPU time per second of wall time since the last GetHealth (or the start), in percent of one core."""
     def __init__(

@@ -28,7 +28,7 @@ if _version_not_supported:
 class TextGenerationServiceStub:
     """Errors of every RPC here, beside the ones stated there: NOT_FOUND (unknown agent, reason
     AGENT_NOT_FOUND), UNAVAILABLE (no worker could be reached), DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (the
-    message is larger than 4 MiB, or the agent's queue is full), INTERNAL (the agent raised).
+    message is larger than 4 MiB), INTERNAL (the agent raised).
     """
 
     def __init__(self, channel):
@@ -57,7 +57,7 @@ class TextGenerationServiceStub:
 class TextGenerationServiceServicer:
     """Errors of every RPC here, beside the ones stated there: NOT_FOUND (unknown agent, reason
     AGENT_NOT_FOUND), UNAVAILABLE (no worker could be reached), DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (the
-    message is larger than 4 MiB, or the agent's queue is full), INTERNAL (the agent raised).
+    message is larger than 4 MiB), INTERNAL (the agent raised).
     """
 
     def GenerateText(self, request, context):
@@ -114,7 +114,7 @@ def add_TextGenerationServiceServicer_to_server(servicer, server):
 class TextGenerationService:
     """Errors of every RPC here, beside the ones stated there: NOT_FOUND (unknown agent, reason
     AGENT_NOT_FOUND), UNAVAILABLE (no worker could be reached), DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (the
-    message is larger than 4 MiB, or the agent's queue is full), INTERNAL (the agent raised).
+    message is larger than 4 MiB), INTERNAL (the agent raised).
     """
 
     @staticmethod

@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class TextGenerationServiceStub:
     """Errors of every RPC here, beside the ones stated there: NOT_FOUND (unknown agent, reason
     AGENT_NOT_FOUND), UNAVAILABLE (no worker could be reached), DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (the
-    message is larger than 4 MiB, or the agent's queue is full), INTERNAL (the agent raised).
+    message is larger than 4 MiB), INTERNAL (the agent raised).
     """
 
     @_typing.overload
@@ -53,7 +53,7 @@ class TextGenerationServiceStub:
 class TextGenerationServiceAsyncStub(TextGenerationServiceStub):
     """Errors of every RPC here, beside the ones stated there: NOT_FOUND (unknown agent, reason
     AGENT_NOT_FOUND), UNAVAILABLE (no worker could be reached), DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (the
-    message is larger than 4 MiB, or the agent's queue is full), INTERNAL (the agent raised).
+    message is larger than 4 MiB), INTERNAL (the agent raised).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -73,7 +73,7 @@ class TextGenerationServiceAsyncStub(TextGenerationServiceStub):
 class TextGenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Errors of every RPC here, beside the ones stated there: NOT_FOUND (unknown agent, reason
     AGENT_NOT_FOUND), UNAVAILABLE (no worker could be reached), DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (the
-    message is larger than 4 MiB, or the agent's queue is full), INTERNAL (the agent raised).
+    message is larger than 4 MiB), INTERNAL (the agent raised).
     """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,38 @@
+"""What the pool said is written down even if the disk refuses for a while."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from agentruntime.home import Home
+
+from tests.uapi_gateway.pool_service import PoolStandIn, deployment
+from tests.waiting import eventually
+from uapi_gateway import pool_watch
+from uapi_gateway.pool_watch import PoolWatch, pool_channel
+from uapi_gateway.registry import Registry
+from uapi_gateway.store import Store
+
+
+async def test_a_write_that_fails_is_tried_again(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_watch, "_SAVE_DELAY_S", 0.01)
+    path = tmp_path / "gateway.db"
+    store, pool = Store(path), PoolStandIn()
+    pool.put(deployment("a", {"a-01": "unix:/a"}))
+    with closing(sqlite3.connect(path)) as disk, disk:
+        disk.execute("ALTER TABLE deployments RENAME TO away")
+    async with pool.serving(home), pool_channel(home.pool_socket) as channel:
+        watch = PoolWatch(channel, Registry(), store)
+        task = asyncio.create_task(watch.run())
+        await eventually(lambda: watch.synced)
+        newer = deployment("a", {"a-01": "unix:/a", "a-02": "unix:/b"})
+        pool.put(newer)
+        with closing(sqlite3.connect(path)) as disk, disk:
+            disk.execute("ALTER TABLE away RENAME TO deployments")
+        await eventually(lambda: store.load()[0] == [newer])
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    store.close()
