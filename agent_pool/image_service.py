@@ -58,6 +58,8 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
                     f"agent '{deployment.agent}' runs image '{image.reference}'; "
                     f"`agent stop {deployment.agent}` first"
                 )
+        if not image.built_in and image.digest in self._pool.digests_in_use():
+            raise errors.FailedPrecondition(f"image '{image.reference}' is being started; try again in a moment")
         await self._catalog.remove(request.reference)
         return pb.RemoveImageResponse()
 

@@ -1,8 +1,10 @@
 """Desired state, and making it true: which agents run, with how many workers, on what."""
 
 import asyncio
+import collections
+import contextlib
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any
 
 from agentruntime import errors, log, names
@@ -47,6 +49,8 @@ class Pool:
         self._background: set[asyncio.Task[Any]] = set()
         self._starting = asyncio.Semaphore(_STARTS)
         self._closing = False
+        # Of runs in flight.
+        self._held_digests: collections.Counter[str] = collections.Counter()
         self._unsaved = asyncio.Event()
         self._saver = asyncio.create_task(self._keep_saved())
         self._keeper = Keeper(
@@ -75,7 +79,8 @@ class Pool:
         raise errors.WorkerNotFound(f"worker '{worker_id}' not found; `agent ps` lists them")
 
     def digests_in_use(self) -> set[str]:
-        return {each.spec.image_digest for each in self._deployments.values() if not each.stopped}
+        running = {each.spec.image_digest for each in self._deployments.values() if not each.stopped}
+        return running | set(+self._held_digests)
 
     # --- run -----------------------------------------------------------------------------------------------------
 
@@ -90,6 +95,19 @@ class Pool:
         return await asyncio.shield(self._spawn(self._run(request)))
 
     async def _run(self, request: RunRequest) -> Deployment:
+        with self._held(self.catalog.find(request.image).digest):
+            return await self._run_image(request)
+
+    @contextlib.contextmanager
+    def _held(self, digest: str) -> Iterator[None]:
+        """Keeps an image that no agent is known to use yet."""
+        self._held_digests[digest] += 1
+        try:
+            yield
+        finally:
+            self._held_digests[digest] -= 1
+
+    async def _run_image(self, request: RunRequest) -> Deployment:
         opened = await self.catalog.open(request.image)
         agent = names.check_agent_name(request.agent or opened.manifest.name)
         async with self._lock(agent):

@@ -1,7 +1,6 @@
 """Puts the pool together, serves it on its Unix socket, and takes it apart again."""
 
 import asyncio
-import contextlib
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from agent_pool import machine
 from agent_pool.cgroups import detect
+from agent_pool.cgroups.base import Hierarchy
 from agent_pool.drivers.process import ProcessDriver
 from agent_pool.image_service import ImageStoreService
 from agent_pool.images.catalog import Catalog
@@ -46,7 +46,7 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     mounts = detect.here()
     ledger = Ledger(machine.capacity(mounts))
     logs = LogStore(home.logs, settings.log_policy)
-    driver = ProcessDriver(home, logs, detect.hierarchy(mounts, home.root), settings.worker_environment)
+    driver = ProcessDriver(home, logs, _prepared(detect.hierarchy(mounts, home.root)), settings.worker_environment)
     catalog = Catalog(home, [sys.executable, "-m", "pip"], lambda: pool.digests_in_use())  # noqa: PLW0108 — each needs the other
     pool = Pool(settings, driver, ledger, catalog, state)
     await catalog.prepare()
@@ -57,12 +57,24 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     await stopped.wait()
     _log.info("pool stops")
     housekeeping.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await housekeeping
+    # Waited for, not awaited: what went wrong there must not keep the workers from being stopped.
+    await asyncio.wait([housekeeping])
     closing = asyncio.create_task(pool.close(settings.stop_grace_s))
     await closing
     await server.stop(_CALLS_GRACE_S)
     home.pool_socket.unlink(missing_ok=True)
+
+
+def _prepared(hierarchy: Hierarchy | None) -> Hierarchy | None:
+    """The hierarchy, ready for use; None, as where there is none, if the kernel does not let us."""
+    if hierarchy is not None:
+        try:
+            hierarchy.prepare()
+        except OSError as error:
+            # Every deployment's notes, and GetNode, say then that nothing is capped.
+            _log.error("control groups cannot be used", hierarchy=hierarchy.name, error=str(error))
+            return None
+    return hierarchy
 
 
 async def _listen(home: Home, pool: Pool, catalog: Catalog, logs: LogStore) -> aio.Server:
@@ -91,9 +103,9 @@ async def _listen(home: Home, pool: Pool, catalog: Catalog, logs: LogStore) -> a
 async def _keep_house(pool: Pool, logs: LogStore, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        await asyncio.to_thread(pool.sample_cpu)
         try:
+            await asyncio.to_thread(pool.sample_cpu)
             await asyncio.to_thread(logs.maintain, time.time())
-        except OSError as error:
-            # A full disk must not end the pool; the next round tries again.
-            _log.error("logs could not be rotated", error=str(error))
+        except Exception as error:
+            # A full disk, or a worker that leaves while it is measured; the next round tries again.
+            _log.error("housekeeping failed", exc_info=error)

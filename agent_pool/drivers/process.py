@@ -24,6 +24,7 @@ from agent_pool.drivers.control import ControlClosed, Message
 from agent_pool.drivers.reports import MOST_BYTES, Reports
 from agent_pool.drivers.spares import Spare, Spares
 from agent_pool.drivers.templates import ImageTemplate, Templates
+from agent_pool.drivers.venvs import Venvs
 from agent_pool.logs import LogStore
 
 # Between the end of a process and its template's word on how it ended.
@@ -51,7 +52,10 @@ class _Process:
 
 
 class ProcessDriver(Driver):
-    """Workers of one pool on this machine."""
+    """Workers of one pool on this machine.
+
+    Its hierarchy is prepared; None caps nothing.
+    """
 
     name = "process"
 
@@ -61,8 +65,7 @@ class ProcessDriver(Driver):
         self._logs = logs
         self._hierarchy = hierarchy
         self._workers: dict[str, _Process] = {}
-        if hierarchy is not None:
-            hierarchy.prepare()
+        self._venvs = Venvs(environment)
         self._templates = Templates(home, logs, hierarchy, environment)
         self._spares = Spares(hierarchy)
         self._sockets = home.run / "w"
@@ -85,7 +88,7 @@ class ProcessDriver(Driver):
         ]
 
     async def check(self, revision: Revision) -> None:
-        await self._templates.check_venv(revision.venv)
+        await self._venvs.check(revision.venv)
 
     async def prepare(self, revision: Revision) -> Prepared:
         return (await self._templates.get(revision)).prepared

@@ -24,14 +24,12 @@ from agent_pool.drivers.base import Prepared, Revision
 from agent_pool.drivers.control import ControlChannel, ControlClosed, Message, listen
 from agent_pool.logs import LogStore
 
-# What a worker's Python must be able to import, so a venv too.
-_NEEDED = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection", "agentruntime", "agent_worker", "structlog",
-           "pydantic", "yaml")  # fmt: skip
-_CHECK_TIMEOUT_S = 30.0
 # user_namespaces(7)
 _USER_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 _BASE_TIMEOUT_S = 30.0
 _QUIT_TIMEOUT_S = 5.0
+# A fork costs 2 to 5 ms of CPU: with less than this, it would wait for the next 100 ms.
+_LEAST_CPU_MILLIS = 200
 # Exit statuses that arrived before anybody asked; enough for any burst.
 _MOST_EXITS = 4096
 _log = log.get("agent_pool.templates")
@@ -64,7 +62,6 @@ class Templates:
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._sockets = home.run / "t"
         self._sockets.mkdir(mode=0o700, exist_ok=True)
-        self._checked: set[str] = set()
 
     def workers_dir(self, agent: str) -> Path:
         """Where an agent's workers have their sockets."""
@@ -123,35 +120,6 @@ class Templates:
                 await _quit(template.channel)
                 await self._clean(key, template.group, template.pid)
         self._locks.pop(key, None)
-
-    async def check_venv(self, venv: str) -> None:
-        """Makes sure that workers can run in a virtual environment.
-
-        Raises:
-            FailedPrecondition: they cannot; says what to install.
-        """
-        if not venv or venv in self._checked:
-            return
-        python = Path(venv, "bin", "python")
-        if not python.is_file():  # noqa: ASYNC240 — one stat of a local file
-            raise errors.FailedPrecondition(f"{venv} is not a virtual environment: it has no bin/python")
-        program = f"import importlib\nfor name in {_NEEDED!r}: importlib.import_module(name)"
-        process = await asyncio.create_subprocess_exec(
-            str(python), "-c", program, cwd="/", env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            _, said = await asyncio.wait_for(process.communicate(), _CHECK_TIMEOUT_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise errors.FailedPrecondition(f"{python} did not answer within {_CHECK_TIMEOUT_S:g}s") from None
-        if process.returncode:
-            last = (said.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-            raise errors.FailedPrecondition(
-                f"{venv} lacks what a worker needs ({last}); install it: {venv}/bin/pip install agentruntime"
-            )
-        self._checked.add(venv)
 
     async def recover(self, revisions: Mapping[str, Prepared]) -> None:
         """Connects to the templates of a pool that died, as far as they are wanted, and ends the others."""
@@ -251,7 +219,17 @@ class Templates:
             start_note=answer.get("note", ""),
             degraded=tuple(answer.get("degraded", ())),
         )
+        self._slow_down(revision, group)
         return ImageTemplate(channel, prepared, group, answer["pid"])
+
+    @staticmethod
+    def _slow_down(revision: Revision, group: Group | None) -> None:
+        """Caps the CPU of a template that is loaded.
+
+        Not before: an import may take what is free, it has a time limit. Afterwards only forks are to be paid for.
+        """
+        if group is not None and revision.limits.cpu_millis is not None:
+            group.limit(Limits(cpu_millis=max(revision.limits.cpu_millis, _LEAST_CPU_MILLIS)))
 
     async def _within(
         self, revision: Revision, base: ControlChannel, group: Group | None, request: Coroutine[None, None, Message]

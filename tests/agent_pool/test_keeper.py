@@ -1,0 +1,143 @@
+"""A driver that the machine refuses: the worker fails and is tried again, and nothing stays reserved."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from agent_pool.cgroups.base import Limits
+from agent_pool.deployment import Asked, Deployment, Program, Spec
+from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
+from agent_pool.health import HealthPolicy
+from agent_pool.keeper import Keeper
+from agent_pool.ledger import Capacity, Ledger
+from agent_pool.lifecycle import State
+from agent_pool.resources import Requested, resolve
+from agent_pool.restart import RestartPolicy
+from tests.waiting import eventually
+
+
+class RefusingDriver(Driver):
+    """Every verb in `refused` raises OSError."""
+
+    name = "refusing"
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = set(refused)
+        self.calls: list[str] = []
+
+    def _call(self, verb: str) -> None:
+        self.calls.append(verb)
+        if verb in self.refused:
+            raise OSError(24, f"no more descriptors for {verb}")
+
+    def enforcement(self) -> list[Enforcement]:
+        return []
+
+    async def check(self, revision: Revision) -> None:
+        self._call("check")
+
+    async def prepare(self, revision: Revision) -> Prepared:
+        return Prepared()
+
+    async def release(self, revision: Revision) -> None:
+        self._call("release")
+
+    async def start(self, launch: Launch) -> Running:
+        self._call("start")
+        return Running(launch.worker_id, 1, "unix:/nonexistent/s")
+
+    async def wait(self, worker_id: str) -> Exit:
+        self._call("wait")
+        await asyncio.Event().wait()
+        return Exit("")
+
+    async def stop(self, worker_id: str, grace_s: float) -> Exit:
+        self._call("stop")
+        return Exit("ended")
+
+    async def destroy(self, worker_id: str) -> None:
+        self._call("destroy")
+
+    async def inspect(self, worker_id: str) -> Running | None:
+        return None
+
+    async def recover(
+        self,
+        revisions: Mapping[str, Prepared],
+        launches: Mapping[str, Launch],
+        handles: Mapping[str, Mapping[str, Any]],
+    ) -> list[Running]:
+        return []
+
+    def stats(self, worker_id: str) -> Stats:
+        return Stats()
+
+    async def close(self) -> None:
+        self._call("close")
+
+
+def deployment() -> Deployment:
+    spec = Spec(
+        agent="tester", number=1, agent_index=0, image="tester:1", image_digest="sha256:" + "0" * 64, bundle="/b",
+        program=Program(entrypoint="m:C"), asked=Asked(), resources=resolve(Requested()), health=HealthPolicy(),
+    )  # fmt: skip
+    return Deployment(spec, replicas=1)
+
+
+def keep(driver: Driver) -> tuple[Keeper, Ledger]:
+    ledger = Ledger(Capacity(4000, 2**33, ()))
+    policy = RestartPolicy(first_delay_s=0.001, longest_delay_s=0.002)
+    return Keeper(driver, ledger, policy, changed=lambda _agent: None, drain_delay_s=0.0), ledger
+
+
+async def test_a_restart_that_the_machine_refuses_is_tried_again() -> None:
+    driver = RefusingDriver("start", "destroy")
+    keeper, ledger = keep(driver)
+    of = deployment()
+    [worker] = of.new_workers(1)
+    keeper.resume(of, worker)
+    await eventually(lambda: worker.restarts >= 3)
+    assert worker.reason.startswith("OSError: ")
+    await keeper.stop(of, worker, 1.0)
+    assert of.workers == {}
+    assert ledger.holding("tester-01") is None
+
+
+@pytest.mark.parametrize("refused", [["wait"], ["wait", "destroy"]])
+async def test_a_worker_that_cannot_be_watched_fails(refused: list[str]) -> None:
+    driver = RefusingDriver(*refused)
+    keeper, _ = keep(driver)
+    of = deployment()
+    [worker] = of.new_workers(1)
+    keeper.resume(of, worker)
+    await eventually(lambda: worker.restarts >= 2)
+    await keeper.stop(of, worker, 1.0)
+
+
+@pytest.mark.parametrize("refused", [["stop"], ["destroy"], ["stop", "destroy"]])
+async def test_a_stop_that_the_machine_refuses_frees_what_was_reserved(refused: list[str]) -> None:
+    driver = RefusingDriver(*refused)
+    keeper, ledger = keep(driver)
+    of = deployment()
+    [worker] = of.new_workers(1)
+    ledger.reserve([worker.worker_id], of.spec.resources)
+    worker.state = State.READY
+    await keeper.stop(of, worker, 1.0)
+    assert driver.calls == ["stop", "destroy"]
+    assert worker.state is State.STOPPED
+    assert of.workers == {}
+    assert ledger.holding("tester-01") is None
+
+
+async def test_a_start_that_the_machine_refuses_is_told() -> None:
+    driver = RefusingDriver("start")
+    keeper, ledger = keep(driver)
+    of = deployment()
+    [worker] = of.new_workers(1)
+    with pytest.raises(OSError, match="no more descriptors"):
+        await keeper.start(of, worker)
+    await keeper.abandon(of, worker)
+    assert ledger.holding("tester-01") is None
+    assert of.spec.revision().limits != Limits()
