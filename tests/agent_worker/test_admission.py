@@ -9,12 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from agent_worker.admission import AdmissionInterceptor
 from agent_worker.vitals import Vitals
-from agentruntime.interceptors import ServerInterceptor
 
 CALL, STREAM = "/t.T/Call", "/t.T/Stream"
 

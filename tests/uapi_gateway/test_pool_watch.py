@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ async def test_a_write_that_fails_is_tried_again(home: Home, tmp_path: Path, mon
     path = tmp_path / "gateway.db"
     store, pool = Store(path), PoolStandIn()
     pool.put(deployment("a", {"a-01": "unix:/a"}))
-    with sqlite3.connect(path) as disk:
+    with closing(sqlite3.connect(path)) as disk, disk:
         disk.execute("ALTER TABLE deployments RENAME TO away")
     async with pool.serving(home), pool_channel(home.pool_socket) as channel:
         watch = PoolWatch(channel, Registry(), store)
@@ -28,9 +29,8 @@ async def test_a_write_that_fails_is_tried_again(home: Home, tmp_path: Path, mon
         await eventually(lambda: watch.synced)
         newer = deployment("a", {"a-01": "unix:/a", "a-02": "unix:/b"})
         pool.put(newer)
-        with sqlite3.connect(path) as disk:
+        with closing(sqlite3.connect(path)) as disk, disk:
             disk.execute("ALTER TABLE away RENAME TO deployments")
-        disk.close()
         await eventually(lambda: store.load()[0] == [newer])
         assert not task.done()
         task.cancel()
