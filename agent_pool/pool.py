@@ -126,7 +126,7 @@ class Pool:
         self, agent: str, opened: OpenImage, request: RunRequest, before: Deployment | None
     ) -> Deployment:
         asked = request.asked
-        resources = resolve(asked.resources.over(Requested.of_manifest(opened.manifest.resources)))
+        resources = resolve(asked.resources, Requested.of_manifest(opened.manifest.resources))
         notes = enforcement.notes(self.driver.enforcement(), resources, allow_unenforced=request.allow_unenforced)
         section = opened.manifest.health
         policy = HealthPolicy(section.interval_s, section.timeout_s, section.retries, section.start_timeout_s)

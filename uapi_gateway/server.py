@@ -46,7 +46,6 @@ from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.service import DiscoveryService
 
 _log = log.get("uapi_gateway")
-GATEWAY_FILE = "gateway.json"
 _GRACE_S = 1.0
 
 
@@ -113,8 +112,8 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
         await stack.enter_async_context(_running(stop, *loops))
-        _announce(home.run / GATEWAY_FILE, own)
-        stack.callback((home.run / GATEWAY_FILE).unlink, missing_ok=True)
+        _announce(home.gateway_file, own)
+        stack.callback(home.gateway_file.unlink, missing_ok=True)
         _log.info("gateway ready", addresses=list(own.addresses))
         await stop.wait()
         _log.info("gateway ends")

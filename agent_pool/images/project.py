@@ -41,7 +41,7 @@ def extract(stream: IO[bytes], target: Path) -> None:
                 if path in seen and not member.isdir():
                     raise errors.InvalidArgument(f"the project holds '{path}' twice")
                 seen.add(path)
-                _write(archive, member, path, target)
+                write_member(archive, member, path, target)
     except tarfile.TarError as error:
         raise errors.InvalidArgument(f"the project is not a readable tar: {error}") from None
 
@@ -58,7 +58,12 @@ def checked_path(name: str) -> PurePosixPath:
     return path
 
 
-def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath, target: Path) -> None:
+def write_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath, target: Path) -> None:
+    """Writes one member of a tar, which nobody trusts, at a checked path below `target`.
+
+    Raises:
+        InvalidArgument: it is a device, a hard link, a link that points out, or lies behind a link.
+    """
     place = target / path
     _no_link_on_the_way(target, path)
     if member.isdir():

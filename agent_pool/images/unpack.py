@@ -9,6 +9,7 @@ from typing import Any
 
 from agentruntime import errors
 
+from agent_pool.images import project
 from agent_pool.images.layout import ImageLayout
 
 
@@ -55,17 +56,18 @@ def remove(bundles: Path, digest: str) -> None:
 
 def _unpack_layer(store: ImageLayout, layer: dict[str, Any], target: Path) -> None:
     digest = layer["digest"]
-    path = store.blob_path(digest)
     try:
-        with path.open("rb") as stream:
+        with store.blob_path(digest).open("rb") as stream:
             actual = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
             if actual != digest:
                 raise errors.DataLoss(f"the layer {digest} in the image store is damaged; build the image again")
             stream.seek(0)
             with tarfile.open(fileobj=stream, mode="r:gz") as archive:
-                # "data" refuses absolute paths, paths and links that lead out, devices (PEP 706).
-                archive.extractall(target, filter="data")
+                # Not extractall: Python before 3.11.4, which Debian 12 has, cannot refuse what leads out (PEP 706).
+                for member in archive:
+                    path = project.checked_path(member.name)
+                    project.write_member(archive, member, path, target)
     except FileNotFoundError:
         raise errors.DataLoss(f"the image store lacks the layer {digest}; build the image again") from None
-    except tarfile.TarError as error:
+    except (tarfile.TarError, errors.InvalidArgument) as error:
         raise errors.DataLoss(f"the layer {digest} cannot be unpacked: {error}") from None

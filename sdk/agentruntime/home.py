@@ -11,12 +11,17 @@ logs/               of the platform; below agents/<agent>/ those of workers
 import hashlib
 import os
 import secrets
-import tempfile
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentruntime.errors import FailedPrecondition
+
 # sun_path holds 108 bytes with its final NUL (unix(7)); what we add below run/ stays under 40.
 _LONGEST_RUN_DIR = 66
+# Where it lies instead. Not $TMPDIR, which differs from shell to shell, nor /run/user, which goes when its user logs
+# out: the platform stays.
+_ELSEWHERE = Path("/tmp")  # noqa: S108 — what lies there is checked to be this user's alone
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,15 @@ class Home:
         return cls(Path(state) / "agentruntime")
 
     def create(self) -> None:
-        """Makes the directories, closed to other users, and the token if there is none."""
+        """Makes the directories, closed to other users, and the token if there is none.
+
+        Raises:
+            FailedPrecondition: another user has made the run directory.
+        """
         for directory in (self.root, self.run, self.state, self.logs, self.images, self.bundles):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
+        _check_own(self.run)
         if not self.token_file.exists():
             # Written aside and renamed, so that two starters agree on one token.
             scratch = self.root / f"token.{os.getpid()}"
@@ -63,11 +73,19 @@ class Home:
 
     @property
     def run(self) -> Path:
+        """Where sockets and pid files are.
+
+        Raises:
+            FailedPrecondition: it is where anybody may make directories, and another user did.
+        """
         own = self.root / "run"
         if len(os.fsencode(own)) <= _LONGEST_RUN_DIR:
             return own
         name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"agentruntime-{os.getuid()}-{name}"
+        elsewhere = _ELSEWHERE / f"agentruntime-{os.getuid()}-{name}"
+        # Before every use: a socket in another's directory would be another's, and so would what is said there.
+        _check_own(elsewhere)
+        return elsewhere
 
     @property
     def state(self) -> Path:
@@ -104,6 +122,23 @@ class Home:
         return self.run / "envoy.sock"
 
     @property
+    def gateway_file(self) -> Path:
+        """Where the gateway listens: JSON of pid and addresses, for as long as it runs."""
+        return self.run / "gateway.json"
+
+    @property
     def supervisor_file(self) -> Path:
         """What `agent up` started: JSON of pid, start time and addresses."""
         return self.run / "supervisor.json"
+
+
+def _check_own(directory: Path) -> None:
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        return
+    own = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
+    if not own or stat.S_IMODE(found.st_mode) & 0o077:
+        raise FailedPrecondition(
+            f"{directory} is not a directory of this user alone; remove it, or name a shorter path by UAPI_HOME"
+        )

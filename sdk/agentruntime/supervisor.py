@@ -352,11 +352,12 @@ def _say_line(text: str) -> None:
 
 
 async def _until_accepting(sockets: list[Path]) -> None:
-    while not all(map(_accepts, sockets)):  # noqa: ASYNC110 — because nothing tells when they listen
+    while not all(map(accepts, sockets)):  # noqa: ASYNC110 — because nothing tells when they listen
         await asyncio.sleep(_POLL_S)
 
 
-def _accepts(path: Path) -> bool:
+def accepts(path: Path) -> bool:
+    """Whether somebody listens on a Unix socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(os.fspath(path))

@@ -52,9 +52,16 @@ def test_a_request_goes_over_the_manifest() -> None:
 
 def test_a_reservation_in_the_request_drops_the_cap_in_the_manifest() -> None:
     manifest = Requested(memory_bytes=512 * MB, memory_limit_bytes=1000 * MB, cpu_limit_millis=100)
-    resolved = resolve(Requested(memory_bytes=2000 * MB, cpu_millis=1000).over(manifest))
+    resolved = resolve(Requested(memory_bytes=2000 * MB, cpu_millis=1000), manifest)
     assert resolved.memory_limit_bytes == 2000 * MB
     assert resolved.cpu_limit_millis == 1000
+
+
+def test_only_the_caller_asks_for_a_cap() -> None:
+    manifest = Requested(memory_bytes=512 * MB, memory_limit_bytes=1000 * MB, cpu_limit_millis=100, pids_limit=64)
+    assert resolve(Requested(), manifest).asked == set()
+    assert resolve(Requested(), manifest).memory_limit_bytes == 1000 * MB
+    assert resolve(Requested(memory_bytes=600 * MB, pids_limit=32), manifest).asked == {"memory", "pids"}
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,6 @@ def test_malformed_frames_hurt_nobody(platform: Platform) -> None:
         assert caught.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
         assert b"hi" in call(b"\x0a\x02hi", metadata=(("x-uapi-agent", "echo"),), timeout=10**8)
         with pytest.raises(grpc.RpcError) as caught:
-            call(b"\x0a\x02hi", metadata=(("x-uapi-agent", "echo"),), timeout=0)
+            call(b"\x0a\x02hi", metadata=(("x-uapi-agent", "echo"),), timeout=-1)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert platform.workers("echo")[0]["restarts"] == 0

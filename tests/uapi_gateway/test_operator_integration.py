@@ -75,9 +75,15 @@ async def test_the_unix_socket_needs_no_credential(platform: Platform) -> None:
 
 
 async def test_agents_never_see_the_operators_credential(platform: Platform) -> None:
-    ours = ("authorization", f"Bearer {platform.home.token()}")
+    token = platform.home.token()
     for channel in (platform.tcp, platform.unix):
-        assert "authorization" not in await generate(channel, "headers", ours, agent="beta")
+        for scheme in ("Bearer", "bearer"):
+            ours = ("authorization", f"{scheme} {token}")
+            assert "authorization" not in await generate(channel, "headers", ours, agent="beta")
+        for mistaken in (token, f"Token {token}", f"Bearer {token}, Bearer {token}"):
+            with pytest.raises(aio.AioRpcError, match="not passed on") as raised:
+                await generate(channel, "headers", ("authorization", mistaken), agent="beta")
+            assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert "Bearer own" in await generate(channel, "headers", ("authorization", "Bearer own"), agent="beta")
 
 

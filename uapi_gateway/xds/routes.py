@@ -4,10 +4,12 @@ All is found by look-up, in a tree of matchers, so that a thousand services cost
 
     a header that gRPC cannot read      refused
     authorization is the operator's     the header is removed and the rest of the tree is open
+    it only holds the operator's token  refused, for an agent would get it
     x-uapi-agent is given               the cluster that Envoy made of it (never a name that the caller chose)
     else, by service                    the pool's; one of exactly one agent; the gateway's own and all others
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,10 @@ LONGEST_DEADLINE_S = 24 * 3600
 UNAUTHENTICATED = (
     "this needs the operator's credential: send 'authorization: Bearer <token>' with the token from the "
     "runtime directory, or use its gateway socket"
+)
+MISWRITTEN = (
+    "the operator's credential is not written as the gateway reads it, and is not passed on to agents: send "
+    "'authorization: Bearer <token>' once"
 )
 # Services that need the operator's credential over TCP, as a whole or by method.
 OPERATOR_PREFIXES = (
@@ -104,12 +110,14 @@ def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all
         {"predicate": _malformed(header, form), "on_match": _refusal(400, f"{header} is malformed")}
         for header, form in WELL_FORMED.items()
     ]
-    bearer = _equals("authorization", f"Bearer {token}")
+    # The scheme's case is free, RFC 9110 section 11.1.
+    bearer = _matches("authorization", f"(?i:bearer) +{re.escape(token)}")
     matcher = {
         "matcher_list": {
             "matchers": [
                 *malformed,
                 {"predicate": bearer, "on_match": _tree(wanted, operator=True, credential=True)},
+                {"predicate": _holds("authorization", token), "on_match": _refusal(401, MISWRITTEN)},
             ]
         },
         "on_no_match": _tree(wanted, operator=open_to_all, credential=False),
@@ -124,12 +132,7 @@ def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, A
     named = _by_path(wanted.idempotent, _route(by_header, repeat=True, credential=credential), plain)
     if wanted.opted_out:
         named = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.opted_out), plain), otherwise=named)
-    given = {
-        "single_predicate": {
-            "input": _header(AGENT_HEADER),
-            "value_match": {"safe_regex": {"google_re2": {}, "regex": ".+"}},
-        }
-    }
+    given = _matches(AGENT_HEADER, ".+")
     return {
         "matcher": {
             "matcher_list": {"matchers": [{"predicate": given, "on_match": named}]},
@@ -174,18 +177,19 @@ def _header(name: str) -> dict[str, Any]:
     return {"name": "header", "typed_config": config}
 
 
-def _equals(header: str, value: str) -> dict[str, Any]:
-    return {"single_predicate": {"input": _header(header), "value_match": {"exact": value}}}
+def _matches(header: str, regex: str) -> dict[str, Any]:
+    """Whether a header is there and is, as a whole, of a form (RE2)."""
+    whole = {"safe_regex": {"google_re2": {}, "regex": regex}}
+    return {"single_predicate": {"input": _header(header), "value_match": whole}}
+
+
+def _holds(header: str, value: str) -> dict[str, Any]:
+    return {"single_predicate": {"input": _header(header), "value_match": {"contains": value}}}
 
 
 def _malformed(header: str, form: str) -> dict[str, Any]:
     """Whether a header is there and is not of the form; one sent twice arrives joined by a comma, and is not."""
-
-    def matches(regex: str) -> dict[str, Any]:
-        value = {"safe_regex": {"google_re2": {}, "regex": regex}}
-        return {"single_predicate": {"input": _header(header), "value_match": value}}
-
-    return {"and_matcher": {"predicate": [matches(".*"), {"not_matcher": matches(form)}]}}
+    return {"and_matcher": {"predicate": [_matches(header, ".*"), {"not_matcher": _matches(header, form)}]}}
 
 
 def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat: bool = False) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 import time
 
@@ -23,6 +24,7 @@ def command(format_: output.Output = None) -> None:
     home = Home.default()
     with output.progress("waiting for calls in flight and for workers to end"):
         stopped = stop(home)
+        remove_run(home)
     if output.wants_json(format_):
         output.print_json({"stopped": stopped})
     else:
@@ -70,6 +72,19 @@ async def _end_remains(home: Home) -> bool:
             await supervisor.Supervisor(home, supervisor.Listen(), specs).end_orphans(except_of=ended)
         home.supervisor_file.unlink(missing_ok=True)
     return same_boot
+
+
+def remove_run(home: Home) -> None:
+    """Removes a run directory that lies elsewhere, where nobody would look for it, if nothing lives there."""
+    if home.run.parent == home.root or not home.run.exists():
+        return
+    with supervisor.lock_file(home).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # somebody starts the platform again
+        if not any(path.is_socket() and supervisor.accepts(path) for path in home.run.rglob("*")):
+            shutil.rmtree(home.run)
 
 
 def _wait(deadline: float) -> None:

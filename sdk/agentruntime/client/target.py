@@ -1,9 +1,11 @@
 """Where a client connects, and with which credential, by its arguments, the environment and the runtime directory."""
 
 import ipaddress
+import json
 import re
 from dataclasses import dataclass
 
+from agentruntime import processes
 from agentruntime.config import RuntimeConfig
 from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
@@ -39,7 +41,8 @@ def resolve(
     """The target that arguments, environment and runtime directory name, in that order.
 
     Without an endpoint it is the platform that `agent up` started from this user's runtime directory, else
-    `localhost:50051`. Without a token it is the runtime directory's, but only towards this machine. TLS is spoken to
+    `localhost:50051`. Without a token it is the runtime directory's, but only towards that directory's own gateway:
+    anybody may listen on a port of this machine. TLS is spoken to
     every other machine, unless the endpoint begins with `http://`; a token then is refused, for it would cross the
     network readable.
 
@@ -58,10 +61,27 @@ def resolve(
         raise InvalidArgument(
             f"a token would reach {given} unencrypted; use https://{address}", reason="INVALID_ENDPOINT"
         )
+    if own is None and (gateway := _own_gateway(address, home)):
+        address, own = gateway, home.token()
     wait_s = config.uapi.timeout_s if timeout_s is None else timeout_s
     if not wait_s > 0:
         raise InvalidArgument(f"a timeout of {wait_s:g} seconds leaves no time for an answer; use a positive number")
-    return Target(address, secure, local, own if own is not None else home.token() if local else "", wait_s)
+    return Target(address, secure, local, own or "", wait_s)
+
+
+def _own_gateway(address: str, home: Home) -> str:
+    """The address, if the runtime directory's own gateway listens there, as that gateway writes it; else ""."""
+    if address == f"unix:{home.gateway_socket}":
+        return address
+    try:
+        supervisor = json.loads(home.supervisor_file.read_text())
+        gateway = str(json.loads(home.gateway_file.read_text())["grpc_address"])
+        lives = processes.alive(int(supervisor["pid"]), float(supervisor["start_time"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    # `localhost` may be ::1, where somebody else may listen on the same port.
+    same = gateway == address or (address.startswith("localhost:") and gateway == f"127.0.0.1:{address[10:]}")
+    return gateway if lives and same else ""
 
 
 def _parse(endpoint: str) -> tuple[str, bool, bool]:

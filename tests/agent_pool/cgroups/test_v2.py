@@ -51,7 +51,7 @@ def own(tmp_path: Path) -> Path:
 
 def install(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> HierarchyV2:
     monkeypatch.setattr(base, "read", kernel.read)
-    monkeypatch.setattr(Path, "write_text", lambda path, text: kernel.write(path, text))
+    monkeypatch.setattr(Path, "write_text", lambda path, text: kernel.write(path, text))  # noqa: PLW0108 — because a bound method would not get the path
     return HierarchyV2(kernel.own, "agentruntime-x")
 
 

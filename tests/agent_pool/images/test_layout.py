@@ -1,8 +1,10 @@
 """The store: an OCI layout that others could read, the same bytes from the same project, nothing damaged unseen."""
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -162,3 +164,28 @@ async def test_a_damaged_manifest_is_mended_by_building_again(store: ImageLayout
     store.blob_path(good.digest).write_bytes(b"half of")
     assert (await make(store, tmp_path / "good")).digest == good.digest
     assert store.images()[0].digest == good.digest
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "link/inside"])
+async def test_a_foreign_layer_cannot_write_outside_its_bundle(store: ImageLayout, tmp_path: Path, name: str) -> None:
+    image = await make(store, write_project(tmp_path / "project"))
+    path = tmp_path / "layer"
+    with tarfile.open(path, "w:gz") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "app"
+        archive.addfile(link)
+        member = tarfile.TarInfo(name)
+        member.size = 1
+        archive.addfile(member, io.BytesIO(b"x"))
+    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    shutil.copy(path, store.blob_path(digest))
+    bundles = tmp_path / "bundles"
+    bundles.mkdir()
+    manifest = {**store.manifest(image.digest), "layers": [{"digest": digest}]}
+    body = json.dumps(manifest).encode()
+    foreign = "sha256:" + hashlib.sha256(body).hexdigest()
+    store.blob_path(foreign).write_bytes(body)
+    with pytest.raises(errors.DataLoss, match="cannot be unpacked"):
+        unpack.unpack(store, foreign, bundles)
+    assert list(bundles.iterdir()) == []
+    assert not (tmp_path / "outside").exists()

@@ -70,6 +70,7 @@ def test_up_and_down_twice(home: Home, agent_process: Agent) -> None:
     by_name = {process["name"]: process for process in first["processes"]}
     assert {"gateway", "envoy", "pool", "supervisor"} <= by_name.keys()
     assert all(process["pid"] > 0 and process["version"] for process in by_name.values())
+    assert all(0 <= process["uptime_seconds"] < 60 for process in by_name.values())
     # It is in a session of its own, so the end of a terminal does not reach it.
     assert os.getsid(by_name["supervisor"]["pid"]) == by_name["supervisor"]["pid"]
     second = ok(agent_process("up", "--grpc-port", "1"))

@@ -1,6 +1,10 @@
 """Where a client connects."""
 
+import json
+import os
+
 import pytest
+from agentruntime import processes
 from agentruntime.client.target import Target, resolve
 from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
@@ -48,12 +52,26 @@ def test_the_environment_and_arguments_override(monkeypatch: pytest.MonkeyPatch)
     assert resolve("localhost:1", "other", 2.0) == Target("localhost:1", False, True, "other", 2.0)
 
 
-def test_the_runtime_directory_s_token_stays_on_this_machine() -> None:
+def test_the_runtime_directory_s_token_goes_to_its_own_gateway_only() -> None:
     home = Home.default()
     home.create()
-    assert resolve("localhost:1").token == home.token()
-    assert resolve("uapi.example.com:1").token == ""
-    assert resolve("localhost:1", token="").token == ""
+    home.gateway_file.write_text(json.dumps({"grpc_address": "127.0.0.1:7"}))
+
+    def supervisor(pid: int, start_time: float) -> None:
+        home.supervisor_file.write_text(json.dumps({"pid": pid, "start_time": start_time}))
+
+    assert resolve(f"unix:{home.gateway_socket}").token == home.token() != ""
+    assert resolve("127.0.0.1:7").token == ""
+    supervisor(os.getpid(), 0.0)
+    assert resolve("127.0.0.1:7").token == ""
+    supervisor(os.getpid(), processes.start_time(os.getpid()))
+    # `localhost` may have another address, and another program there.
+    for endpoint in ("127.0.0.1:7", "localhost:7"):
+        found = resolve(endpoint)
+        assert (found.address, found.token) == ("127.0.0.1:7", home.token())
+    for other in ("localhost:8", "[::1]:7", "unix:/other.sock", "uapi.example.com:7"):
+        assert resolve(other).token == ""
+    assert resolve("localhost:7", token="").token == ""
 
 
 def test_no_token_crosses_a_network_in_the_clear() -> None:
