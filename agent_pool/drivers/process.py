@@ -125,7 +125,8 @@ class ProcessDriver(Driver):
         descriptors = [self._logs.open(launch_.revision.agent, launch_.worker_id), theirs.detach()]
         request = launch.spec_message("fork", _worker_spec(launch_))
         try:
-            if spare is not None:
+            # One that was just killed may still be known to its template, and would end as the worker.
+            if spare is not None and processes.start_time(spare.pid):
                 answer = await template.channel.request({**request, "spare": spare.pid}, descriptors)
                 if answer.get("ok"):
                     return answer
