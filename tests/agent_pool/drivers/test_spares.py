@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from agentruntime import processes
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 
 from agent_pool.cgroups import detect
@@ -46,6 +47,7 @@ async def test_a_spare_that_died_costs_the_next_start_only_time(pool: RunningPoo
     await pool.run("echo")
     pid = await spare_pid(pool)
     os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: not processes.start_time(pid))
     two = await pool.run("echo", replicas=2)
     assert two.workers[1].pid != pid
     assert await harness.generate(two.workers[1].address, "hello") == "hello"
