@@ -251,9 +251,7 @@ class ImageTemplate:
     def __init__(self, spec: TemplateSpec, descriptors: list[int], base: socket.socket) -> None:
         listen_fd, log_fd, *cgroup_fds = descriptors
         _join(cgroup_fds)
-        os.dup2(log_fd, 1)
-        os.dup2(log_fd, 2)
-        os.close(log_fd)
+        worker.write_to(log_fd)
         os.setsid()
         linux.name_process(f"template {spec.agent}")
         self._spec = spec

@@ -1,6 +1,7 @@
 """A worker's life after the fork: take up what the pool handed over, serve, drain, end."""
 
 import asyncio
+import io
 import json
 import os
 import random
@@ -70,9 +71,7 @@ def run(
         control_fd: the worker's end of the pool's socket pair.
     """
     os.setsid()
-    os.dup2(log_fd, 1)
-    os.dup2(log_fd, 2)
-    os.close(log_fd)
+    write_to(log_fd)
     channel = PoolChannel(control_fd)
     sandbox.become_worker(template.sandbox, spec.slot)
     linux.name_process(spec.worker_id)
@@ -92,6 +91,16 @@ def run(
         traceback.print_exc()
         channel.tell("failed", stage=stage, error=report, traceback=traceback.format_exc())
         return EXIT_FAILED
+
+
+def write_to(log_fd: int) -> None:
+    """Sends what this process prints to its log, line by line: a killed process takes no finished line with it."""
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
 
 
 def take_environment(wanted: Mapping[str, str]) -> None:

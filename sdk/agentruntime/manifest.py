@@ -115,7 +115,21 @@ class AgentManifest(_Section):
             raise errors.InvalidManifest(f"{FILE_NAME} is not UTF-8 text") from None
 
 
+# What pydantic's own words leave unsaid.
+_HINTS = {
+    "extra_forbidden": "is not a setting",
+    "missing": "is missing",
+    "string_type": "must be text; write it in quotes",
+}
+_FORMS = {
+    "entrypoint": "must be module:Class, like agent:MyAgent",
+    "version": "must be like an image's tag: letters, digits, '_', '.' and '-', in quotes if it is a number",
+}
+
+
 def _problem(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
+    if where in _FORMS and item["type"] != "missing":
+        return f"{where}: {_FORMS[where]}"
+    message = _HINTS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
     return f"{where}: {message[0].lower() + message[1:]}"

@@ -357,3 +357,15 @@ def test_a_call_that_hangs_in_a_thread_does_not_keep_the_worker(base: templates.
         assert template.control.exit_of("a-01") == 0
         ended: Any = call.exception()
         assert ended.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+def test_what_an_agent_prints_is_in_its_log_at_once(base: templates.Base) -> None:
+    template = load(
+        base, "print('at import')\n" + ECHO.replace("return prompt", "print('heard', prompt); return prompt")
+    )
+    assert (template.directory / "template.log").read_text() == "at import\n"
+    worker = template.fork()
+    worker.event()
+    ask(worker, "hello")
+    os.kill(worker.pid, signal.SIGKILL)
+    assert "heard hello\n" in worker.log.read_text()
