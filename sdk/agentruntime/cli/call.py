@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +35,7 @@ def command(
         raise errors.InvalidArgument("--service and --method belong together; give both, and --data with the request")
     wait_s = parse_duration(timeout) if timeout else None
     config = RuntimeConfig.from_env()
-    with platform.connect(config) as client:
+    with platform.connect(config) as client, _told_where_to_look(agent):
         if service and method:
             request = {"service": service, "method": method, "data": _json(data)}
             output.print_json(client.call_agent(agent, request, timeout_s=wait_s))
@@ -42,6 +44,21 @@ def command(
             raise errors.InvalidArgument("--data is the request of a method; name it by --service and --method")
         options = {"temperature": temperature, "max_tokens": max_tokens, "timeout_s": wait_s}
         _generate(client, agent, _prompt(prompt), options, as_json=output.wants_json(format_))
+
+
+@contextmanager
+def _told_where_to_look(agent: str) -> Iterator[None]:
+    """Says of an agent's bug, which the platform hides behind a request id, where its traceback is."""
+    try:
+        yield
+    except errors.Internal as error:
+        if "request_id" not in error.metadata:
+            raise
+        raise errors.Internal(
+            f"{error.message}; its traceback is in the agent's log: agent logs {agent}",
+            reason=error.reason,
+            metadata=error.metadata,
+        ) from None
 
 
 def _generate(client: Client, agent: str, prompt: str, options: dict[str, Any], *, as_json: bool) -> None:
