@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from agentruntime import errors, log, status
+from agentruntime import errors, log, names, status
 from grpc import aio
 
 from uapi_gateway.registry import Endpoint, Registry, Target
@@ -43,7 +43,7 @@ def decide(target: Target | None, name: str, *, expired: bool) -> errors.AgentEr
     agent = target.agent
     if agent.stopped:
         return errors.AgentStopped(
-            f"agent '{agent.agent_id}' is stopped; start it with: agent run {agent.image}",
+            f"agent '{agent.agent_id}' is stopped; start it with: {names.run_command(agent.image, agent.agent_id)}",
             metadata={"agent": agent.agent_id, "image": agent.image},
         )
     asleep = agent.lease is None and agent.replicas == 0

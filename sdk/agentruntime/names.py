@@ -31,6 +31,14 @@ def worker_id(agent: str, number: int) -> str:
     return f"{agent}-{number:02d}"
 
 
+def run_command(image: str, agent: str, replicas: int | None = None) -> str:
+    """The command line that runs an agent of that name, for messages that say how."""
+    command = f"agent run {image}"
+    if agent != re.split("[:@]", image, maxsplit=1)[0]:
+        command += f" --name {agent}"
+    return command if replicas is None else f"{command} --replicas {replicas}"
+
+
 @dataclass(frozen=True)
 class ImageReference:
     """A name with a tag, or with a digest that pins it."""

@@ -60,3 +60,16 @@ def test_image_reference_refused(text: str) -> None:
 @given(st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z0-9])?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True))
 def test_a_reference_prints_as_it_was_written(text: str) -> None:
     assert str(names.ImageReference.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("image", "agent", "replicas", "command"),
+    [
+        ("my-agent:1.1.0", "my-agent", None, "agent run my-agent:1.1.0"),
+        ("my-agent:1.1.0", "second", None, "agent run my-agent:1.1.0 --name second"),
+        (f"my-agent@sha256:{'0' * 64}", "my-agent", 1, f"agent run my-agent@sha256:{'0' * 64} --replicas 1"),
+        ("my-agent:1.1.0", "second", 1, "agent run my-agent:1.1.0 --name second --replicas 1"),
+    ],
+)
+def test_the_command_that_runs_an_agent(image: str, agent: str, replicas: int | None, command: str) -> None:
+    assert names.run_command(image, agent, replicas) == command

@@ -14,7 +14,8 @@ from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Kept, Relay, decide
     ("known", "expired", "kind", "words"),
     [
         (None, False, AgentNotFound, "agent 'a' not found"),
-        (agent("a", stopped=True, image="a:1"), False, AgentStopped, "agent run a:1"),
+        (agent("a", stopped=True, image="a:1"), False, AgentStopped, "start it with: agent run a:1"),
+        (agent("a", stopped=True, image="b:1"), False, AgentStopped, "start it with: agent run b:1 --name a"),
         (agent("a", replicas=0), False, AgentNotReady, "it has 0 replicas"),
         (agent("a", "a-01", ready=False), True, AgentNotReady, "no worker is ready yet"),
         (agent("a", "a-01"), True, AgentNotReady, "cannot be reached"),
@@ -26,7 +27,7 @@ def test_refusals(known: Agent | None, expired: bool, kind: type[AgentError], wo
         registry.put_pool_agent(known)
     error = decide(registry.find("a"), "a", expired=expired)
     assert isinstance(error, kind)
-    assert words in error.message
+    assert error.message.endswith(words)
 
 
 def test_calls_to_an_agent_that_may_come_wait() -> None:

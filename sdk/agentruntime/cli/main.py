@@ -1,5 +1,6 @@
 """Entry point of the `agent` command: finds the verb and imports only its module."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -9,7 +10,9 @@ from agentruntime.cli.verbs import VERBS, help_text
 def main(argv: list[str] | None = None) -> int:
     """Runs one command line (the process's if None) and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv in (["--help"], ["-h"]):
+    # A shell that asks what can stand next gives no arguments: the line is in the environment, where Typer reads it.
+    completing = "_AGENT_COMPLETE" in os.environ
+    if argv in (["--help"], ["-h"]) or not (argv or completing):
         # Without Typer, which alone would take a third of the time that help may take.
         return _print_help()
     failure = import_module("agentruntime.cli.failure")

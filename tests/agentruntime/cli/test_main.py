@@ -71,11 +71,34 @@ def test_version(agent: Agent) -> None:
     assert f'"version": "{agentruntime.__version__}"' in agent("version", "-o", "json").out
 
 
-def test_completion(agent_process: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("line", "word", "offered"),
+    [
+        ("agent st", 1, ["status", "stop"]),
+        ("agent ", 1, list(VERBS)),
+        ("agent run --me", 2, ["--memory", "--memory-limit"]),
+        ("agent --output json ps --ag", 4, ["--agent"]),
+    ],
+)
+def test_completion(
+    agent_process: Agent, monkeypatch: pytest.MonkeyPatch, line: str, word: int, offered: list[str]
+) -> None:
+    # As the shell's script calls it: without arguments.
     monkeypatch.setenv("_AGENT_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "agent st")
-    monkeypatch.setenv("COMP_CWORD", "1")
-    assert agent_process("st").out.split() == ["status", "stop"]
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(word))
+    result = agent_process()
+    assert (result.status, result.out.split(), result.err) == (0, offered, "")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_of_other_shells(agent_process: Agent, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    monkeypatch.setenv("_AGENT_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "agent st")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    result = agent_process()
+    assert VERBS["stop"] in result.out
+    assert VERBS["run"] not in result.out
 
 
 @pytest.mark.parametrize("argv", [[], ["version"], ["init", "my-agent"], ["doctor"]])
