@@ -24,6 +24,8 @@ class Worker:
     state: State = State.PENDING
     # Why it is in its state, in a sentence.
     reason: str = ""
+    # Why it failed the last time.
+    last_failure: str = ""
     restarts: int = 0
     # In a row; for the backoff.
     failures: int = 0
@@ -48,6 +50,10 @@ class Worker:
             Internal: it cannot happen now.
         """
         self.state = lifecycle.after(self.state, event)
+        if event is Event.FAIL:
+            self.last_failure = reason
+        elif event is Event.ANSWER and self.last_failure and not reason:
+            reason = f"restarted after: {self.last_failure}"
         self.reason = reason
         if self.state is State.READY and event is Event.ANSWER:
             self.ready_at_s = time.time()

@@ -20,7 +20,7 @@ from agent_worker import linux, loader, sandbox
 from agent_worker.loader import LoadedAgent
 from agent_worker.server import WorkerServer
 
-EXIT_FAILED = 1
+_EXIT_FAILED = 1
 _log = log.get("agent_worker")
 
 
@@ -90,7 +90,7 @@ def run(
         _log.error("worker failed", stage=stage, error=report)
         traceback.print_exc()
         channel.tell("failed", stage=stage, error=report, traceback=traceback.format_exc())
-        return EXIT_FAILED
+        return _EXIT_FAILED
 
 
 def write_to(log_fd: int) -> None:

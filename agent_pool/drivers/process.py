@@ -282,6 +282,11 @@ class ProcessDriver(Driver):
             )
         process.reports.hear_out()
         reason = exits.explain(status, counters, process.launch.revision.limits)
+        if process.reports.listening and status != 0:
+            # Of one that never served, whoever started it hears.
+            worker_id, agent = process.launch.worker_id, process.launch.revision.agent
+            with contextlib.suppress(OSError):  # a full disk must not hide how the worker ended
+                self._logs.note(agent, worker_id, "error", "worker ended", reason=reason)
         return Exit(reason, process.reports.failure.get("error", ""), process.reports.failure.get("traceback", ""))
 
     async def _until_listening(self, process: _Process) -> None:

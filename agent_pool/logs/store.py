@@ -1,10 +1,12 @@
 """Where logs are, how long they are kept, and how they are read while they grow."""
 
 import asyncio
+import json
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
@@ -52,6 +54,18 @@ class LogStore:
         path = self.path(agent, worker_id)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return _open(path)
+
+    def note(self, agent: str, worker_id: str, level: str, event: str, **fields: str) -> None:
+        """Writes a line of the pool's own into a worker's log."""
+        time = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        line = json.dumps(
+            {"event": event, **fields, "worker_id": worker_id, "agent": agent, "level": level, "time": time}
+        )
+        descriptor = self.open(agent, worker_id)
+        try:
+            os.write(descriptor, line.encode() + b"\n")
+        finally:
+            os.close(descriptor)
 
     def open_platform(self, name: str) -> int:
         """A descriptor that appends to a log of the platform's own."""

@@ -78,7 +78,10 @@ async def test_a_worker_beyond_its_memory_is_killed_by_the_kernel_and_comes_back
     assert failure.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
     again = await pool.until("eater-01", lambda now: now.state == pb.WORKER_STATE_READY and now.restarts == 1)
     assert again.pid != worker.pid
+    assert again.reason == "restarted after: OOM-killed at 100MB"
     assert await harness.generate(again.address, "hello") == "hello"
+    log = (pool.home.logs / "agents" / "eater" / "eater-01.log").read_text()
+    assert '"event": "worker ended", "reason": "OOM-killed at 100MB"' in log
 
 
 async def test_the_reason_of_an_oom_kill_is_told(pool: RunningPool) -> None:

@@ -310,7 +310,7 @@ def test_an_import_that_starts_a_process_is_done_after_the_fork(base: templates.
 
 def test_what_an_import_says_of_its_process_is_not_believed(base: templates.Base) -> None:
     lie = """
-    import agent_worker.template as t
+    import agent_worker.image_template as t
     real = t.ImageTemplate._prepare
     t.ImageTemplate._prepare = lambda self: {**real(self), "pid": 1}
     from agentruntime.agent import Agent
