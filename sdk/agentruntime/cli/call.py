@@ -95,9 +95,19 @@ def _stream(client: Client, agent: str, prompt: str, options: dict[str, Any]) ->
 def _prompt(prompt: str | None) -> str:
     if prompt is None and sys.stdin.isatty():
         raise errors.InvalidArgument('what should it answer? Give a prompt: agent call AGENT "…"')
-    text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
+    text = _stdin() if prompt in (None, "-") else str(prompt)
     if not text.strip():
         raise errors.InvalidArgument('the prompt is empty; give one: agent call AGENT "…"')
+    return text
+
+
+def _stdin() -> str:
+    try:
+        text = sys.stdin.read()
+        # In some locales Python reads any bytes, and leaves those that are no text as surrogates.
+        text.encode()
+    except UnicodeError:
+        raise errors.InvalidArgument("the prompt on stdin is not UTF-8; convert it to UTF-8 first") from None
     return text
 
 
@@ -108,4 +118,8 @@ def _json(data: str | None) -> dict[str, Any]:
         raise errors.InvalidArgument(f"--data is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise errors.InvalidArgument('--data is not a JSON object, like \'{"name": "Ada"}\'')
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise errors.InvalidArgument("--data holds half of a UTF-16 pair; write whole characters") from None
     return value
