@@ -69,7 +69,7 @@ async def build(
         raise errors.InvalidArgument(
             f"'{reference}' is a digest; an image is built under a tag, like {tag.name}:1.0.0"
         )
-    progress(f"packing {manifest.name} {manifest.version}")
+    progress(f"packing {tag}")
     layers = [await asyncio.to_thread(pack, store, directory, "app")]
     if manifest.python.requirements:
         progress(f"installing {', '.join(manifest.python.requirements)}")
@@ -78,9 +78,7 @@ async def build(
             progress("packing requirements")
             layers.append(await asyncio.to_thread(pack, store, Path(scratch), "deps"))
     digest = _write_manifest(store, manifest, layers)
-    image = store.tag(tag, digest, datetime.now(UTC), built_in=built_in)
-    progress(f"built {image.reference} {digest}")
-    return image
+    return store.tag(tag, digest, datetime.now(UTC), built_in=built_in)
 
 
 async def _install(pip: list[str], requirements: list[str], target: Path) -> None:

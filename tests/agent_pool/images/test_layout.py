@@ -52,6 +52,13 @@ async def test_the_same_project_gives_the_same_digest(store: ImageLayout, tmp_pa
     assert first.digest == second.digest != changed.digest
 
 
+@pytest.mark.parametrize(("reference", "said"), [("", "packing tester:1.0.0"), ("other:2", "packing other:2")])
+async def test_a_build_says_what_it_makes(store: ImageLayout, tmp_path: Path, reference: str, said: str) -> None:
+    steps: list[str] = []
+    await build.build(store, write_project(tmp_path / "p"), reference, pip=[], progress=steps.append)
+    assert steps == [said]
+
+
 async def test_it_is_an_oci_layout(store: ImageLayout, tmp_path: Path) -> None:
     image = await make(store, write_project(tmp_path / "project"))
     root = tmp_path / "images"
