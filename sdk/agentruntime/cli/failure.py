@@ -6,6 +6,7 @@
 
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typer import Abort
 from typer.exceptions import TyperException
 
 from agentruntime import errors
+from agentruntime.cli.verbs import MEANT
 from agentruntime.home import Home
 
 UNFORESEEN = 1
@@ -47,7 +49,7 @@ def guarded(run: Callable[[], int]) -> int:
         status = run()
         sys.stdout.flush()
     except TyperException as error:
-        return _say(error.format_message().rstrip(".?"), USAGE, "see `agent VERB --help`")
+        return _say(*_misused(error))
     except errors.AgentError as error:
         from agentruntime import status as codes  # noqa: PLC0415 — because it imports grpc, which few verbs need
 
@@ -60,6 +62,19 @@ def guarded(run: Callable[[], int]) -> int:
     except Exception as error:
         return _say(f"{type(error).__name__}: {error}; {_keep_traceback()}", UNFORESEEN)
     return status
+
+
+def _misused(error: TyperException) -> tuple[str, int, str]:
+    """What `_say` says of wrong usage."""
+    message = error.format_message().rstrip(".?")
+    # "agent run" once the verb is known. Only errors of usage have it.
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "agent"
+    unknown = re.match(r"No such command '([^']*)'", message)
+    if unknown and unknown[1] in MEANT:
+        # Typer's own guess goes by letters: "status" for "start".
+        return unknown[0], USAGE, f"did you mean `agent {MEANT[unknown[1]]}`?"
+    return message, USAGE, f"see `{path} --help`"
 
 
 def reader_gone() -> int:

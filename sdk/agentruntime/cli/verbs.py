@@ -20,6 +20,9 @@ VERBS = {
     "version": "Show the version.",
 }
 
+# What people type who know other programs, and what they mean by it here.
+MEANT = {"start": "run", "rm": "stop", "list": "ps", "help": "--help"}
+
 
 def help_text() -> str:
     """What `agent --help` prints."""

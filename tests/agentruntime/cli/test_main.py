@@ -46,10 +46,15 @@ def test_each_verb_has_help_and_output(agent: Agent, verb: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["frob"], "No such command 'frob'"),
+        (["frob"], "No such command 'frob'; see `agent --help`"),
         (["stat"], "status"),
-        (["run"], "Missing argument"),
-        (["ps", "--nonsense"], "No such option: --nonsense"),
+        (["start"], "No such command 'start'; did you mean `agent run`?"),
+        (["start", "run"], "did you mean `agent run`?"),
+        (["-o", "json", "rm", "x"], "did you mean `agent stop`?"),
+        (["list"], "did you mean `agent ps`?"),
+        (["help"], "did you mean `agent --help`?"),
+        (["run"], "Missing argument 'IMAGE'; see `agent run --help`"),
+        (["ps", "--nonsense"], "No such option: --nonsense; see `agent ps --help`"),
         (["ps", "extra"], "extra"),
         (["-o", "yaml", "ps"], "yaml"),
         (["call", "a", "b", "--temperature", "3"], "--temperature"),
