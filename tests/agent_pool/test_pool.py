@@ -255,8 +255,10 @@ async def test_an_agent_with_requirements_of_its_own(pool: RunningPool, tmp_path
     assert "pip cannot install" in (failure.value.details() or "")
 
 
-async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(
+    short_directory: Path,
+) -> None:
+    home = Home(short_directory)
     home.create()
     settings = PoolSettings(drain_delay_s=0)
     logs = LogStore(home.logs, settings.log_policy)
