@@ -278,7 +278,7 @@ async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(
             await pool.run(RunRequest("echo", "other", asked=asked))
         await pool.run(RunRequest("echo", "other", asked=asked, allow_unenforced=True))
         # A hanging import is ended without a group, too.
-        project = tmp_path / "hanging"
+        project = short_directory / "hanging"
         project.mkdir()
         (project / "agent.yaml").write_text("name: hang\nversion: '1'\nentrypoint: hang:Hang\n")
         (project / "hang.py").write_text("import time; time.sleep(60)")
