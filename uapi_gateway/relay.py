@@ -49,6 +49,8 @@ def decide(target: Target | None, name: str, *, expired: bool) -> errors.AgentEr
     asleep = agent.lease is None and agent.replicas == 0
     if expired or asleep:
         why = next((e.reason for e in target.endpoints if e.reason), "") or agent.reason
+        if asleep:
+            why += f"; `{names.run_command(agent.image, agent.agent_id, 1)}` starts one"
         return errors.AgentNotReady(
             f"agent '{name}' is not ready: {why or 'its worker cannot be reached'}",
             metadata={"agent": agent.agent_id},

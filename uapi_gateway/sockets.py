@@ -8,6 +8,9 @@ from pathlib import Path
 from agentruntime.errors import FailedPrecondition, InvalidArgument
 from agentruntime.home import Home
 
+_FREE_PORTS = "`agent up --grpc-port 0 --http-port 0` takes free ports"
+_IN_USE = f"is already in use by another program; {_FREE_PORTS}"
+
 
 def xds_socket(home: Home) -> Path:
     """The control plane that configures Envoy. Not the control socket: no caller may reach it through Envoy."""
@@ -65,11 +68,11 @@ def listen(host: str, port: int, what: str) -> socket.socket:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
             raise
         why = {
-            errno.EADDRINUSE: "is already in use by another program",
-            errno.EACCES: "may not be opened by this user",
-            errno.EADDRNOTAVAIL: "is not an address of this machine",
+            errno.EADDRINUSE: _IN_USE,
+            errno.EACCES: f"may not be opened by this user; {_FREE_PORTS}",
+            errno.EADDRNOTAVAIL: "is not an address of this machine; choose another",
         }[error.errno]
-        raise FailedPrecondition(f"{what} address {join(host, port)} {why}; choose another port") from error
+        raise FailedPrecondition(f"{what} address {join(host, port)} {why}") from error
     return bound
 
 
@@ -84,7 +87,5 @@ def free_port(host: str, port: int, what: str) -> int:
         try:
             bound.listen(1)
         except OSError as error:
-            raise FailedPrecondition(
-                f"{what} address {join(host, port)} is already in use by another program; choose another port"
-            ) from error
+            raise FailedPrecondition(f"{what} address {join(host, port)} {_IN_USE}") from error
         return int(bound.getsockname()[1])

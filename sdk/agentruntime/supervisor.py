@@ -110,6 +110,9 @@ def failure_of(log_tail: str, status: int) -> str:
         last = str(entry.get("error") or entry["event"])
     except (ValueError, TypeError, KeyError, AttributeError):
         last = re.sub(r"^(error|uapi_gateway|agent_pool): ", "", last)
+    if last and status == 1:
+        # The status of every failure that says why: it adds nothing.
+        return last
     return f"{last} (exit status {status})" if last else f"exit status {status}"
 
 

@@ -145,7 +145,8 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
             image=request.image,
             services=[TEXT_SERVICE],
             descriptors=b"schema",
-            workers=[worker()],
+            replicas=request.replicas,
+            workers=[] if request.HasField("replicas") and not request.replicas else [worker()],
             notes=["the network is not isolated here"],
         )
         return agent_pool_pb2.RunAgentResponse(deployment=deployment)

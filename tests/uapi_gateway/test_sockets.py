@@ -40,8 +40,11 @@ def test_a_taken_port_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for claim in (listen, free_port):
-            with pytest.raises(FailedPrecondition, match=f"gRPC address 127.0.0.1:{port} is already in use"):
+            with pytest.raises(
+                FailedPrecondition, match=f"gRPC address 127.0.0.1:{port} is already in use"
+            ) as refused:
                 claim("127.0.0.1", port, "gRPC")
+            assert refused.value.message.endswith("; `agent up --grpc-port 0 --http-port 0` takes free ports")
     assert free_port("127.0.0.1", 0, "gRPC") > 0
     with listen("127.0.0.1", 0, "HTTP") as bound:
         assert bound.getsockname()[1] > 0

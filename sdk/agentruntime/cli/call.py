@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +35,7 @@ def command(
         raise errors.InvalidArgument("--service and --method belong together; give both, and --data with the request")
     wait_s = parse_duration(timeout) if timeout else None
     config = RuntimeConfig.from_env()
-    with platform.connect(config) as client:
+    with platform.connect(config) as client, _told_where_to_look(agent):
         if service and method:
             request = {"service": service, "method": method, "data": _json(data)}
             output.print_json(client.call_agent(agent, request, timeout_s=wait_s))
@@ -42,6 +44,21 @@ def command(
             raise errors.InvalidArgument("--data is the request of a method; name it by --service and --method")
         options = {"temperature": temperature, "max_tokens": max_tokens, "timeout_s": wait_s}
         _generate(client, agent, _prompt(prompt), options, as_json=output.wants_json(format_))
+
+
+@contextmanager
+def _told_where_to_look(agent: str) -> Iterator[None]:
+    """Says of an agent's bug, which the platform hides behind a request id, where its traceback is."""
+    try:
+        yield
+    except errors.Internal as error:
+        if "request_id" not in error.metadata:
+            raise
+        raise errors.Internal(
+            f"{error.message}; its traceback is in the agent's log: agent logs {agent}",
+            reason=error.reason,
+            metadata=error.metadata,
+        ) from None
 
 
 def _generate(client: Client, agent: str, prompt: str, options: dict[str, Any], *, as_json: bool) -> None:
@@ -78,9 +95,19 @@ def _stream(client: Client, agent: str, prompt: str, options: dict[str, Any]) ->
 def _prompt(prompt: str | None) -> str:
     if prompt is None and sys.stdin.isatty():
         raise errors.InvalidArgument('what should it answer? Give a prompt: agent call AGENT "…"')
-    text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
+    text = _stdin() if prompt in (None, "-") else str(prompt)
     if not text.strip():
         raise errors.InvalidArgument('the prompt is empty; give one: agent call AGENT "…"')
+    return text
+
+
+def _stdin() -> str:
+    try:
+        text = sys.stdin.read()
+        # In some locales Python reads any bytes, and leaves those that are no text as surrogates.
+        text.encode()
+    except UnicodeError:
+        raise errors.InvalidArgument("the prompt on stdin is not UTF-8; convert it to UTF-8 first") from None
     return text
 
 
@@ -91,4 +118,8 @@ def _json(data: str | None) -> dict[str, Any]:
         raise errors.InvalidArgument(f"--data is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise errors.InvalidArgument('--data is not a JSON object, like \'{"name": "Ada"}\'')
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise errors.InvalidArgument("--data holds half of a UTF-16 pair; write whole characters") from None
     return value

@@ -1,12 +1,18 @@
 """`agent logs`."""
 
+import json
 import math
-from typing import Annotated
+import textwrap
+from typing import Annotated, Any
 
 import typer
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime.cli import output, platform
+
+# Of a structured line: what stands in a place of its own, and what is the same in every line.
+_PLACED = frozenset(("time", "level", "event", "exception"))
+_REPEATED = frozenset(("worker_id", "agent", "revision", "logger"))
 
 
 def command(
@@ -28,4 +34,33 @@ def command(
                 output.print_json_line(output.as_data(entry))
             else:
                 # A worker's name says where a line is from; whoever asked for one worker knows.
-                print(entry.line if entry.worker_id == name else f"{entry.worker_id}  {entry.line}", flush=True)
+                print(readable(entry.line, "" if entry.worker_id == name else entry.worker_id), flush=True)
+
+
+def readable(line: str, worker_id: str) -> str:
+    """A line for people: a structured one in words with its traceback below, any other as it is.
+
+    Args:
+        worker_id: shown before the line's words; empty where it goes without saying.
+    """
+    worker = f"{worker_id}  " if worker_id else ""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("time", "level", "event"))):
+        return worker + line
+    fields = " ".join(f"{key}={_value(entry[key])}" for key in entry if key not in _PLACED | _REPEATED)
+    text = f"{entry['time']} {entry['level'].upper():<7} {worker}{entry['event']}"
+    if fields:
+        text += f"  {fields}"
+    if exception := entry.get("exception"):
+        text += "\n" + textwrap.indent(str(exception), "    ")
+    return text
+
+
+def _value(value: Any) -> str:
+    """A word as it is, anything else as JSON, so that it is seen where it ends."""
+    if isinstance(value, str) and value.isprintable() and value and not set(value) & set(" \"'="):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -34,6 +34,7 @@ def _run(argv: list[str]) -> int:
     typer = import_module("typer")
     failure = import_module("agentruntime.cli.failure")
     output = import_module("agentruntime.cli.output")
+    _check_text(argv)
     app = typer.Typer(name="agent", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback(help="Run AI agents as limited, supervised processes behind a gRPC gateway.")(output.set_default)
     named = next((argument for argument in argv if argument in VERBS), None)
@@ -42,3 +43,13 @@ def _run(argv: list[str]) -> int:
         app.command(verb)(failure.piped(import_module(f"agentruntime.cli.{verb}").command))
     result = app(args=argv, prog_name="agent", standalone_mode=False)
     return result if isinstance(result, int) else 0
+
+
+def _check_text(argv: list[str]) -> None:
+    """Python hands over bytes that are not UTF-8 as surrogates, which no message to the platform can hold."""
+    for number, argument in enumerate(argv, start=1):
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            errors = import_module("agentruntime.errors")
+            raise errors.InvalidArgument(f"argument {number} is not UTF-8; convert it to UTF-8 first") from None

@@ -157,7 +157,11 @@ def _print(deployment: pool_pb2.Deployment, as_json: bool) -> None:
     for sentence in deployment.notes:
         output.note(f"note: {sentence}")
     ready = [worker.worker_id for worker in deployment.workers if worker.state == pool_pb2.WORKER_STATE_READY]
-    print(f"{deployment.agent} runs {deployment.image}: {', '.join(ready) or 'no worker, asleep'}")
+    if not ready and deployment.replicas == 0:
+        start = names.run_command(deployment.image, deployment.agent, 1)
+        print(f"{deployment.agent} is registered with no workers; `{start}` starts one")
+        return
+    print(f"{deployment.agent} runs {deployment.image}: {', '.join(ready) or 'no worker is ready'}")
     if _TEXT_GENERATION in deployment.services:
         print(f'Call it:  agent call {deployment.agent} "Once upon a time"')
         return

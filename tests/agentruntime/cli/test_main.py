@@ -65,6 +65,33 @@ def test_wrong_usage_is_one_line_and_status_2(agent: Agent, argv: list[str], say
     assert says in result.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "says"),
+    [
+        (["call", "a", b"\xff"], b"", "argument 3 is not UTF-8"),
+        (["call", b"\xff", "x"], b"", "argument 2 is not UTF-8"),
+        ([b"\xff"], b"", "argument 1 is not UTF-8"),
+        (["call", "a"], b"caf\xe9", "the prompt on stdin is not UTF-8"),
+        (
+            ["call", "a", "--service", "S", "--method", "M", "--data", '{"name": "\\ud800"}'],
+            b"",
+            "half of a UTF-16 pair",
+        ),
+    ],
+)
+def test_bytes_that_are_no_text(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, arguments: list[str | bytes], stdin: bytes, says: str
+) -> None:
+    monkeypatch.setenv("UAPI_ENDPOINT", endpoint)
+    program = Path(sys.executable).with_name("agent")
+    # Which of the two Python does with stdin depends on the locale.
+    for treatment in ("surrogateescape", "strict"):
+        monkeypatch.setenv("PYTHONIOENCODING", f"utf-8:{treatment}")
+        done = subprocess.run([program, *arguments], input=stdin, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (13, b"", 1)
+        assert says in done.stderr.decode()
+
+
 def test_version(agent: Agent) -> None:
     assert agentruntime.__version__ in agent("version").out
     assert f'"version": "{agentruntime.__version__}"' in agent("--output", "json", "version").out

@@ -10,6 +10,7 @@ import pytest
 from agentruntime import errors, supervisor
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime._proto.uapi.v1 import text_generation_pb2
+from agentruntime.cli.logs import readable
 from agentruntime.cli.run import unary_methods
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
@@ -61,9 +62,16 @@ def test_run_sends_what_was_set_and_nothing_else(agent: Agent, record: Record) -
     expected.resources.memory_bytes = 2 * 10**9
     expected.resources.cpu_millis = 2000
     assert record.requests == [expected]
+    assert result.out == (
+        "my-agent is registered with no workers; `agent run my-agent:1.0 --replicas 1` starts one\n"
+    )
+    assert "note: the network is not isolated here" in result.err
+
+
+def test_run_says_how_to_call(agent: Agent) -> None:
+    result = agent("run", "my-agent:1.0")
     assert "my-agent runs my-agent:1.0: my-agent-01" in result.out
     assert 'agent call my-agent "Once upon a time"' in result.out
-    assert "note: the network is not isolated here" in result.err
 
 
 def test_run_with_every_flag(agent: Agent, record: Record) -> None:
@@ -181,6 +189,15 @@ def test_call_an_agent_that_generates_no_text(agent: Agent, record: Record) -> N
     assert (result.status, "--service" in result.err) == (22, True)
 
 
+def test_call_of_an_agent_with_a_bug_says_where_its_traceback_is(agent: Agent, record: Record) -> None:
+    record.raises["StreamText"] = errors.Internal("internal error, request id 7", metadata={"request_id": "7"})
+    result = agent("call", "my-agent", "x")
+    expected = "error: internal error, request id 7; its traceback is in the agent's log: agent logs my-agent\n"
+    assert (result.status, result.err) == (23, expected)
+    record.raises["StreamText"] = errors.Internal("odd")
+    assert agent("call", "my-agent", "x").err == "error: odd\n"
+
+
 def test_stop(agent: Agent, record: Record) -> None:
     assert agent("stop", "my-agent", "--grace", "1500ms").out == "stopped my-agent-01\n"
     assert record.requests[0].grace_period.ToMilliseconds() == 1500
@@ -197,6 +214,28 @@ def test_logs(agent: Agent, record: Record) -> None:
     (line,) = agent("logs", "my-agent", "--tail", "1", "-f", "-o", "json").out.splitlines()
     assert json.loads(line)["line"] == "line 0"
     assert record.time_remaining_s is None or record.time_remaining_s > 10_000
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("plain \x1b[1mtext", "a-01  plain \x1b[1mtext"),
+        ('{"event": 1}', 'a-01  {"event": 1}'),
+        ("[1]", "a-01  [1]"),
+        (
+            '{"n": 2, "event": "worker serves", "worker_id": "a-01", "agent": "a", "revision": 1, "level": "info",'
+            ' "logger": "x", "time": "2026-01-02T03:04:05Z", "who": "Ada L", "services": ["s.S"], "stage": "load"}',
+            '2026-01-02T03:04:05Z INFO    a-01  worker serves  n=2 who="Ada L" services=["s.S"] stage=load',
+        ),
+        (
+            '{"event": "bug", "level": "error", "time": "T", "exception": "Traceback:\\n  File \\"a.py\\"\\nE: no"}',
+            'T ERROR   a-01  bug\n    Traceback:\n      File "a.py"\n    E: no',
+        ),
+    ],
+)
+def test_log_lines_for_people(line: str, shown: str) -> None:
+    assert readable(line, "a-01") == shown
+    assert readable(line, "") == shown.replace("a-01  ", "")
 
 
 def test_init_writes_a_project_that_the_platform_reads(agent: Agent) -> None:
