@@ -1,7 +1,8 @@
 """A pool per test, and proof that it leaves nothing behind."""
 
 import os
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,15 @@ from tests.agent_pool.harness import RunningPool
 
 
 @pytest.fixture
-async def pool(tmp_path: Path) -> AsyncIterator[RunningPool]:
-    home = Home(tmp_path / "home")
-    running = RunningPool(home, {**os.environ, "AGENT_POOL_DRAIN_DELAY_S": "0"})
+def short_directory() -> Iterator[Path]:
+    """With a path so short that a home's sockets lie below it, and go with it."""
+    with tempfile.TemporaryDirectory(prefix="uapi-pool-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+async def pool(short_directory: Path) -> AsyncIterator[RunningPool]:
+    running = RunningPool(Home(short_directory), {**os.environ, "AGENT_POOL_DRAIN_DELAY_S": "0"})
     await running.start()
     try:
         yield running

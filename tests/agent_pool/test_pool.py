@@ -255,8 +255,10 @@ async def test_an_agent_with_requirements_of_its_own(pool: RunningPool, tmp_path
     assert "pip cannot install" in (failure.value.details() or "")
 
 
-async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(
+    short_directory: Path,
+) -> None:
+    home = Home(short_directory)
     home.create()
     settings = PoolSettings(drain_delay_s=0)
     logs = LogStore(home.logs, settings.log_policy)
@@ -276,7 +278,7 @@ async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(tm
             await pool.run(RunRequest("echo", "other", asked=asked))
         await pool.run(RunRequest("echo", "other", asked=asked, allow_unenforced=True))
         # A hanging import is ended without a group, too.
-        project = tmp_path / "hanging"
+        project = short_directory / "hanging"
         project.mkdir()
         (project / "agent.yaml").write_text("name: hang\nversion: '1'\nentrypoint: hang:Hang\n")
         (project / "hang.py").write_text("import time; time.sleep(60)")
