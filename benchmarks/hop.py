@@ -19,7 +19,8 @@ from benchmarks.load import Load, Target
 from benchmarks.platform import cpu_seconds, platform
 from benchmarks.table import Table
 
-_PAIRS = 9
+_PAIRS = 15
+_WARM_UP = 20
 _CALLS, _IN_FLIGHT = 2000, 32
 _STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 16, 500, 4
 _MICRO = 1e6
@@ -32,8 +33,17 @@ Calls = Callable[[Load], Awaitable[float]]
 class Side:
     """One way to the worker, and the CPU seconds used so far by what stands on it."""
 
-    load: Load
+    target: Target
     cpu: Callable[[], float]
+
+    @asynccontextmanager
+    async def load(self) -> AsyncIterator[Load]:
+        """A client with a connection of its own."""
+        load = Load(self.target)
+        try:
+            yield load
+        finally:
+            await load.close()
 
 
 async def measure() -> Table:
@@ -41,7 +51,8 @@ async def measure() -> Table:
         "hop",
         f"CPU time of the hop per unary call ({_IN_FLIGHT} in flight) and per streamed message. The gateway's figure "
         "includes Envoy, the control plane and the pool. Medians over "
-        f"{_PAIRS} interleaved pairs of {_CALLS} calls and of {_STREAMS * _MESSAGES} messages, every answer checked.",
+        f"{_PAIRS} interleaved pairs of {_CALLS} calls and of {_STREAMS * _MESSAGES} messages, "
+        "a connection each, every answer checked.",
     )
     async with platform() as running:
         deployment = await running.run("echo", 1)
@@ -51,9 +62,9 @@ async def measure() -> Table:
             bare_pid,
         ):
             sides = {
-                "gateway": Side(Load(Target(running.address, "echo")), lambda: running.cpu_seconds(*_HOP)),
-                "bare": Side(Load(Target(address, "echo")), lambda: cpu_seconds(bare_pid)),
-                "direct": Side(Load(Target(worker.address, "echo")), lambda: 0.0),
+                "gateway": Side(Target(running.address, "echo"), lambda: running.cpu_seconds(*_HOP)),
+                "bare": Side(Target(address, "echo"), lambda: cpu_seconds(bare_pid)),
+                "direct": Side(Target(worker.address, "echo"), lambda: 0.0),
             }
             await _compare(table, sides, worker.pid)
     return table
@@ -68,15 +79,17 @@ async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> Non
         hop: dict[str, list[float]] = {name: [] for name in sides}
         wall: dict[str, list[float]] = {name: [] for name in sides}
         served: dict[str, list[float]] = {name: [] for name in sides}
-        for side in sides.values():
-            await calls(side.load)  # a warm-up
         for _ in range(_PAIRS):
             for name, side in sides.items():
-                cpu_before, worker_before = side.cpu(), cpu_seconds(worker_pid)
-                seconds = await calls(side.load)
-                hop[name].append((side.cpu() - cpu_before) / per * _MICRO)
-                served[name].append((cpu_seconds(worker_pid) - worker_before) / per * _MICRO)
-                wall[name].append(seconds / per * _MICRO)
+                # A connection for each measurement: which of Envoy's threads it lands on, and beside whom, decides
+                # how many messages are read at a time, and with that much of their cost.
+                async with side.load() as load:
+                    await load.unary(_WARM_UP, 1)
+                    cpu_before, worker_before = side.cpu(), cpu_seconds(worker_pid)
+                    seconds = await calls(load)
+                    hop[name].append((side.cpu() - cpu_before) / per * _MICRO)
+                    served[name].append((cpu_seconds(worker_pid) - worker_before) / per * _MICRO)
+                    wall[name].append(seconds / per * _MICRO)
         ratio = statistics.median(a / b for a, b in zip(hop["gateway"], hop["bare"], strict=True))
         table.add(f"{kind}: gateway / bare Envoy", ratio, "×", 1.3)
         table.add(f"{kind}: gateway", statistics.median(hop["gateway"]), "µs CPU")
@@ -84,8 +97,6 @@ async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> Non
         table.add(f"{kind}: the worker itself", statistics.median(served["direct"]), "µs CPU")
         for name in sides:
             table.add(f"{kind}: {name}, wall", statistics.median(wall[name]), "µs")
-    for side in sides.values():
-        await side.load.close()
 
 
 async def _unary(load: Load) -> float:

@@ -24,7 +24,9 @@ class Load:
     """A client with one open channel, as a service that calls an agent has."""
 
     def __init__(self, target: Target) -> None:
-        self._channel = aio.insecure_channel(target.address)
+        # Not one that another channel to the same address has open.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channel = aio.insecure_channel(target.address, options=options)
         self._stub = text_generation_pb2_grpc.TextGenerationServiceStub(self._channel)
         self._metadata = (("x-uapi-agent", target.agent),)
 
