@@ -113,7 +113,9 @@ async def test_a_worker_that_cannot_be_watched_fails(refused: list[str]) -> None
     [worker] = of.new_workers(1)
     keeper.resume(of, worker)
     await eventually(lambda: worker.restarts >= 2)
+    assert worker.last_failure.startswith("OSError: ")
     await keeper.stop(of, worker, 1.0)
+    assert of.workers == {}
 
 
 @pytest.mark.parametrize("refused", [["stop"], ["destroy"], ["stop", "destroy"]])

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,8 @@ import pytest
 from agentruntime import processes, supervisor
 from agentruntime.home import Home
 from agentruntime.supervisor import ChildSpec, Listen, Supervisor
+
+from tests.waiting import eventually
 
 # Serves on a socket until SIGTERM; notes in a file that it ended.
 SERVE = """
@@ -99,12 +100,6 @@ class Running:
         self.supervisor = Supervisor(home, Listen(), specs, self.report)
         self.task = asyncio.create_task(self.supervisor.run())
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < deadline, "the condition did not come about"
-            await asyncio.sleep(0.01)
-
     def pid(self, name: str) -> int:
         children = supervisor.read_record(self.home).get("children", [])
         return next((child["pid"] for child in children if child["name"] == name), 0)
@@ -129,7 +124,7 @@ def home() -> Home:
 @pytest.mark.integration
 async def test_children_start_and_end_in_order(home: Home) -> None:
     running = Running(home, [serving(home, "gateway"), serving(home, "pool")])
-    await running.until(lambda: bool(running.said))
+    await eventually(lambda: bool(running.said))
     assert json.loads(running.said[0]) == {"event": "up"}
     record = supervisor.read_record(home)
     assert record["pid"] == os.getpid()
@@ -143,13 +138,13 @@ async def test_children_start_and_end_in_order(home: Home) -> None:
 @pytest.mark.integration
 async def test_a_killed_child_comes_back_within_a_second(home: Home) -> None:
     running = Running(home, [serving(home, "gateway"), serving(home, "pool")])
-    await running.until(lambda: bool(running.said))
+    await eventually(lambda: bool(running.said))
     for _ in range(2):
         before, pool = running.pid("gateway"), running.pid("pool")
         os.kill(before, signal.SIGKILL)
         killed_at = time.monotonic()
         gone = (0, before)
-        await running.until(lambda gone=gone: running.pid("gateway") not in gone)  # type: ignore[misc]  # mypy infers no defaults of lambdas
+        await eventually(lambda gone=gone: running.pid("gateway") not in gone)  # type: ignore[misc]  # mypy infers no defaults of lambdas
         assert time.monotonic() - killed_at < 1.0
         assert running.pid("pool") == pool
     assert supervisor.read_record(home)["children"][0]["restarts"] == 2
@@ -163,15 +158,15 @@ async def test_what_children_left_that_are_dead_at_the_end_is_ended(
     monkeypatch.setenv("SERVE", SERVE)
     specs = [serving(home, name, SERVE_WITH_ORPHAN) for name in ("gateway", "pool")]
     running = Running(home, specs)
-    await running.until(lambda: bool(running.said))
+    await eventually(lambda: bool(running.said))
     orphans = [int(Path(f"{spec.sockets[0]}.orphan").read_text()) for spec in specs]
     # The pool is in its restart delay or only just back when it is told to end.
     for name in ("pool", "gateway"):
         os.kill(running.pid(name), signal.SIGKILL)
     assert all(map(psutil.pid_exists, orphans))
-    await running.until(lambda: running.pid("gateway") == 0)
+    await eventually(lambda: running.pid("gateway") == 0)
     assert await running.end() == 0
-    await running.until(lambda: not any(processes.start_time(pid) for pid in orphans))
+    await eventually(lambda: not any(processes.start_time(pid) for pid in orphans))
     assert not home.supervisor_file.exists()
 
 
@@ -191,7 +186,7 @@ async def test_what_a_dead_supervisor_left_is_ended_first(home: Home) -> None:
     record = {"children": [{"name": "gateway", "pid": left.pid, "start_time": processes.start_time(left.pid)}]}
     home.supervisor_file.write_text(json.dumps(record))
     running = Running(home, [serving(home, "gateway")])
-    await running.until(lambda: bool(running.said))
+    await eventually(lambda: bool(running.said))
     assert left.wait(5) is not None
     await running.end()
 
