@@ -163,12 +163,11 @@ class Deployment:
         return living[: max(0, len(living) - self.replicas)]
 
     def new_workers(self, count: int) -> list[Worker]:
-        """That many more workers, with the lowest numbers and slots that are free. They are entered here."""
+        """That many more workers, with the lowest numbers that are free. They are entered here."""
         made = []
         for _ in range(count):
             number = _lowest_free({worker.number for worker in self.workers.values()})
-            slot = _lowest_free({worker.slot for worker in self.workers.values()})
-            worker = Worker(names.worker_id(self.agent, number), self.agent, number, slot, self.spec.number)
+            worker = Worker(names.worker_id(self.agent, number), self.agent, number, self.spec.number)
             self.enter(worker)
             made.append(worker)
         return made
@@ -177,7 +176,7 @@ class Deployment:
         self.workers[worker.worker_id] = worker
 
     def launch(self, worker: Worker) -> Launch:
-        return Launch(worker.worker_id, self.spec.revision(), worker.slot, worker.gpus)
+        return Launch(worker.worker_id, self.spec.revision(), worker.gpus)
 
 
 def _lowest_free(taken: set[int]) -> int:

@@ -19,7 +19,6 @@ class SavedWorker(BaseModel):
     """A worker that ran."""
 
     number: int
-    slot: int
     restarts: int = 0
     started_at_s: float = 0.0
     ready_at_s: float = 0.0
@@ -70,7 +69,6 @@ class SavedDeployment(BaseModel):
                     names.worker_id(self.spec.agent, saved.number),
                     self.spec.agent,
                     saved.number,
-                    saved.slot,
                     self.spec.number,
                     restarts=saved.restarts,
                     started_at_s=saved.started_at_s,
@@ -85,7 +83,6 @@ class SavedDeployment(BaseModel):
 def _saved(worker: Worker) -> SavedWorker:
     return SavedWorker.model_construct(
         number=worker.number,
-        slot=worker.slot,
         restarts=worker.restarts,
         started_at_s=worker.started_at_s,
         ready_at_s=worker.ready_at_s,

@@ -19,7 +19,6 @@ class Worker:
     worker_id: str
     agent: str
     number: int
-    slot: int
     revision: int
     state: State = State.PENDING
     # Why it is in its state, in a sentence.

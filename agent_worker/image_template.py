@@ -85,27 +85,31 @@ class ImageTemplate:
         if not self._base.recv(1):
             raise OSError(0, "the base could not map user ids")
 
-    def _spare(self, _request: Request, descriptors: list[int]) -> Answer:
+    def _spare(self, request: Request, descriptors: list[int]) -> Answer:
+        spec = launch.worker_spec(request["spec"])
         for gone in [pid for pid in self._spares if not self._loop.has(pid)]:
             self._spares.pop(gone).close()
         ours, theirs = socket.socketpair()
         pid = self._loop.fork("spare", keep=[*descriptors, theirs.fileno()])
         if pid == 0:
-            exit_with(lambda: self._stand_by(theirs, descriptors))
+            exit_with(lambda: self._stand_by(spec, theirs, descriptors))
         theirs.close()
         self._spares[pid] = ours
         return {"ok": True, "pid": pid}
 
-    def _stand_by(self, channel: socket.socket, cgroup_fds: list[int]) -> int:
+    def _stand_by(self, spec: WorkerSpec, channel: socket.socket, cgroup_fds: list[int]) -> int:
         """A spare's life: until it is told which worker to be, or its template is gone."""
         _join(cgroup_fds)
         sandbox.separate(self._spec.sandbox)
+        linux.name_process(f"spare {spec.agent}")
+        readied = worker.get_ready(spec, self._spec)
         received = launch.receive(channel)
         if received is None:
             return 0
         channel.close()
         message, (log_fd, control_fd) = received
-        return self._be_worker(launch.worker_spec(message["spec"]), log_fd, control_fd)
+        worker.write_to(log_fd)
+        return self._be_worker(readied, launch.worker_spec(message["spec"]), control_fd)
 
     def _fork(self, request: Request, descriptors: list[int]) -> Answer:
         spec = launch.worker_spec(request["spec"])
@@ -119,8 +123,9 @@ class ImageTemplate:
 
             def begin() -> int:
                 _join(cgroup_fds)
+                worker.write_to(log_fd)
                 sandbox.separate(self._spec.sandbox)
-                return self._be_worker(spec, log_fd, control_fd)
+                return self._be_worker(worker.get_ready(spec, self._spec), spec, control_fd)
 
             exit_with(begin)
         return {"ok": True, "pid": pid}
@@ -134,8 +139,9 @@ class ImageTemplate:
         self._loop.rename(pid, spec.worker_id)
         return {"ok": True, "pid": pid}
 
-    def _be_worker(self, spec: WorkerSpec, log_fd: int, control_fd: int) -> int:
-        return worker.run(spec, self._spec, self._loaded, self._bundle, log_fd=log_fd, control_fd=control_fd)
+    def _be_worker(self, readied: worker.Readied, spec: WorkerSpec, control_fd: int) -> int:
+        channel = worker.PoolChannel(control_fd)
+        return worker.run(readied, spec, self._spec, self._loaded, bundle=self._bundle, channel=channel)
 
 
 def _join(cgroup_fds: list[int]) -> None:

@@ -98,11 +98,15 @@ def dumpable() -> None:
     _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl dumpable")
 
 
-def drop_capabilities() -> None:
-    """Empties all capability sets of this thread, the bounding set as far as that is allowed; capabilities(7)."""
+def drop_bounding_set() -> None:
+    """Gives up every capability for good, for this thread and its children, as far as allowed; capabilities(7)."""
     for capability in range(_MOST_CAPABILITIES):
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break  # the kernel knows no more, or CAP_SETPCAP is missing
+
+
+def drop_capabilities() -> None:
+    """Empties the capability sets of this thread, except for the bounding set; capabilities(7)."""
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "capset")
 

@@ -96,6 +96,7 @@ def become_worker(spec: SandboxSpec, slot: int) -> None:
         OSError: the kernel refuses; the process must end.
     """
     linux.no_new_privileges()
+    linux.drop_bounding_set()  # while it still may
     if spec.isolated and spec.uid_base:
         os.setresgid(slot, slot, slot)
         os.setresuid(slot, slot, slot)

@@ -23,10 +23,13 @@ _STOP_TIMEOUT_S = 10.0
 
 
 class WorkerServer:
-    """Serves one instance of an agent."""
+    """Serves one instance of an agent.
 
-    def __init__(self, loaded: LoadedAgent, *, concurrency: int, default_timeout_s: float) -> None:
-        self._loaded = loaded
+    Made within the event loop that it will serve in, and before the agent is known: making it costs what starting
+    grpc's core costs.
+    """
+
+    def __init__(self, *, concurrency: int, default_timeout_s: float) -> None:
         self._vitals = Vitals()
         # Plain handlers, and asyncio.to_thread, run here; threads start as they are needed.
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="agent")
@@ -40,28 +43,28 @@ class WorkerServer:
                 ("grpc.so_reuseport", 0),
             ],
         )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._agent: Any = None
 
-    async def start(self, socket: Path) -> None:
-        """Instantiates the agent, lets it start, and serves.
+    async def start(self, loaded: LoadedAgent, socket: Path) -> None:
+        """Instantiates the agent, lets it start, and serves on `socket`.
 
         Raises:
             Exception: whatever the agent's constructor or start() raises.
         """
         asyncio.get_running_loop().set_default_executor(self._threads)
-        self._agent = self._loaded.cls()
+        self._agent = loaded.cls()
         await _call_if_defined(self._agent, "start")
-        for add_servicer in self._loaded.add_servicers:
+        for add_servicer in loaded.add_servicers:
             add_servicer(self._agent, self._server)
-        if self._loaded.generates_text:
+        if loaded.generates_text:
             # The loader has imported it, for agents that generate text and only for them.
             from agent_worker import text_generation  # noqa: PLC0415 — as said above
 
             text_generation.add_to(self._server, self._agent, self._vitals)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        for name in ("", *self._loaded.services):
+        for name in ("", *loaded.services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        names = (*self._loaded.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*loaded.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         await self._server.start()

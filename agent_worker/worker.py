@@ -1,4 +1,4 @@
-"""A worker's life after the fork: take up what the pool handed over, serve, drain, end."""
+"""A worker's life after the fork: get ready, take up what the pool handed over, serve, drain, end."""
 
 import asyncio
 import io
@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 from agentruntime import errors, log
@@ -57,23 +58,52 @@ class PoolChannel:
         return [json.loads(line) for line in lines]
 
 
-def run(
-    spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent | None, bundle: str, *, log_fd: int, control_fd: int
-) -> int:
-    """Runs the worker in this freshly forked process until it ends; returns its exit status.
+@dataclass(frozen=True)
+class Readied:
+    """A process that any worker of its revision could become; it has run none of the agent's code since the fork."""
+
+    runner: asyncio.Runner
+    server: WorkerServer
+
+
+def get_ready(spec: WorkerSpec, template: TemplateSpec) -> Readied:
+    """Makes this freshly forked process what a worker is made of: an own uid, an event loop, grpc's core.
+
+    In this order: grpc starts threads, and each thread has capabilities of its own.
 
     Args:
+        spec: of the worker; which one it is (its id and environment) does not matter yet.
+        template: what its image template was loaded from.
+    """
+    os.setsid()
+    sandbox.become_worker(template.sandbox, spec.slot)
+    runner = asyncio.Runner()
+    return Readied(runner, runner.run(_make_server(spec)))
+
+
+async def _make_server(spec: WorkerSpec) -> WorkerServer:
+    return WorkerServer(concurrency=spec.concurrency, default_timeout_s=spec.default_timeout_s)
+
+
+def run(
+    readied: Readied,
+    spec: WorkerSpec,
+    template: TemplateSpec,
+    loaded: LoadedAgent | None,
+    *,
+    bundle: str,
+    channel: PoolChannel,
+) -> int:
+    """Runs the worker until it ends; returns its exit status.
+
+    Args:
+        readied: this process; it writes to the worker's log already.
         spec: what the pool asks of this worker.
         template: what its image template was loaded from.
         loaded: the agent, if the template has imported it; None to import it here.
         bundle: where this process sees the unpacked image.
-        log_fd: the worker's log, opened for appending.
-        control_fd: the worker's end of the pool's socket pair.
+        channel: to the pool.
     """
-    os.setsid()
-    write_to(log_fd)
-    channel = PoolChannel(control_fd)
-    sandbox.become_worker(template.sandbox, spec.slot)
     linux.name_process(spec.worker_id)
     take_environment({**template.env, **spec.env})
     _reseed()
@@ -84,7 +114,7 @@ def run(
             loaded = loader.load(bundle, template.entrypoint, template.services)
         stage = "start"
         # Never closed: that would wait for threads in which the agent hangs, and the process ends anyway.
-        return asyncio.Runner().run(_serve(spec, template, loaded, channel))
+        return readied.runner.run(_serve(readied.server, spec, template, loaded, channel))
     except Exception as error:
         report = error.message if isinstance(error, errors.AgentError) else f"{type(error).__name__}: {error}"
         _log.error("worker failed", stage=stage, error=report)
@@ -115,7 +145,9 @@ def _reseed() -> None:
         numpy.random.seed()
 
 
-async def _serve(spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, channel: PoolChannel) -> int:
+async def _serve(
+    server: WorkerServer, spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, channel: PoolChannel
+) -> int:
     loop = asyncio.get_running_loop()
     drain: asyncio.Future[float] = loop.create_future()
     serves = False
@@ -136,10 +168,8 @@ async def _serve(spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, 
 
     loop.add_signal_handler(signal.SIGTERM, begin_drain, spec.stop_grace_s)
     loop.add_reader(channel.fileno(), hear)
-    server = WorkerServer(loaded, concurrency=spec.concurrency, default_timeout_s=spec.default_timeout_s)
-    starting: asyncio.Future[Any] = asyncio.ensure_future(
-        server.start(sandbox.workers_dir(template.sandbox) / socket_name(spec.slot))
-    )
+    path = sandbox.workers_dir(template.sandbox) / socket_name(spec.slot)
+    starting: asyncio.Future[Any] = asyncio.ensure_future(server.start(loaded, path))
     await asyncio.wait(cast(list[asyncio.Future[Any]], [starting, drain]), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         return 0  # stopped before it was ready

@@ -29,8 +29,8 @@ from agent_worker import loader
 from agent_worker.server import WorkerServer
 async def main():
     loaded = loader.load(sys.argv[1], "echo_agent:Echo", [])
-    server = WorkerServer(loaded, concurrency=64, default_timeout_s=60)
-    await server.start(Path(sys.argv[2]))
+    server = WorkerServer(concurrency=64, default_timeout_s=60)
+    await server.start(loaded, Path(sys.argv[2]))
     await asyncio.Event().wait()
 asyncio.run(main())
 """

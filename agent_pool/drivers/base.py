@@ -56,8 +56,6 @@ class Launch:
 
     worker_id: str
     revision: Revision
-    # Unique among the agent's living workers, from 1.
-    slot: int
     gpus: tuple[int, ...] = ()
 
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from agentruntime.launch import WorkerSpec
 
 from agent_pool import gpus, usage
 from agent_pool.cgroups.base import Counters, Group, Hierarchy
-from agent_pool.drivers import doors, exits
+from agent_pool.drivers import doors, exits, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.control import ControlClosed, Message
 from agent_pool.drivers.reports import MOST_BYTES, Reports
+from agent_pool.drivers.slots import Slots
 from agent_pool.drivers.spares import Spare, Spares
 from agent_pool.drivers.templates import ImageTemplate, Templates
 from agent_pool.drivers.venvs import Venvs
@@ -40,6 +41,7 @@ class _Process:
     """One worker's process and all that belongs to it."""
 
     launch: Launch
+    slot: int
     group: Group | None
     directory: Path
     # Where its log stood when it was started, in bytes.
@@ -67,7 +69,8 @@ class ProcessDriver(Driver):
         self._workers: dict[str, _Process] = {}
         self._venvs = Venvs(environment)
         self._templates = Templates(home, logs, hierarchy, environment)
-        self._spares = Spares(hierarchy)
+        self._slots = Slots()
+        self._spares = Spares(hierarchy, self._slots)
         self._sockets = home.run / "w"
 
     def enforcement(self) -> list[Enforcement]:
@@ -123,7 +126,7 @@ class ProcessDriver(Driver):
         ours, theirs = socket.socketpair()
         process.reports = Reports(ours)
         descriptors = [self._logs.open(launch_.revision.agent, launch_.worker_id), theirs.detach()]
-        request = launch.spec_message("fork", _worker_spec(launch_))
+        request = launch.spec_message("fork", _worker_spec(launch_, process.slot))
         try:
             # One that was just killed may still be known to its template, and would end as the worker.
             if spare is not None and processes.start_time(spare.pid):
@@ -175,6 +178,7 @@ class ProcessDriver(Driver):
         self._templates.forget_exit(process.pid)
         if self._workers.get(worker_id) is process:
             del self._workers[worker_id]
+            self._slots.free(process.launch.revision.agent, process.slot)
 
     async def inspect(self, worker_id: str) -> Running | None:
         process = self._workers.get(worker_id)
@@ -217,17 +221,18 @@ class ProcessDriver(Driver):
     def _place(self, launch_: Launch, spare: Spare | None) -> _Process:
         """Makes what the worker needs before it exists: its socket's directory, its group unless a spare has one."""
         revision = launch_.revision
-        directory = self._templates.workers_dir(revision.agent) / str(launch_.slot)
+        slot = spare.slot if spare else self._slots.take(revision.agent)
+        directory = self._templates.workers_dir(revision.agent) / str(slot)
         uid_base = self._templates.uid_base(revision)
-        doors.make(directory, uid_base + launch_.slot if uid_base else os.geteuid())
+        doors.make(directory, uid_base + slot if uid_base else os.geteuid())
         group = spare.group if spare else None
         if group is None and self._hierarchy is not None:
             # A name used once: the group of an earlier worker of this id may still be leaving.
             group = self._hierarchy.create(f"{launch_.worker_id}.{secrets.token_hex(3)}", revision.limits)
-        return _Process(launch_, group, directory, self._logs.size(revision.agent, launch_.worker_id))
+        return _Process(launch_, slot, group, directory, self._logs.size(revision.agent, launch_.worker_id))
 
     def _close_door(self, process: _Process, template: ImageTemplate) -> None:
-        revision, slot = process.launch.revision, process.launch.slot
+        revision, slot = process.launch.revision, process.slot
         # A worker that could not be isolated runs as the pool does.
         uid_base = 0 if template.prepared.degraded else self._templates.uid_base(revision)
         try:
@@ -348,8 +353,10 @@ class ProcessDriver(Driver):
         if group is not None and handle["pid"] not in group.pids():
             return None
         revision = launch_.revision
-        directory = self._templates.workers_dir(revision.agent) / str(launch_.slot)
-        process = _Process(launch_, group, directory, self._logs.size(revision.agent, launch_.worker_id))
+        slot = int(handle["slot"])
+        self._slots.claim(revision.agent, slot)
+        directory = self._templates.workers_dir(revision.agent) / str(slot)
+        process = _Process(launch_, slot, group, directory, self._logs.size(revision.agent, launch_.worker_id))
         self._workers[launch_.worker_id] = process
         self._attach(process, handle["pid"], None)
         return process
@@ -379,19 +386,14 @@ class ProcessDriver(Driver):
                 "pid": process.pid,
                 "start_time": processes.start_time(process.pid),
                 "group": process.group.name if process.group else "",
+                "slot": process.slot,
             },
         )
 
 
-def _worker_spec(launch_: Launch) -> WorkerSpec:
-    revision = launch_.revision
-    return WorkerSpec(
+def _worker_spec(launch_: Launch, slot: int) -> WorkerSpec:
+    return replace(
+        spares.any_worker(launch_.revision, slot),
         worker_id=launch_.worker_id,
-        agent=revision.agent,
-        revision=revision.number,
-        slot=launch_.slot,
         env=gpus.environment(launch_.gpus),
-        log_level=revision.log_level,
-        concurrency=revision.concurrency,
-        default_timeout_s=revision.default_timeout_s,
     )

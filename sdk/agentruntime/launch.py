@@ -23,11 +23,11 @@ working directory.
                           -> {"ok": false, "error": one sentence, "traceback": str}; the process has ended
     image template  fork  WorkerSpec + [log_fd, control_fd, *cgroup_fds]
                           -> {"ok": true, "pid"}
-                    spare + [*cgroup_fds]
-                          -> {"ok": true, "pid"} of a process that has joined its cgroups and namespaces, and
-                             waits to become a worker: a later `fork` with "spare": pid, and then no cgroup_fds.
-                             Joining a cgroup can take the kernel 20 ms (an RCU grace period); a spare has it
-                             behind it. If that spare is gone, `fork` answers "ok": false.
+                    spare WorkerSpec without worker_id and env + [*cgroup_fds]
+                          -> {"ok": true, "pid"} of a process that has joined its cgroups and namespaces, taken on
+                             its slot's uid and started grpc's core, and waits to become a worker: a later `fork`
+                             with "spare": pid, the same slot, and then no cgroup_fds. If that spare is gone,
+                             `fork` answers "ok": false.
     both            children -> {"ok": true, "children": {name: pid}}
                     quit  -> {"ok": true}, and it ends, leaving its children
     events                {"event": "exit", "name": key or worker_id, "pid", "status": as of waitpid(2)}
@@ -132,7 +132,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def spec_message(op: str, spec: TemplateSpec | WorkerSpec) -> dict[str, Any]:
-    """A `load` or `fork` request."""
+    """A `load`, `fork` or `spare` request."""
     return {"op": op, "spec": asdict(spec)}
 
 
@@ -146,7 +146,7 @@ def template_spec(data: dict[str, Any]) -> TemplateSpec:
 
 
 def worker_spec(data: dict[str, Any]) -> WorkerSpec:
-    """The spec of a `fork` request.
+    """The spec of a `fork` or `spare` request.
 
     Raises:
         TypeError: a field is missing or unknown.

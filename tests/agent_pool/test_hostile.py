@@ -20,8 +20,8 @@ from agent_worker.server import WorkerServer
 
 genuine = WorkerServer.start
 
-async def start(self, socket):
-    await genuine(self, socket)
+async def start(self, loaded, socket):
+    await genuine(self, loaded, socket)
     os.unlink(socket)
     os.symlink("../../../pool.sock", socket)
 

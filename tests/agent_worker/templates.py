@@ -84,6 +84,11 @@ class Template:
     directory: Path
     workers: list[Worker] = field(default_factory=list)
 
+    def spare(self, slot: int = 1) -> int:
+        """The pid of a process that waits to become the worker of a slot."""
+        answer = self.control.ask(launch.spec_message("spare", WorkerSpec("", self.spec.agent, 1, slot)))
+        return int(answer["pid"])
+
     def fork(self, slot: int = 1, spare: int | None = None, **settings: Any) -> Worker:
         spec = WorkerSpec(f"{self.spec.agent}-{slot:02d}", self.spec.agent, 1, slot, **settings)
         home = Path(self.spec.sandbox.workers_dir) / str(slot)

@@ -28,7 +28,7 @@ class A(Agent):
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[dict[str, templates.Worker]]:
-    """Two isolated workers of one agent, one of another, and one of an agent without isolation."""
+    """Two isolated workers of one agent (the first was a spare), one of another, and one without isolation."""
     with templates.base() as base:
         code = textwrap.dedent(ANYTHING)
         isolated = base.load("isolated", templates.write_bundle(base.directory / "b1", m=code), "m:A")
@@ -43,7 +43,7 @@ def workers() -> Iterator[dict[str, templates.Worker]]:
         )
         assert isolated.answer["degraded"] == []
         made = {
-            "first": isolated.fork(1),
+            "first": isolated.fork(1, spare=isolated.spare(1)),
             "second": isolated.fork(2),
             "other": other.fork(1),
             "outside": outside.fork(1),
@@ -136,6 +136,18 @@ def test_no_privilege_is_left_or_gained(workers: dict[str, templates.Worker]) ->
     assert (
         ask(workers["first"], "answer = open('/proc/self/status').read().split('NoNewPrivs:')[1].split()[0]") == "1"
     )
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_every_thread_is_without_privileges(workers: dict[str, templates.Worker], which: str) -> None:
+    statuses = [path.read_text() for path in Path(f"/proc/{workers[which].pid}/task").glob("*/status")]
+    assert len(statuses) > 1  # grpc's, which inherit what the first one had when it started them
+    uid = str(templates.UID_BASE + workers[which].spec.slot)
+    for status in statuses:
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        assert set(fields["Uid"].split()) == {uid}
+        assert [int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
+        assert fields["NoNewPrivs"].strip() == "1"
 
 
 def test_no_mount_and_no_way_back_to_the_old_root(workers: dict[str, templates.Worker]) -> None:

@@ -272,10 +272,9 @@ def test_noise_on_the_control_socket_ends_that_connection_only(base: templates.B
 
 def test_a_spare_becomes_a_worker(base: templates.Base) -> None:
     template = load(base, ECHO)
-    spare = template.control.ask({"op": "spare"})
-    assert spare["ok"]
-    worker = template.fork(spare=spare["pid"])
-    assert worker.pid == spare["pid"]
+    spare = template.spare()
+    worker = template.fork(spare=spare)
+    assert worker.pid == spare
     assert worker.event() == {"event": "listening"}
     assert ask(worker, "hello") == "hello"
     worker.drain()
@@ -284,7 +283,7 @@ def test_a_spare_becomes_a_worker(base: templates.Base) -> None:
 
 def test_a_spare_that_is_gone_is_said(base: templates.Base) -> None:
     template = load(base, ECHO)
-    spare = template.control.ask({"op": "spare"})["pid"]
+    spare = template.spare()
     os.kill(spare, signal.SIGKILL)
     template.control.exit_of("spare")
     with pytest.raises(AssertionError, match="that spare is gone"):
@@ -295,7 +294,7 @@ def test_a_spare_that_is_gone_is_said(base: templates.Base) -> None:
 
 def test_a_spare_ends_with_its_template(base: templates.Base) -> None:
     template = load(base, ECHO)
-    spare = os.pidfd_open(template.control.ask({"op": "spare"})["pid"])
+    spare = os.pidfd_open(template.spare())
     os.kill(template.answer["pid"], signal.SIGKILL)
     assert select.select([spare], [], [], 10)[0]
     os.close(spare)
