@@ -45,15 +45,20 @@ def run_request(message: pb.RunAgentRequest) -> RunRequest:
     """
     if not message.image:
         raise errors.InvalidArgument("name an image to run, like echo:latest")
+    if message.replicas > _MOST_REPLICAS:
+        raise errors.InvalidArgument(f"{message.replicas} replicas are more than one pool keeps ({_MOST_REPLICAS})")
+    replicas = message.replicas if message.HasField("replicas") else None
+    return RunRequest(message.image, message.agent, replicas, _asked(message.settings), message.allow_unenforced)
+
+
+def _asked(message: pb.AgentSettings) -> Asked:
     if message.network not in _NETWORKS:
         raise errors.InvalidArgument(f"{message.network} is not a network mode")
     level = message.log_level.upper()
     if level and level not in LEVELS:
         raise errors.InvalidArgument(f"'{message.log_level}' is not a log level; use {', '.join(LEVELS)}")
-    if message.replicas > _MOST_REPLICAS:
-        raise errors.InvalidArgument(f"{message.replicas} replicas are more than one pool keeps ({_MOST_REPLICAS})")
     _check_env(dict(message.env))
-    asked = Asked(
+    return Asked(
         resources=_requested(message.resources),
         health=_asked_health(message.health_check),
         network=_NETWORKS[message.network],
@@ -61,8 +66,6 @@ def run_request(message: pb.RunAgentRequest) -> RunRequest:
         env=dict(message.env),
         log_level=level,
     )
-    replicas = message.replicas if message.HasField("replicas") else None
-    return RunRequest(message.image, message.agent, replicas, asked, message.allow_unenforced)
 
 
 def _check_env(env: dict[str, str]) -> None:
@@ -151,12 +154,12 @@ def deployment(of: Deployment, stats: dict[str, Stats] | None = None) -> pb.Depl
         revision=of.spec.number,
         replicas=of.replicas,
         stopped=of.stopped,
-        resources=resources(of.spec.resources),
         services=of.prepared.services,
         descriptors=of.prepared.descriptors,
         workers=[worker(each, of, (stats or {}).get(each.worker_id)) for each in workers],
         notes=[*of.notes, *of.prepared.degraded],
         idempotent=of.spec.program.idempotent,
+        settings=pb.AgentSettings(resources=resources(of.spec.resources)),
     )
 
 

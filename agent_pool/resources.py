@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 
 from agentruntime import errors, units
-from agentruntime.manifest import ResourcesSection
+from agentruntime.sections import ResourcesSection
 
 MB = 10**6
 DEFAULT_CPU_MILLIS = 20

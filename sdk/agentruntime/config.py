@@ -11,10 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from agentruntime import errors
-from agentruntime.manifest import Duration, ResourcesSection
+from agentruntime.sections import (
+    CacheSection,
+    Compression,
+    Duration,
+    HealthFailureAction,
+    ResourcesSection,
+    RestartPolicy,
+    ScalingSection,
+    Section,
+    TrafficSection,
+)
 
 FILE_NAME = "runtime-config.yaml"
 DEFAULT_TIMEOUT_S = 30.0
@@ -33,29 +43,17 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
 _BOOLEANS = {"true": 1, "1": 1, "yes": 1, "on": 1, "false": 0, "0": 0, "no": 0, "off": 0, "": 0}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class HealthCheckSection(_Section):
+class HealthCheckSection(Section):
     """How often a worker is asked, how long it may take, and when it counts as unhealthy. Durations in seconds."""
 
     interval_s: Duration | None = Field(default=None, alias="interval", gt=0)
     timeout_s: Duration | None = Field(default=None, alias="timeout", gt=0)
     retries: int | None = Field(default=None, ge=1)
     start_timeout_s: Duration | None = Field(default=None, alias="start_timeout", gt=0)
+    failure_action: HealthFailureAction | None = None
 
 
-class ScalingSection(_Section):
-    """Automatic scaling. Read, and refused by `check_supported`: this version does not scale by itself."""
-
-    auto_scale: bool | None = None
-    min_replicas: int | None = Field(default=None, ge=0)
-    max_replicas: int | None = Field(default=None, ge=1)
-    cpu_threshold: float | None = Field(default=None, gt=0, le=100)
-
-
-class UapiSection(_Section):
+class UapiSection(Section):
     """How callers reach the gateway."""
 
     # "host:port", "unix:/path", "http://host:port" or "https://host:port"; None finds the local platform.
@@ -64,7 +62,7 @@ class UapiSection(_Section):
     timeout_s: Duration = Field(default=DEFAULT_TIMEOUT_S, alias="timeout", gt=0)
 
 
-class RuntimeConfig(_Section):
+class RuntimeConfig(Section):
     """Settings of a caller and of `agent run`. None means that nobody set it.
 
     `app_name`, `app_version`, `app_environment` and `custom_config` belong to the application; the platform carries
@@ -74,13 +72,22 @@ class RuntimeConfig(_Section):
     mode: Literal["native", "container", "serverless"] | None = None
     resources: ResourcesSection = ResourcesSection()
     health_check: HealthCheckSection = HealthCheckSection()
+    restart_policy: RestartPolicy | None = None
     scaling: ScalingSection = ScalingSection()
+    traffic: TrafficSection = TrafficSection()
+    cache: CacheSection = CacheSection()
+    # Calls that one worker handles at a time, and that wait beyond those.
+    concurrency: int | None = Field(default=None, ge=1, le=10_000)
+    queue: int | None = Field(default=None, ge=0, le=100_000)
+    compression: Compression | None = None
+    optimize_throughput: bool | None = None
+    debug: bool | None = None
     replicas: int | None = Field(default=None, ge=0, le=10_000)
     network: Annotated[
         Literal["isolated", "host"] | None, BeforeValidator(lambda given: "isolated" if given == "none" else given)
     ] = None
     venv: str | None = None
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None,
         BeforeValidator(lambda given: given.upper() if isinstance(given, str) else given),
@@ -90,7 +97,7 @@ class RuntimeConfig(_Section):
     app_name: str | None = None
     app_version: str | None = None
     app_environment: str | None = None
-    custom_config: dict[str, Any] = {}
+    custom_config: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "configuration") -> Self:
@@ -143,7 +150,7 @@ class RuntimeConfig(_Section):
         Raises:
             InvalidArgument: one of them says what cannot be read.
         """
-        merged: dict[str, Any] = {}
+        merged: dict[str, Any] = Field(default_factory=dict)
         optional = (directory or Path.cwd()) / FILE_NAME
         if file is not None or optional.exists():
             path = file or optional
@@ -170,15 +177,6 @@ class RuntimeConfig(_Section):
             raise errors.FailedPrecondition(
                 f"mode '{self.mode}' is not available in this version, which runs agents as processes; "
                 "set mode: native (or AGENT_RUNTIME_MODE=native, or the flag --native)",
-                reason="NOT_SUPPORTED",
-            )
-        scaling = self.scaling
-        sizes = (scaling.min_replicas, scaling.max_replicas, scaling.cpu_threshold)
-        written = any(value is not None for value in sizes)
-        if scaling.auto_scale or (scaling.auto_scale is None and written):
-            raise errors.FailedPrecondition(
-                "automatic scaling is not available in this version; set scaling.auto_scale: false and say how many "
-                "workers with replicas",
                 reason="NOT_SUPPORTED",
             )
 
@@ -244,7 +242,7 @@ def _flag(path: tuple[str, ...]) -> str:
 
 
 def _nested(layer: Mapping[tuple[str, ...], tuple[str, Any]]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+    nested: dict[str, Any] = Field(default_factory=dict)
     for path, (_, value) in layer.items():
         place = nested
         for key in path[:-1]:

@@ -4,62 +4,42 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from agentruntime import errors, names, units
+from agentruntime import errors, names
+from agentruntime.sections import (
+    CacheSection,
+    Compression,
+    Duration,
+    HealthFailureAction,
+    ResourcesSection,
+    RestartPolicy,
+    ScalingSection,
+    Section,
+    TrafficSection,
+)
 
 FILE_NAME = "agent.yaml"
 
 
-def _unit(parse: Any) -> BeforeValidator:
-    def read(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise ValueError("write a number with a unit")  # pydantic collects ValueError only
-        try:
-            return parse(str(value))
-        except errors.InvalidUnit as error:
-            raise ValueError(error.message) from None
-
-    return BeforeValidator(read)
-
-
-Size = Annotated[int, _unit(units.parse_size)]
-Cpu = Annotated[int, _unit(units.parse_cpu)]
-Duration = Annotated[float, _unit(units.parse_duration)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class PythonSection(_Section):
+class PythonSection(Section):
     """What the agent's code needs beside the platform's SDK."""
 
     # As in a requirements.txt, one each.
-    requirements: list[str] = []
+    requirements: list[str] = Field(default_factory=list)
 
 
-class ResourcesSection(_Section):
-    """What one worker gets, unless `agent run` says otherwise. Sizes in bytes, CPU in thousandths of a core."""
-
-    memory_bytes: Size | None = Field(default=None, alias="memory")
-    cpu_millis: Cpu | None = Field(default=None, alias="cpu")
-    memory_limit_bytes: Size | None = Field(default=None, alias="memory_limit")
-    cpu_limit_millis: Cpu | None = Field(default=None, alias="cpu_limit")
-    gpus: int | None = Field(default=None, alias="gpu", ge=0, le=64)
-    pids_limit: int | None = Field(default=None, alias="pids", ge=1)
-
-
-class HealthSection(_Section):
+class HealthSection(Section):
     """When a worker counts as ready, and as unhealthy. Durations in seconds."""
 
     interval_s: Duration = Field(default=10.0, alias="interval", gt=0)
     timeout_s: Duration = Field(default=5.0, alias="timeout", gt=0)
     retries: int = Field(3, ge=1)
     start_timeout_s: Duration = Field(default=60.0, alias="start_timeout", gt=0)
+    failure_action: HealthFailureAction = "restart"
 
 
-class AgentManifest(_Section):
+class AgentManifest(Section):
     """All of `agent.yaml`."""
 
     name: Annotated[str, BeforeValidator(lambda name: names.check_agent_name(str(name)))]
@@ -67,17 +47,25 @@ class AgentManifest(_Section):
     # "module:Class"; the module is found in the project's directory.
     entrypoint: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     # Full names of the gRPC services; empty for whatever the class implements.
-    services: list[str] = []
+    services: list[str] = Field(default_factory=list)
     python: PythonSection = PythonSection()
     resources: ResourcesSection = ResourcesSection()
     health: HealthSection = HealthSection()
     # Calls that one worker handles at a time.
     concurrency: int = Field(64, ge=1, le=10_000)
+    # Calls that wait beyond those; more are refused.
+    queue: int = Field(1024, ge=0, le=100_000)
+    compression: Compression | None = None
+    optimize_throughput: bool | None = None
+    restart_policy: RestartPolicy | None = None
+    scaling: ScalingSection = ScalingSection()
+    traffic: TrafficSection = TrafficSection()
+    cache: CacheSection = CacheSection()
     # Limit of a unary call that comes without a deadline, in seconds.
     timeout_s: Duration = Field(default=60.0, alias="timeout", gt=0)
     # Whether calls that the protos declare idempotent may be repeated on another worker.
     idempotent: bool = True
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "AgentManifest":

@@ -107,7 +107,15 @@ class RunningPool:
         return image
 
     async def run(self, image: str, **fields: object) -> pb.Deployment:
-        request = pb.RunAgentRequest(image=image, **fields)  # type: ignore[arg-type]  # fields of the message
+        """Runs an image with fields of RunAgentRequest, or of its settings."""
+        settings = {
+            name: fields.pop(name) for name in list(fields) if name in pb.AgentSettings.DESCRIPTOR.fields_by_name
+        }
+        request = pb.RunAgentRequest(
+            image=image,
+            settings=pb.AgentSettings(**settings),  # type: ignore[arg-type]  # fields of the message
+            **fields,  # type: ignore[arg-type]  # as above
+        )
         return (await self.pool.RunAgent(request, timeout=60)).deployment
 
     async def worker(self, worker_id: str) -> pb.Worker:

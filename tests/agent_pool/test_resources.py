@@ -2,7 +2,7 @@
 
 import pytest
 from agentruntime import errors
-from agentruntime.manifest import ResourcesSection
+from agentruntime.sections import ResourcesSection
 
 from agent_pool.resources import Requested, Resources, resolve
 

@@ -103,16 +103,18 @@ def run_request(image: str, agent: str | None, settings: RuntimeConfig) -> pool_
     request = pool_pb2.RunAgentRequest(
         image=image,
         agent=names.check_agent_name(agent) if agent else "",
-        network=networks.get(settings.network, pool_pb2.NETWORK_MODE_HOST),
-        venv=settings.venv or "",
-        env=settings.env,
-        log_level=settings.log_level or "",
+        settings=pool_pb2.AgentSettings(
+            network=networks.get(settings.network, pool_pb2.NETWORK_MODE_HOST),
+            venv=settings.venv or "",
+            env=settings.env,
+            log_level=settings.log_level or "",
+        ),
         allow_unenforced=settings.allow_unenforced or False,
     )
     if settings.replicas is not None:
         request.replicas = settings.replicas
     _set(
-        request.resources,
+        request.settings.resources,
         cpu_millis=resources.cpu_millis,
         memory_bytes=resources.memory_bytes,
         cpu_limit_millis=resources.cpu_limit_millis,
@@ -121,7 +123,7 @@ def run_request(image: str, agent: str | None, settings: RuntimeConfig) -> pool_
         pids_limit=resources.pids_limit,
     )
     _set(
-        request.health_check,
+        request.settings.health_check,
         interval_seconds=health.interval_s,
         timeout_seconds=health.timeout_s,
         retries=health.retries,

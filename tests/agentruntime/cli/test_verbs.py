@@ -58,9 +58,10 @@ def test_run_sends_what_was_set_and_nothing_else(agent: Agent, record: Record) -
         "run", "my-agent:1.0", "--memory", "2GB", "--cpu", "2", "--native", "--replicas", "0", "-e", "A=b=c"
     )
     assert result.status == 0
-    expected = pool_pb2.RunAgentRequest(image="my-agent:1.0", replicas=0, env={"A": "b=c"})
-    expected.resources.memory_bytes = 2 * 10**9
-    expected.resources.cpu_millis = 2000
+    expected = pool_pb2.RunAgentRequest(image="my-agent:1.0", replicas=0)
+    expected.settings.env["A"] = "b=c"
+    expected.settings.resources.memory_bytes = 2 * 10**9
+    expected.settings.resources.cpu_millis = 2000
     assert record.requests == [expected]
     assert result.out == (
         "my-agent is registered with no workers; `agent run my-agent:1.0 --replicas 1` starts one\n"
@@ -78,10 +79,17 @@ def test_run_with_every_flag(agent: Agent, record: Record) -> None:
     flags = "--name x --memory-limit 1GiB --cpu-limit 500m --gpu 1 --venv v --network host --log-level debug"
     assert agent("run", "my-agent", *flags.split(), "--allow-unenforced").status == 0
     request = record.requests[0]
-    assert (request.agent, request.network, request.log_level) == ("x", pool_pb2.NETWORK_MODE_HOST, "DEBUG")
-    assert (request.resources.memory_limit_bytes, request.resources.cpu_limit_millis) == (2**30, 500)
-    assert (request.resources.gpus, request.allow_unenforced) == (1, True)
-    assert request.venv == str(Path.cwd() / "v")
+    assert (request.agent, request.settings.network, request.settings.log_level) == (
+        "x",
+        pool_pb2.NETWORK_MODE_HOST,
+        "DEBUG",
+    )
+    assert (request.settings.resources.memory_limit_bytes, request.settings.resources.cpu_limit_millis) == (
+        2**30,
+        500,
+    )
+    assert (request.settings.resources.gpus, request.allow_unenforced) == (1, True)
+    assert request.settings.venv == str(Path.cwd() / "v")
 
 
 def test_run_reads_the_configuration_file(agent: Agent, record: Record) -> None:
@@ -90,8 +98,8 @@ def test_run_reads_the_configuration_file(agent: Agent, record: Record) -> None:
     )
     assert agent("run", "my-agent", "--memory", "3GB").status == 0
     request = record.requests[0]
-    assert (request.resources.memory_bytes, request.resources.cpu_millis) == (3 * 10**9, 2000)
-    assert (request.health_check.interval_seconds, request.health_check.retries) == (30.0, 3)
+    assert (request.settings.resources.memory_bytes, request.settings.resources.cpu_millis) == (3 * 10**9, 2000)
+    assert (request.settings.health_check.interval_seconds, request.settings.health_check.retries) == (30.0, 3)
 
 
 def test_run_says_which_methods_can_be_called() -> None:

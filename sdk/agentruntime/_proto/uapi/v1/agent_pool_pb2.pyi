@@ -42,6 +42,107 @@ NETWORK_MODE_ISOLATED: NetworkMode.ValueType  # 1
 NETWORK_MODE_HOST: NetworkMode.ValueType  # 2
 Global___NetworkMode: _TypeAlias = NetworkMode  # noqa: Y015
 
+class _HealthFailureAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HealthFailureActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HealthFailureAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEALTH_FAILURE_ACTION_UNSPECIFIED: _HealthFailureAction.ValueType  # 0
+    """The default, which is restart."""
+    HEALTH_FAILURE_ACTION_RESTART: _HealthFailureAction.ValueType  # 1
+    """It gets no calls and is replaced, as if it had died."""
+    HEALTH_FAILURE_ACTION_STOP: _HealthFailureAction.ValueType  # 2
+    """It gets no calls, is drained and stays stopped."""
+    HEALTH_FAILURE_ACTION_IGNORE: _HealthFailureAction.ValueType  # 3
+    """It gets no calls until it is well again."""
+
+class HealthFailureAction(_HealthFailureAction, metaclass=_HealthFailureActionEnumTypeWrapper):
+    """What the pool does with a worker whose health checks fail."""
+
+HEALTH_FAILURE_ACTION_UNSPECIFIED: HealthFailureAction.ValueType  # 0
+"""The default, which is restart."""
+HEALTH_FAILURE_ACTION_RESTART: HealthFailureAction.ValueType  # 1
+"""It gets no calls and is replaced, as if it had died."""
+HEALTH_FAILURE_ACTION_STOP: HealthFailureAction.ValueType  # 2
+"""It gets no calls, is drained and stays stopped."""
+HEALTH_FAILURE_ACTION_IGNORE: HealthFailureAction.ValueType  # 3
+"""It gets no calls until it is well again."""
+Global___HealthFailureAction: _TypeAlias = HealthFailureAction  # noqa: Y015
+
+class _RestartPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RestartPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RestartPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESTART_POLICY_UNSPECIFIED: _RestartPolicy.ValueType  # 0
+    """The default, which is always."""
+    RESTART_POLICY_ALWAYS: _RestartPolicy.ValueType  # 1
+    RESTART_POLICY_ON_FAILURE: _RestartPolicy.ValueType  # 2
+    """Unless it ended with status 0."""
+    RESTART_POLICY_NO: _RestartPolicy.ValueType  # 3
+
+class RestartPolicy(_RestartPolicy, metaclass=_RestartPolicyEnumTypeWrapper):
+    """When a worker that ended by itself is started again."""
+
+RESTART_POLICY_UNSPECIFIED: RestartPolicy.ValueType  # 0
+"""The default, which is always."""
+RESTART_POLICY_ALWAYS: RestartPolicy.ValueType  # 1
+RESTART_POLICY_ON_FAILURE: RestartPolicy.ValueType  # 2
+"""Unless it ended with status 0."""
+RESTART_POLICY_NO: RestartPolicy.ValueType  # 3
+Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
+
+class _LoadBalancer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LoadBalancerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadBalancer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOAD_BALANCER_UNSPECIFIED: _LoadBalancer.ValueType  # 0
+    """The default, which is least-request."""
+    LOAD_BALANCER_ROUND_ROBIN: _LoadBalancer.ValueType  # 1
+    LOAD_BALANCER_STICKY: _LoadBalancer.ValueType  # 2
+    """Calls with the same x-uapi-conversation go to the same worker, as long as it is there; others anywhere."""
+    LOAD_BALANCER_HEALTH_BASED: _LoadBalancer.ValueType  # 3
+    """Least-request, where a worker whose event loop lags counts for less."""
+    LOAD_BALANCER_LEAST_REQUEST: _LoadBalancer.ValueType  # 4
+
+class LoadBalancer(_LoadBalancer, metaclass=_LoadBalancerEnumTypeWrapper):
+    """How calls are spread over an agent's workers."""
+
+LOAD_BALANCER_UNSPECIFIED: LoadBalancer.ValueType  # 0
+"""The default, which is least-request."""
+LOAD_BALANCER_ROUND_ROBIN: LoadBalancer.ValueType  # 1
+LOAD_BALANCER_STICKY: LoadBalancer.ValueType  # 2
+"""Calls with the same x-uapi-conversation go to the same worker, as long as it is there; others anywhere."""
+LOAD_BALANCER_HEALTH_BASED: LoadBalancer.ValueType  # 3
+"""Least-request, where a worker whose event loop lags counts for less."""
+LOAD_BALANCER_LEAST_REQUEST: LoadBalancer.ValueType  # 4
+Global___LoadBalancer: _TypeAlias = LoadBalancer  # noqa: Y015
+
+class _Compression:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compression.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPRESSION_UNSPECIFIED: _Compression.ValueType  # 0
+    """The default, which is none."""
+    COMPRESSION_NONE: _Compression.ValueType  # 1
+    COMPRESSION_GZIP: _Compression.ValueType  # 2
+    """Of responses, for callers that accept it (gRPC's grpc-accept-encoding)."""
+
+class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper): ...
+
+COMPRESSION_UNSPECIFIED: Compression.ValueType  # 0
+"""The default, which is none."""
+COMPRESSION_NONE: Compression.ValueType  # 1
+COMPRESSION_GZIP: Compression.ValueType  # 2
+"""Of responses, for callers that accept it (gRPC's grpc-accept-encoding)."""
+Global___Compression: _TypeAlias = Compression  # noqa: Y015
+
 class _WorkerState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -150,18 +251,24 @@ Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class HealthCheck(_message.Message):
+    """A check fails when grpc.health.v1 does not answer SERVING in time, or when the worker's event loop was blocked for
+    longer than that time since the check before.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
     START_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    FAILURE_ACTION_FIELD_NUMBER: _builtins.int
     interval_seconds: _builtins.float
     timeout_seconds: _builtins.float
     retries: _builtins.int
     """So many failures in a row make a worker unhealthy."""
     start_timeout_seconds: _builtins.float
-    """A worker that has not become ready in this time has failed."""
+    """A worker that has not become ready in this time has failed. Until then checks do not count as failures."""
+    failure_action: Global___HealthFailureAction.ValueType
     def __init__(
         self,
         *,
@@ -169,10 +276,11 @@ class HealthCheck(_message.Message):
         timeout_seconds: _builtins.float | None = ...,
         retries: _builtins.int | None = ...,
         start_timeout_seconds: _builtins.float | None = ...,
+        failure_action: Global___HealthFailureAction.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_interval_seconds", b"_interval_seconds", "_retries", b"_retries", "_start_timeout_seconds", b"_start_timeout_seconds", "_timeout_seconds", b"_timeout_seconds", "interval_seconds", b"interval_seconds", "retries", b"retries", "start_timeout_seconds", b"start_timeout_seconds", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_interval_seconds", b"_interval_seconds", "_retries", b"_retries", "_start_timeout_seconds", b"_start_timeout_seconds", "_timeout_seconds", b"_timeout_seconds", "interval_seconds", b"interval_seconds", "retries", b"retries", "start_timeout_seconds", b"start_timeout_seconds", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_interval_seconds", b"_interval_seconds", "_retries", b"_retries", "_start_timeout_seconds", b"_start_timeout_seconds", "_timeout_seconds", b"_timeout_seconds", "failure_action", b"failure_action", "interval_seconds", b"interval_seconds", "retries", b"retries", "start_timeout_seconds", b"start_timeout_seconds", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__interval_seconds: _TypeAlias = _typing.Literal["interval_seconds"]  # noqa: Y015
     _WhichOneofArgType__interval_seconds: _TypeAlias = _typing.Literal["_interval_seconds", b"_interval_seconds"]  # noqa: Y015
@@ -194,7 +302,203 @@ class HealthCheck(_message.Message):
 Global___HealthCheck: _TypeAlias = HealthCheck  # noqa: Y015
 
 @_typing.final
-class RunAgentRequest(_message.Message):
+class Scaling(_message.Message):
+    """How many workers an agent has. Unset is: what agent.yaml says, else the default given here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTO_SCALE_FIELD_NUMBER: _builtins.int
+    MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    CPU_THRESHOLD_PERCENT_FIELD_NUMBER: _builtins.int
+    TARGET_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    auto_scale: _builtins.bool
+    """Whether the pool chooses the number between min_replicas and max_replicas; false. While false the number is what
+    RunAgent or ScaleAgent said, or none while the agent sleeps.
+    """
+    min_replicas: _builtins.int
+    """0: an agent that is idle sleeps, that is, has no process, and the next call wakes it. 1 or more: it never sleeps."""
+    max_replicas: _builtins.int
+    """10."""
+    cpu_threshold_percent: _builtins.float
+    """Mean CPU use of the workers above which more are started, in percent of what one worker may use: its CPU cap,
+    else one core. 80.
+    """
+    target_concurrency: _builtins.float
+    """Calls in flight that one worker should have. Unset: three quarters of the concurrency of a worker."""
+    @_builtins.property
+    def idle_timeout(self) -> _duration_pb2.Duration:
+        """Without a call for so long, an agent with min_replicas 0 sleeps. 5 minutes."""
+
+    def __init__(
+        self,
+        *,
+        auto_scale: _builtins.bool | None = ...,
+        min_replicas: _builtins.int | None = ...,
+        max_replicas: _builtins.int | None = ...,
+        cpu_threshold_percent: _builtins.float | None = ...,
+        target_concurrency: _builtins.float | None = ...,
+        idle_timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_scale", b"_auto_scale", "_cpu_threshold_percent", b"_cpu_threshold_percent", "_idle_timeout", b"_idle_timeout", "_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "_target_concurrency", b"_target_concurrency", "auto_scale", b"auto_scale", "cpu_threshold_percent", b"cpu_threshold_percent", "idle_timeout", b"idle_timeout", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_scale", b"_auto_scale", "_cpu_threshold_percent", b"_cpu_threshold_percent", "_idle_timeout", b"_idle_timeout", "_max_replicas", b"_max_replicas", "_min_replicas", b"_min_replicas", "_target_concurrency", b"_target_concurrency", "auto_scale", b"auto_scale", "cpu_threshold_percent", b"cpu_threshold_percent", "idle_timeout", b"idle_timeout", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__auto_scale: _TypeAlias = _typing.Literal["auto_scale"]  # noqa: Y015
+    _WhichOneofArgType__auto_scale: _TypeAlias = _typing.Literal["_auto_scale", b"_auto_scale"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_threshold_percent: _TypeAlias = _typing.Literal["cpu_threshold_percent"]  # noqa: Y015
+    _WhichOneofArgType__cpu_threshold_percent: _TypeAlias = _typing.Literal["_cpu_threshold_percent", b"_cpu_threshold_percent"]  # noqa: Y015
+    _WhichOneofReturnType__idle_timeout: _TypeAlias = _typing.Literal["idle_timeout"]  # noqa: Y015
+    _WhichOneofArgType__idle_timeout: _TypeAlias = _typing.Literal["_idle_timeout", b"_idle_timeout"]  # noqa: Y015
+    _WhichOneofReturnType__max_replicas: _TypeAlias = _typing.Literal["max_replicas"]  # noqa: Y015
+    _WhichOneofArgType__max_replicas: _TypeAlias = _typing.Literal["_max_replicas", b"_max_replicas"]  # noqa: Y015
+    _WhichOneofReturnType__min_replicas: _TypeAlias = _typing.Literal["min_replicas"]  # noqa: Y015
+    _WhichOneofArgType__min_replicas: _TypeAlias = _typing.Literal["_min_replicas", b"_min_replicas"]  # noqa: Y015
+    _WhichOneofReturnType__target_concurrency: _TypeAlias = _typing.Literal["target_concurrency"]  # noqa: Y015
+    _WhichOneofArgType__target_concurrency: _TypeAlias = _typing.Literal["_target_concurrency", b"_target_concurrency"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_scale) -> _WhichOneofReturnType__auto_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_threshold_percent) -> _WhichOneofReturnType__cpu_threshold_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_timeout) -> _WhichOneofReturnType__idle_timeout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_replicas) -> _WhichOneofReturnType__max_replicas | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_replicas) -> _WhichOneofReturnType__min_replicas | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_concurrency) -> _WhichOneofReturnType__target_concurrency | None: ...
+
+Global___Scaling: _TypeAlias = Scaling  # noqa: Y015
+
+@_typing.final
+class Traffic(_message.Message):
+    """What the gateway does with an agent's calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOAD_BALANCER_FIELD_NUMBER: _builtins.int
+    FAILURE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    load_balancer: Global___LoadBalancer.ValueType
+    failure_threshold: _builtins.int
+    """A worker that fails so many calls in a row (UNAVAILABLE, INTERNAL, UNKNOWN, DATA_LOSS, DEADLINE_EXCEEDED,
+    UNIMPLEMENTED) gets no calls for some seconds; with none left, calls fail at once (UNAVAILABLE, reason
+    CIRCUIT_OPEN). Unset or 0: no circuit breaker.
+    """
+    def __init__(
+        self,
+        *,
+        load_balancer: Global___LoadBalancer.ValueType = ...,
+        failure_threshold: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failure_threshold", b"_failure_threshold", "failure_threshold", b"failure_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failure_threshold", b"_failure_threshold", "failure_threshold", b"failure_threshold", "load_balancer", b"load_balancer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__failure_threshold: _TypeAlias = _typing.Literal["failure_threshold"]  # noqa: Y015
+    _WhichOneofArgType__failure_threshold: _TypeAlias = _typing.Literal["_failure_threshold", b"_failure_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_threshold) -> _WhichOneofReturnType__failure_threshold | None: ...
+
+Global___Traffic: _TypeAlias = Traffic  # noqa: Y015
+
+@_typing.final
+class Cache(_message.Message):
+    """Answers that the gateway gives again by itself: of unary methods whose proto declares them idempotent (GetHealth
+    excepted), for the same caller, revision, method and request.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    max_bytes: _builtins.int
+    """Unset or 0: no cache."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long an answer is given again. 300 seconds."""
+
+    def __init__(
+        self,
+        *,
+        max_bytes: _builtins.int | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_ttl", b"_ttl", "max_bytes", b"max_bytes", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_ttl", b"_ttl", "max_bytes", b"max_bytes", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__ttl: _TypeAlias = _typing.Literal["ttl"]  # noqa: Y015
+    _WhichOneofArgType__ttl: _TypeAlias = _typing.Literal["_ttl", b"_ttl"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl) -> _WhichOneofReturnType__ttl | None: ...
+
+Global___Cache: _TypeAlias = Cache  # noqa: Y015
+
+@_typing.final
+class Serving(_message.Message):
+    """How a worker serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    OPTIMIZE_THROUGHPUT_FIELD_NUMBER: _builtins.int
+    DEBUG_FIELD_NUMBER: _builtins.int
+    concurrency: _builtins.int
+    """Calls that a worker handles at a time; 64."""
+    queue: _builtins.int
+    """Calls that wait beyond those, in each worker, and in the gateway while the agent wakes; more are refused with
+    RESOURCE_EXHAUSTED, reason QUEUE_FULL. 1024.
+    """
+    compression: Global___Compression.ValueType
+    optimize_throughput: _builtins.bool
+    """Trades latency for throughput: pieces of StreamText are gathered for up to 20 ms before they are sent."""
+    debug: _builtins.bool
+    """The worker can be debugged, see DebugWorker. Needs the package debugpy in its Python."""
+    def __init__(
+        self,
+        *,
+        concurrency: _builtins.int | None = ...,
+        queue: _builtins.int | None = ...,
+        compression: Global___Compression.ValueType = ...,
+        optimize_throughput: _builtins.bool | None = ...,
+        debug: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_debug", b"_debug", "_optimize_throughput", b"_optimize_throughput", "_queue", b"_queue", "concurrency", b"concurrency", "debug", b"debug", "optimize_throughput", b"optimize_throughput", "queue", b"queue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_debug", b"_debug", "_optimize_throughput", b"_optimize_throughput", "_queue", b"_queue", "compression", b"compression", "concurrency", b"concurrency", "debug", b"debug", "optimize_throughput", b"optimize_throughput", "queue", b"queue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
+    _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
+    _WhichOneofReturnType__debug: _TypeAlias = _typing.Literal["debug"]  # noqa: Y015
+    _WhichOneofArgType__debug: _TypeAlias = _typing.Literal["_debug", b"_debug"]  # noqa: Y015
+    _WhichOneofReturnType__optimize_throughput: _TypeAlias = _typing.Literal["optimize_throughput"]  # noqa: Y015
+    _WhichOneofArgType__optimize_throughput: _TypeAlias = _typing.Literal["_optimize_throughput", b"_optimize_throughput"]  # noqa: Y015
+    _WhichOneofReturnType__queue: _TypeAlias = _typing.Literal["queue"]  # noqa: Y015
+    _WhichOneofArgType__queue: _TypeAlias = _typing.Literal["_queue", b"_queue"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrency) -> _WhichOneofReturnType__concurrency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__debug) -> _WhichOneofReturnType__debug | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optimize_throughput) -> _WhichOneofReturnType__optimize_throughput | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue) -> _WhichOneofReturnType__queue | None: ...
+
+Global___Serving: _TypeAlias = Serving  # noqa: Y015
+
+@_typing.final
+class AgentSettings(_message.Message):
+    """Settings of an agent. Those from `resources` to `serving` belong to a revision: changing them takes new workers.
+    The others are the agent's, and are taken up at once.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -217,54 +521,93 @@ class RunAgentRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    IMAGE_FIELD_NUMBER: _builtins.int
-    AGENT_FIELD_NUMBER: _builtins.int
-    REPLICAS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
-    HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     VENV_FIELD_NUMBER: _builtins.int
     ENV_FIELD_NUMBER: _builtins.int
     LOG_LEVEL_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    HEALTH_CHECK_FIELD_NUMBER: _builtins.int
+    RESTART_POLICY_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    network: Global___NetworkMode.ValueType
+    venv: _builtins.str
+    """A Python virtual environment on the pool's machine to run in; empty takes the platform's own."""
+    log_level: _builtins.str
+    """DEBUG, INFO, WARNING or ERROR; empty is INFO."""
+    restart_policy: Global___RestartPolicy.ValueType
+    @_builtins.property
+    def resources(self) -> Global___Resources: ...
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Environment of the workers."""
+
+    @_builtins.property
+    def serving(self) -> Global___Serving: ...
+    @_builtins.property
+    def health_check(self) -> Global___HealthCheck: ...
+    @_builtins.property
+    def scaling(self) -> Global___Scaling: ...
+    @_builtins.property
+    def traffic(self) -> Global___Traffic: ...
+    @_builtins.property
+    def cache(self) -> Global___Cache: ...
+    def __init__(
+        self,
+        *,
+        resources: Global___Resources | None = ...,
+        network: Global___NetworkMode.ValueType = ...,
+        venv: _builtins.str = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        log_level: _builtins.str = ...,
+        serving: Global___Serving | None = ...,
+        health_check: Global___HealthCheck | None = ...,
+        restart_policy: Global___RestartPolicy.ValueType = ...,
+        scaling: Global___Scaling | None = ...,
+        traffic: Global___Traffic | None = ...,
+        cache: Global___Cache | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "health_check", b"health_check", "resources", b"resources", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "env", b"env", "health_check", b"health_check", "log_level", b"log_level", "network", b"network", "resources", b"resources", "restart_policy", b"restart_policy", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic", "venv", b"venv"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentSettings: _TypeAlias = AgentSettings  # noqa: Y015
+
+@_typing.final
+class RunAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     ALLOW_UNENFORCED_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """"name:tag", "name" (tag latest), or "name@sha256:…"."""
     agent: _builtins.str
     """The agent's name; empty takes the image's."""
     replicas: _builtins.int
-    """Unset keeps what runs, or starts one."""
-    network: Global___NetworkMode.ValueType
-    venv: _builtins.str
-    """A Python virtual environment on the pool's machine to run in; empty takes the platform's own."""
-    log_level: _builtins.str
-    """DEBUG, INFO, WARNING or ERROR; empty is INFO."""
+    """Unset keeps what runs, or starts one; with auto_scale as many as min_replicas says, but one."""
     allow_unenforced: _builtins.bool
     """Run although a limit that was asked for cannot be enforced here."""
     @_builtins.property
-    def resources(self) -> Global___Resources: ...
-    @_builtins.property
-    def health_check(self) -> Global___HealthCheck: ...
-    @_builtins.property
-    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Environment of the workers."""
-
+    def settings(self) -> Global___AgentSettings: ...
     def __init__(
         self,
         *,
         image: _builtins.str = ...,
         agent: _builtins.str = ...,
         replicas: _builtins.int | None = ...,
-        resources: Global___Resources | None = ...,
-        health_check: Global___HealthCheck | None = ...,
-        network: Global___NetworkMode.ValueType = ...,
-        venv: _builtins.str = ...,
-        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        log_level: _builtins.str = ...,
+        settings: Global___AgentSettings | None = ...,
         allow_unenforced: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "health_check", b"health_check", "replicas", b"replicas", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "replicas", b"replicas", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "agent", b"agent", "allow_unenforced", b"allow_unenforced", "env", b"env", "health_check", b"health_check", "image", b"image", "log_level", b"log_level", "network", b"network", "replicas", b"replicas", "resources", b"resources", "venv", b"venv"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "agent", b"agent", "allow_unenforced", b"allow_unenforced", "image", b"image", "replicas", b"replicas", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
     _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
@@ -341,6 +684,469 @@ class StopAgentResponse(_message.Message):
 Global___StopAgentResponse: _TypeAlias = StopAgentResponse  # noqa: Y015
 
 @_typing.final
+class RestartAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GRACE_PERIOD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """An agent, or one of its workers."""
+    @_builtins.property
+    def grace_period(self) -> _duration_pb2.Duration:
+        """Unset is 30 seconds."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        grace_period: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartAgentRequest: _TypeAlias = RestartAgentRequest  # noqa: Y015
+
+@_typing.final
+class RestartAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def worker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The workers that are new."""
+
+    def __init__(
+        self,
+        *,
+        worker_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker_ids", b"worker_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartAgentResponse: _TypeAlias = RestartAgentResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    GRACE_PERIOD_FIELD_NUMBER: _builtins.int
+    ALLOW_UNENFORCED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """An agent, or one of its workers: then a canary."""
+    image: _builtins.str
+    """Empty keeps the image."""
+    allow_unenforced: _builtins.bool
+    @_builtins.property
+    def settings(self) -> Global___AgentSettings:
+        """What is unset stays as it is."""
+
+    @_builtins.property
+    def grace_period(self) -> _duration_pb2.Duration:
+        """Unset is 30 seconds."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        image: _builtins.str = ...,
+        settings: Global___AgentSettings | None = ...,
+        grace_period: _duration_pb2.Duration | None = ...,
+        allow_unenforced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace_period", b"grace_period", "settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_unenforced", b"allow_unenforced", "grace_period", b"grace_period", "image", b"image", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAgentRequest: _TypeAlias = UpdateAgentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment: ...
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAgentResponse: _TypeAlias = UpdateAgentResponse  # noqa: Y015
+
+@_typing.final
+class RollbackAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    GRACE_PERIOD_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    revision: _builtins.int
+    """Unset is the newest kept revision before the current one; while a canary runs, the current one."""
+    @_builtins.property
+    def grace_period(self) -> _duration_pb2.Duration:
+        """Unset is 30 seconds."""
+
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        revision: _builtins.int | None = ...,
+        grace_period: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "grace_period", b"grace_period", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "agent", b"agent", "grace_period", b"grace_period", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
+    _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
+
+Global___RollbackAgentRequest: _TypeAlias = RollbackAgentRequest  # noqa: Y015
+
+@_typing.final
+class RollbackAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment: ...
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackAgentResponse: _TypeAlias = RollbackAgentResponse  # noqa: Y015
+
+@_typing.final
+class ScaleAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
+    ALLOW_UNENFORCED_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    replicas: _builtins.int
+    allow_unenforced: _builtins.bool
+    @_builtins.property
+    def resources(self) -> Global___Resources:
+        """What is unset stays as it is."""
+
+    @_builtins.property
+    def scaling(self) -> Global___Scaling:
+        """What is unset stays as it is."""
+
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        replicas: _builtins.int | None = ...,
+        resources: Global___Resources | None = ...,
+        scaling: Global___Scaling | None = ...,
+        allow_unenforced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "replicas", b"replicas", "resources", b"resources", "scaling", b"scaling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "agent", b"agent", "allow_unenforced", b"allow_unenforced", "replicas", b"replicas", "resources", b"resources", "scaling", b"scaling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
+    _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replicas) -> _WhichOneofReturnType__replicas | None: ...
+
+Global___ScaleAgentRequest: _TypeAlias = ScaleAgentRequest  # noqa: Y015
+
+@_typing.final
+class ScaleAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment: ...
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleAgentResponse: _TypeAlias = ScaleAgentResponse  # noqa: Y015
+
+@_typing.final
+class WakeAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeAgentRequest: _TypeAlias = WakeAgentRequest  # noqa: Y015
+
+@_typing.final
+class WakeAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment: ...
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeAgentResponse: _TypeAlias = WakeAgentResponse  # noqa: Y015
+
+@_typing.final
+class ListRevisionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRevisionsRequest: _TypeAlias = ListRevisionsRequest  # noqa: Y015
+
+@_typing.final
+class Revision(_message.Message):
+    """One version of an agent's desired state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    READY_WORKERS_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    image: _builtins.str
+    image_digest: _builtins.str
+    cause: _builtins.str
+    """"run", "update", "canary", "rollback to 3", "scale"."""
+    ready_workers: _builtins.int
+    """Workers of it that are ready now."""
+    current: _builtins.bool
+    """The agent's current one."""
+    failure: _builtins.str
+    """Why it was given up, if it was: the reason of a rollback."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def resources(self) -> Global___Resources: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        image: _builtins.str = ...,
+        image_digest: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        cause: _builtins.str = ...,
+        ready_workers: _builtins.int = ...,
+        current: _builtins.bool = ...,
+        failure: _builtins.str = ...,
+        resources: Global___Resources | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "resources", b"resources"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "created_at", b"created_at", "current", b"current", "failure", b"failure", "image", b"image", "image_digest", b"image_digest", "number", b"number", "ready_workers", b"ready_workers", "resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revision: _TypeAlias = Revision  # noqa: Y015
+
+@_typing.final
+class ListRevisionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revision]: ...
+    def __init__(
+        self,
+        *,
+        revisions: _abc.Iterable[Global___Revision] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revisions", b"revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRevisionsResponse: _TypeAlias = ListRevisionsResponse  # noqa: Y015
+
+@_typing.final
+class AgentLoad(_message.Message):
+    """How much one agent was called."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    in_flight: _builtins.int
+    """Calls that the agent's workers have not answered yet."""
+    begun: _builtins.int
+    """Calls that have begun since the report before."""
+    queued: _builtins.int
+    """Calls that wait in the gateway for a worker."""
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        in_flight: _builtins.int = ...,
+        begun: _builtins.int = ...,
+        queued: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "begun", b"begun", "in_flight", b"in_flight", "queued", b"queued"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentLoad: _TypeAlias = AgentLoad  # noqa: Y015
+
+@_typing.final
+class ReportLoadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADS_FIELD_NUMBER: _builtins.int
+    EJECTED_WORKER_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentLoad]:
+        """All agents with anything to say; the others have no calls."""
+
+    @_builtins.property
+    def ejected_worker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Workers that Envoy has taken out of its rotation since the report before, for failures that it saw."""
+
+    def __init__(
+        self,
+        *,
+        loads: _abc.Iterable[Global___AgentLoad] | None = ...,
+        ejected_worker_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ejected_worker_ids", b"ejected_worker_ids", "loads", b"loads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportLoadRequest: _TypeAlias = ReportLoadRequest  # noqa: Y015
+
+@_typing.final
+class ReportLoadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportLoadResponse: _TypeAlias = ReportLoadResponse  # noqa: Y015
+
+@_typing.final
+class DebugWorkerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DebugWorkerRequest: _TypeAlias = DebugWorkerRequest  # noqa: Y015
+
+@_typing.final
+class DebugWorkerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DebugWorkerResponse: _TypeAlias = DebugWorkerResponse  # noqa: Y015
+
+@_typing.final
 class Usage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -405,6 +1211,11 @@ class Worker(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     START_NOTE_FIELD_NUMBER: _builtins.int
+    CRASH_LOOP_FIELD_NUMBER: _builtins.int
+    LAST_TRACEBACK_FIELD_NUMBER: _builtins.int
+    RETRY_AT_FIELD_NUMBER: _builtins.int
+    LAG_SECONDS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """"my-agent-01"."""
     agent: _builtins.str
@@ -421,6 +1232,14 @@ class Worker(_message.Message):
     image: _builtins.str
     start_note: _builtins.str
     """How it was started, where that is slower than a fork: "loads after the fork: import starts 1 thread"."""
+    crash_loop: _builtins.bool
+    """It fails again and again, and is started ever more rarely; `reason` and `last_traceback` say why."""
+    last_traceback: _builtins.str
+    """Of the last failure, if the agent's code raised."""
+    lag_seconds: _builtins.float
+    """The longest time its event loop was blocked between the last two health checks, in seconds."""
+    weight: _builtins.int
+    """For LOAD_BALANCER_HEALTH_BASED: from 1 to 100, the share of calls that it should get beside the others."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -432,6 +1251,10 @@ class Worker(_message.Message):
     @_builtins.property
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the GPUs leased to it."""
+
+    @_builtins.property
+    def retry_at(self) -> _timestamp_pb2.Timestamp:
+        """When it will be started again, for one that failed."""
 
     def __init__(
         self,
@@ -451,10 +1274,15 @@ class Worker(_message.Message):
         gpus: _abc.Iterable[_builtins.int] | None = ...,
         image: _builtins.str = ...,
         start_note: _builtins.str = ...,
+        crash_loop: _builtins.bool = ...,
+        last_traceback: _builtins.str = ...,
+        retry_at: _timestamp_pb2.Timestamp | None = ...,
+        lag_seconds: _builtins.float = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ready_at", b"ready_at", "resources", b"resources", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ready_at", b"ready_at", "resources", b"resources", "retry_at", b"retry_at", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent", b"agent", "gpus", b"gpus", "image", b"image", "pid", b"pid", "ready_at", b"ready_at", "reason", b"reason", "resources", b"resources", "restarts", b"restarts", "revision", b"revision", "start_note", b"start_note", "started_at", b"started_at", "state", b"state", "usage", b"usage", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent", b"agent", "crash_loop", b"crash_loop", "gpus", b"gpus", "image", b"image", "lag_seconds", b"lag_seconds", "last_traceback", b"last_traceback", "pid", b"pid", "ready_at", b"ready_at", "reason", b"reason", "resources", b"resources", "restarts", b"restarts", "retry_at", b"retry_at", "revision", b"revision", "start_note", b"start_note", "started_at", b"started_at", "state", b"state", "usage", b"usage", "weight", b"weight", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -472,33 +1300,48 @@ class Deployment(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
-    RESOURCES_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
     DESCRIPTORS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    ASLEEP_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     image: _builtins.str
+    """Of the current revision."""
     image_digest: _builtins.str
     """"sha256:…" of the image's manifest."""
     revision: _builtins.int
+    """The current one; while an update runs, the one that is rolled out."""
     replicas: _builtins.int
+    """Workers that are wanted; while the agent sleeps, as many as it had or begins with."""
     stopped: _builtins.bool
-    """Stopped by an operator."""
+    """Stopped by an operator. Calls do not wake it."""
     descriptors: _builtins.bytes
     """A serialized google.protobuf.FileDescriptorSet of those services with all they import."""
     idempotent: _builtins.bool
     """False where agent.yaml says `idempotent: false`: then no call is retried once a worker may have seen it."""
-    @_builtins.property
-    def resources(self) -> Global___Resources: ...
+    asleep: _builtins.bool
+    """It has no process; the next call wakes it."""
+    status: _builtins.str
+    """What goes on or went wrong last with the agent as a whole: "updating to revision 4 (2 of 5 workers)", "rolled
+    back to revision 3: …", "could not wake: …"; empty if nothing.
+    """
     @_builtins.property
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
+        """By worker_id, with their `usage` where that is asked for."""
+
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was degraded because this machine cannot enforce it, a sentence each."""
+
+    @_builtins.property
+    def settings(self) -> Global___AgentSettings:
+        """All settings as they are in force, defaults filled in."""
 
     def __init__(
         self,
@@ -509,16 +1352,18 @@ class Deployment(_message.Message):
         revision: _builtins.int = ...,
         replicas: _builtins.int = ...,
         stopped: _builtins.bool = ...,
-        resources: Global___Resources | None = ...,
         services: _abc.Iterable[_builtins.str] | None = ...,
         descriptors: _builtins.bytes = ...,
         workers: _abc.Iterable[Global___Worker] | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
         idempotent: _builtins.bool = ...,
+        asleep: _builtins.bool = ...,
+        settings: Global___AgentSettings | None = ...,
+        status: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "descriptors", b"descriptors", "idempotent", b"idempotent", "image", b"image", "image_digest", b"image_digest", "notes", b"notes", "replicas", b"replicas", "resources", b"resources", "revision", b"revision", "services", b"services", "stopped", b"stopped", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "asleep", b"asleep", "descriptors", b"descriptors", "idempotent", b"idempotent", "image", b"image", "image_digest", b"image_digest", "notes", b"notes", "replicas", b"replicas", "revision", b"revision", "services", b"services", "settings", b"settings", "status", b"status", "stopped", b"stopped", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

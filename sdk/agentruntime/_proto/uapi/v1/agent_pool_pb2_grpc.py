@@ -45,6 +45,46 @@ class AgentPoolStub:
                 request_serializer=uapi_dot_v1_dot_agent__pool__pb2.StopAgentRequest.SerializeToString,
                 response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.StopAgentResponse.FromString,
                 _registered_method=True)
+        self.RestartAgent = channel.unary_unary(
+                '/uapi.v1.AgentPool/RestartAgent',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.RestartAgentRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.RestartAgentResponse.FromString,
+                _registered_method=True)
+        self.UpdateAgent = channel.unary_unary(
+                '/uapi.v1.AgentPool/UpdateAgent',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.UpdateAgentRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.UpdateAgentResponse.FromString,
+                _registered_method=True)
+        self.RollbackAgent = channel.unary_unary(
+                '/uapi.v1.AgentPool/RollbackAgent',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.RollbackAgentRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.RollbackAgentResponse.FromString,
+                _registered_method=True)
+        self.ScaleAgent = channel.unary_unary(
+                '/uapi.v1.AgentPool/ScaleAgent',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.ScaleAgentRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.ScaleAgentResponse.FromString,
+                _registered_method=True)
+        self.WakeAgent = channel.unary_unary(
+                '/uapi.v1.AgentPool/WakeAgent',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.WakeAgentRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.WakeAgentResponse.FromString,
+                _registered_method=True)
+        self.ListRevisions = channel.unary_unary(
+                '/uapi.v1.AgentPool/ListRevisions',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.ListRevisionsRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.ListRevisionsResponse.FromString,
+                _registered_method=True)
+        self.ReportLoad = channel.stream_unary(
+                '/uapi.v1.AgentPool/ReportLoad',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.ReportLoadRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.ReportLoadResponse.FromString,
+                _registered_method=True)
+        self.DebugWorker = channel.stream_stream(
+                '/uapi.v1.AgentPool/DebugWorker',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.DebugWorkerRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.DebugWorkerResponse.FromString,
+                _registered_method=True)
         self.ListWorkers = channel.unary_unary(
                 '/uapi.v1.AgentPool/ListWorkers',
                 request_serializer=uapi_dot_v1_dot_agent__pool__pb2.ListWorkersRequest.SerializeToString,
@@ -90,13 +130,15 @@ class AgentPoolServicer:
         """Makes an agent run as asked: unpacks its image, loads its template, starts its workers, and answers when
         all of them are ready, or one has failed.
         Idempotent: the same request again changes nothing; more or fewer replicas are started or drained; an
-        agent that was stopped starts again.
+        agent that was stopped starts again. Settings that a running agent can take up without new workers (all but
+        those of a revision, see AgentSettings) are taken up at once; 0 replicas is an agent that sleeps.
         Blocks up to twice the agent's start timeout: the import of its code has one, then the start of its
         workers. If the caller hangs up, the start goes on.
         Errors: NOT_FOUND (no such image), INVALID_ARGUMENT (a unit, a limit below what a worker needs),
         RESOURCE_EXHAUSTED (it does not fit; says what is free), FAILED_PRECONDITION (a limit this machine cannot
-        enforce, GPUs it does not have, another image runs under that name, or the agent failed to import, start
-        or become healthy: then with its traceback, and nothing of it is left running).
+        enforce, GPUs it does not have, the agent runs with another image or other settings of a revision (UpdateAgent
+        changes those), or it failed to import, start or become healthy: then with its traceback, and nothing of it is
+        left running).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +148,88 @@ class AgentPoolServicer:
         """Stops an agent, or one worker of it (then the desired count goes down by one): no new calls, calls in
         flight finish within the grace period, then the process ends.
         Idempotent. Blocks up to the grace period. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartAgent(self, request, context):
+        """Replaces the workers of an agent, or one of them, by new ones of the same revision: each new worker is ready
+        before an old one drains, where the machine has room for both, else after it has ended.
+        Idempotent in the sense that a repetition restarts once more. Blocks until the last old worker has ended.
+        Errors: NOT_FOUND; FAILED_PRECONDITION (a new worker failed: the old ones that are left go on; the agent is
+        stopped); ABORTED (another update or restart of this agent runs).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAgent(self, request, context):
+        """Makes a new revision of an agent out of the current one and what the request sets, and rolls it out: each new
+        worker is ready before an old one drains, calls in flight finish within the grace period. Naming a worker
+        instead makes that worker alone run the new revision, a canary, until the agent is updated or rolled back; it
+        counts as one of the agent's workers and gets its share of the calls. If a new worker does not become healthy,
+        everything is rolled back to the revision before, and the error says why. An agent that sleeps or is stopped
+        takes up the revision, after its code was loaded once, and starts nothing.
+        Idempotent: a request that changes nothing makes no revision. Blocks until the last old worker has ended.
+        Errors: NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (not even one worker more or instead fits),
+        FAILED_PRECONDITION (as RunAgent; with reason ROLLED_BACK if workers had been started), ABORTED (another
+        update runs).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAgent(self, request, context):
+        """Rolls an agent out at an earlier revision's image and settings, as a new revision; ends a canary.
+        Not idempotent without a revision named: the one before the current differs then. Blocks as UpdateAgent.
+        Errors: as UpdateAgent; NOT_FOUND (no such revision is kept).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScaleAgent(self, request, context):
+        """Sets how many workers an agent has, what each of them gets, or how it scales by itself. More workers start at
+        once; fewer drain, the youngest first. Resources change in place where the kernel allows (the cgroup's caps),
+        as a new revision; what cannot change in place (GPUs) rolls. 0 replicas puts the agent to sleep.
+        Idempotent. Blocks until new workers are ready. Errors: as RunAgent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WakeAgent(self, request, context):
+        """Makes sure that an agent that sleeps is awake, and answers when a worker is ready; at most one start is under
+        way however many ask. An agent that is awake already is answered as soon as a worker is ready.
+        Idempotent. Blocks up to twice the agent's start timeout; the start goes on if the caller hangs up.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (stopped, reason AGENT_STOPPED; or the start failed, with its cause),
+        RESOURCE_EXHAUSTED (it does not fit).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevisions(self, request, context):
+        """The revisions of an agent that are kept, newest first. Does not block. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportLoad(self, request_iterator, context):
+        """The gateway says, about every half second and for as long as the stream lasts, how much the agents are called.
+        The pool scales by it, and puts to sleep what is idle; an agent is not idle while nobody reports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DebugWorker(self, request_iterator, context):
+        """Connects a debugger to a worker that runs with `debug`: bytes of the Debug Adapter Protocol, both ways. The
+        first request names the worker and carries no data.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (the worker does not run with `debug`, or this pool has taken it over
+        from one that died, and has no channel to it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +297,46 @@ def add_AgentPoolServicer_to_server(servicer, server):
                     servicer.StopAgent,
                     request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.StopAgentRequest.FromString,
                     response_serializer=uapi_dot_v1_dot_agent__pool__pb2.StopAgentResponse.SerializeToString,
+            ),
+            'RestartAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartAgent,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.RestartAgentRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.RestartAgentResponse.SerializeToString,
+            ),
+            'UpdateAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAgent,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.UpdateAgentRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.UpdateAgentResponse.SerializeToString,
+            ),
+            'RollbackAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAgent,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.RollbackAgentRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.RollbackAgentResponse.SerializeToString,
+            ),
+            'ScaleAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScaleAgent,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.ScaleAgentRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.ScaleAgentResponse.SerializeToString,
+            ),
+            'WakeAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.WakeAgent,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.WakeAgentRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.WakeAgentResponse.SerializeToString,
+            ),
+            'ListRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevisions,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.ListRevisionsRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.ListRevisionsResponse.SerializeToString,
+            ),
+            'ReportLoad': grpc.stream_unary_rpc_method_handler(
+                    servicer.ReportLoad,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.ReportLoadRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.ReportLoadResponse.SerializeToString,
+            ),
+            'DebugWorker': grpc.stream_stream_rpc_method_handler(
+                    servicer.DebugWorker,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.DebugWorkerRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.DebugWorkerResponse.SerializeToString,
             ),
             'ListWorkers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkers,
@@ -265,6 +429,222 @@ class AgentPool:
             '/uapi.v1.AgentPool/StopAgent',
             uapi_dot_v1_dot_agent__pool__pb2.StopAgentRequest.SerializeToString,
             uapi_dot_v1_dot_agent__pool__pb2.StopAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AgentPool/RestartAgent',
+            uapi_dot_v1_dot_agent__pool__pb2.RestartAgentRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.RestartAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AgentPool/UpdateAgent',
+            uapi_dot_v1_dot_agent__pool__pb2.UpdateAgentRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.UpdateAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AgentPool/RollbackAgent',
+            uapi_dot_v1_dot_agent__pool__pb2.RollbackAgentRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.RollbackAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScaleAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AgentPool/ScaleAgent',
+            uapi_dot_v1_dot_agent__pool__pb2.ScaleAgentRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.ScaleAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WakeAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AgentPool/WakeAgent',
+            uapi_dot_v1_dot_agent__pool__pb2.WakeAgentRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.WakeAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AgentPool/ListRevisions',
+            uapi_dot_v1_dot_agent__pool__pb2.ListRevisionsRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.ListRevisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportLoad(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/uapi.v1.AgentPool/ReportLoad',
+            uapi_dot_v1_dot_agent__pool__pb2.ReportLoadRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.ReportLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DebugWorker(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/uapi.v1.AgentPool/DebugWorker',
+            uapi_dot_v1_dot_agent__pool__pb2.DebugWorkerRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.DebugWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,18 +37,69 @@ class AgentPoolStub:
     """Makes an agent run as asked: unpacks its image, loads its template, starts its workers, and answers when
     all of them are ready, or one has failed.
     Idempotent: the same request again changes nothing; more or fewer replicas are started or drained; an
-    agent that was stopped starts again.
+    agent that was stopped starts again. Settings that a running agent can take up without new workers (all but
+    those of a revision, see AgentSettings) are taken up at once; 0 replicas is an agent that sleeps.
     Blocks up to twice the agent's start timeout: the import of its code has one, then the start of its
     workers. If the caller hangs up, the start goes on.
     Errors: NOT_FOUND (no such image), INVALID_ARGUMENT (a unit, a limit below what a worker needs),
     RESOURCE_EXHAUSTED (it does not fit; says what is free), FAILED_PRECONDITION (a limit this machine cannot
-    enforce, GPUs it does not have, another image runs under that name, or the agent failed to import, start
-    or become healthy: then with its traceback, and nothing of it is left running).
+    enforce, GPUs it does not have, the agent runs with another image or other settings of a revision (UpdateAgent
+    changes those), or it failed to import, start or become healthy: then with its traceback, and nothing of it is
+    left running).
     """
     StopAgent: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.StopAgentRequest, _agent_pool_pb2.StopAgentResponse]
     """Stops an agent, or one worker of it (then the desired count goes down by one): no new calls, calls in
     flight finish within the grace period, then the process ends.
     Idempotent. Blocks up to the grace period. Errors: NOT_FOUND.
+    """
+    RestartAgent: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.RestartAgentRequest, _agent_pool_pb2.RestartAgentResponse]
+    """Replaces the workers of an agent, or one of them, by new ones of the same revision: each new worker is ready
+    before an old one drains, where the machine has room for both, else after it has ended.
+    Idempotent in the sense that a repetition restarts once more. Blocks until the last old worker has ended.
+    Errors: NOT_FOUND; FAILED_PRECONDITION (a new worker failed: the old ones that are left go on; the agent is
+    stopped); ABORTED (another update or restart of this agent runs).
+    """
+    UpdateAgent: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.UpdateAgentRequest, _agent_pool_pb2.UpdateAgentResponse]
+    """Makes a new revision of an agent out of the current one and what the request sets, and rolls it out: each new
+    worker is ready before an old one drains, calls in flight finish within the grace period. Naming a worker
+    instead makes that worker alone run the new revision, a canary, until the agent is updated or rolled back; it
+    counts as one of the agent's workers and gets its share of the calls. If a new worker does not become healthy,
+    everything is rolled back to the revision before, and the error says why. An agent that sleeps or is stopped
+    takes up the revision, after its code was loaded once, and starts nothing.
+    Idempotent: a request that changes nothing makes no revision. Blocks until the last old worker has ended.
+    Errors: NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (not even one worker more or instead fits),
+    FAILED_PRECONDITION (as RunAgent; with reason ROLLED_BACK if workers had been started), ABORTED (another
+    update runs).
+    """
+    RollbackAgent: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.RollbackAgentRequest, _agent_pool_pb2.RollbackAgentResponse]
+    """Rolls an agent out at an earlier revision's image and settings, as a new revision; ends a canary.
+    Not idempotent without a revision named: the one before the current differs then. Blocks as UpdateAgent.
+    Errors: as UpdateAgent; NOT_FOUND (no such revision is kept).
+    """
+    ScaleAgent: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.ScaleAgentRequest, _agent_pool_pb2.ScaleAgentResponse]
+    """Sets how many workers an agent has, what each of them gets, or how it scales by itself. More workers start at
+    once; fewer drain, the youngest first. Resources change in place where the kernel allows (the cgroup's caps),
+    as a new revision; what cannot change in place (GPUs) rolls. 0 replicas puts the agent to sleep.
+    Idempotent. Blocks until new workers are ready. Errors: as RunAgent.
+    """
+    WakeAgent: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.WakeAgentRequest, _agent_pool_pb2.WakeAgentResponse]
+    """Makes sure that an agent that sleeps is awake, and answers when a worker is ready; at most one start is under
+    way however many ask. An agent that is awake already is answered as soon as a worker is ready.
+    Idempotent. Blocks up to twice the agent's start timeout; the start goes on if the caller hangs up.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (stopped, reason AGENT_STOPPED; or the start failed, with its cause),
+    RESOURCE_EXHAUSTED (it does not fit).
+    """
+    ListRevisions: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.ListRevisionsRequest, _agent_pool_pb2.ListRevisionsResponse]
+    """The revisions of an agent that are kept, newest first. Does not block. Errors: NOT_FOUND."""
+    ReportLoad: _grpc.StreamUnaryMultiCallable[_agent_pool_pb2.ReportLoadRequest, _agent_pool_pb2.ReportLoadResponse]
+    """The gateway says, about every half second and for as long as the stream lasts, how much the agents are called.
+    The pool scales by it, and puts to sleep what is idle; an agent is not idle while nobody reports.
+    """
+    DebugWorker: _grpc.StreamStreamMultiCallable[_agent_pool_pb2.DebugWorkerRequest, _agent_pool_pb2.DebugWorkerResponse]
+    """Connects a debugger to a worker that runs with `debug`: bytes of the Debug Adapter Protocol, both ways. The
+    first request names the worker and carries no data.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (the worker does not run with `debug`, or this pool has taken it over
+    from one that died, and has no channel to it).
     """
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.ListWorkersRequest, _agent_pool_pb2.ListWorkersResponse]
     """Workers of all agents, or of one, by worker_id. Does not block."""
@@ -76,18 +127,69 @@ class AgentPoolAsyncStub(AgentPoolStub):
     """Makes an agent run as asked: unpacks its image, loads its template, starts its workers, and answers when
     all of them are ready, or one has failed.
     Idempotent: the same request again changes nothing; more or fewer replicas are started or drained; an
-    agent that was stopped starts again.
+    agent that was stopped starts again. Settings that a running agent can take up without new workers (all but
+    those of a revision, see AgentSettings) are taken up at once; 0 replicas is an agent that sleeps.
     Blocks up to twice the agent's start timeout: the import of its code has one, then the start of its
     workers. If the caller hangs up, the start goes on.
     Errors: NOT_FOUND (no such image), INVALID_ARGUMENT (a unit, a limit below what a worker needs),
     RESOURCE_EXHAUSTED (it does not fit; says what is free), FAILED_PRECONDITION (a limit this machine cannot
-    enforce, GPUs it does not have, another image runs under that name, or the agent failed to import, start
-    or become healthy: then with its traceback, and nothing of it is left running).
+    enforce, GPUs it does not have, the agent runs with another image or other settings of a revision (UpdateAgent
+    changes those), or it failed to import, start or become healthy: then with its traceback, and nothing of it is
+    left running).
     """
     StopAgent: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.StopAgentRequest, _agent_pool_pb2.StopAgentResponse]  # type: ignore[assignment]
     """Stops an agent, or one worker of it (then the desired count goes down by one): no new calls, calls in
     flight finish within the grace period, then the process ends.
     Idempotent. Blocks up to the grace period. Errors: NOT_FOUND.
+    """
+    RestartAgent: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.RestartAgentRequest, _agent_pool_pb2.RestartAgentResponse]  # type: ignore[assignment]
+    """Replaces the workers of an agent, or one of them, by new ones of the same revision: each new worker is ready
+    before an old one drains, where the machine has room for both, else after it has ended.
+    Idempotent in the sense that a repetition restarts once more. Blocks until the last old worker has ended.
+    Errors: NOT_FOUND; FAILED_PRECONDITION (a new worker failed: the old ones that are left go on; the agent is
+    stopped); ABORTED (another update or restart of this agent runs).
+    """
+    UpdateAgent: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.UpdateAgentRequest, _agent_pool_pb2.UpdateAgentResponse]  # type: ignore[assignment]
+    """Makes a new revision of an agent out of the current one and what the request sets, and rolls it out: each new
+    worker is ready before an old one drains, calls in flight finish within the grace period. Naming a worker
+    instead makes that worker alone run the new revision, a canary, until the agent is updated or rolled back; it
+    counts as one of the agent's workers and gets its share of the calls. If a new worker does not become healthy,
+    everything is rolled back to the revision before, and the error says why. An agent that sleeps or is stopped
+    takes up the revision, after its code was loaded once, and starts nothing.
+    Idempotent: a request that changes nothing makes no revision. Blocks until the last old worker has ended.
+    Errors: NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (not even one worker more or instead fits),
+    FAILED_PRECONDITION (as RunAgent; with reason ROLLED_BACK if workers had been started), ABORTED (another
+    update runs).
+    """
+    RollbackAgent: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.RollbackAgentRequest, _agent_pool_pb2.RollbackAgentResponse]  # type: ignore[assignment]
+    """Rolls an agent out at an earlier revision's image and settings, as a new revision; ends a canary.
+    Not idempotent without a revision named: the one before the current differs then. Blocks as UpdateAgent.
+    Errors: as UpdateAgent; NOT_FOUND (no such revision is kept).
+    """
+    ScaleAgent: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.ScaleAgentRequest, _agent_pool_pb2.ScaleAgentResponse]  # type: ignore[assignment]
+    """Sets how many workers an agent has, what each of them gets, or how it scales by itself. More workers start at
+    once; fewer drain, the youngest first. Resources change in place where the kernel allows (the cgroup's caps),
+    as a new revision; what cannot change in place (GPUs) rolls. 0 replicas puts the agent to sleep.
+    Idempotent. Blocks until new workers are ready. Errors: as RunAgent.
+    """
+    WakeAgent: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.WakeAgentRequest, _agent_pool_pb2.WakeAgentResponse]  # type: ignore[assignment]
+    """Makes sure that an agent that sleeps is awake, and answers when a worker is ready; at most one start is under
+    way however many ask. An agent that is awake already is answered as soon as a worker is ready.
+    Idempotent. Blocks up to twice the agent's start timeout; the start goes on if the caller hangs up.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (stopped, reason AGENT_STOPPED; or the start failed, with its cause),
+    RESOURCE_EXHAUSTED (it does not fit).
+    """
+    ListRevisions: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.ListRevisionsRequest, _agent_pool_pb2.ListRevisionsResponse]  # type: ignore[assignment]
+    """The revisions of an agent that are kept, newest first. Does not block. Errors: NOT_FOUND."""
+    ReportLoad: _aio.StreamUnaryMultiCallable[_agent_pool_pb2.ReportLoadRequest, _agent_pool_pb2.ReportLoadResponse]  # type: ignore[assignment]
+    """The gateway says, about every half second and for as long as the stream lasts, how much the agents are called.
+    The pool scales by it, and puts to sleep what is idle; an agent is not idle while nobody reports.
+    """
+    DebugWorker: _aio.StreamStreamMultiCallable[_agent_pool_pb2.DebugWorkerRequest, _agent_pool_pb2.DebugWorkerResponse]  # type: ignore[assignment]
+    """Connects a debugger to a worker that runs with `debug`: bytes of the Debug Adapter Protocol, both ways. The
+    first request names the worker and carries no data.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (the worker does not run with `debug`, or this pool has taken it over
+    from one that died, and has no channel to it).
     """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.ListWorkersRequest, _agent_pool_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """Workers of all agents, or of one, by worker_id. Does not block."""
@@ -118,13 +220,15 @@ class AgentPoolServicer(metaclass=_abc_1.ABCMeta):
         """Makes an agent run as asked: unpacks its image, loads its template, starts its workers, and answers when
         all of them are ready, or one has failed.
         Idempotent: the same request again changes nothing; more or fewer replicas are started or drained; an
-        agent that was stopped starts again.
+        agent that was stopped starts again. Settings that a running agent can take up without new workers (all but
+        those of a revision, see AgentSettings) are taken up at once; 0 replicas is an agent that sleeps.
         Blocks up to twice the agent's start timeout: the import of its code has one, then the start of its
         workers. If the caller hangs up, the start goes on.
         Errors: NOT_FOUND (no such image), INVALID_ARGUMENT (a unit, a limit below what a worker needs),
         RESOURCE_EXHAUSTED (it does not fit; says what is free), FAILED_PRECONDITION (a limit this machine cannot
-        enforce, GPUs it does not have, another image runs under that name, or the agent failed to import, start
-        or become healthy: then with its traceback, and nothing of it is left running).
+        enforce, GPUs it does not have, the agent runs with another image or other settings of a revision (UpdateAgent
+        changes those), or it failed to import, start or become healthy: then with its traceback, and nothing of it is
+        left running).
         """
 
     @_abc_1.abstractmethod
@@ -136,6 +240,103 @@ class AgentPoolServicer(metaclass=_abc_1.ABCMeta):
         """Stops an agent, or one worker of it (then the desired count goes down by one): no new calls, calls in
         flight finish within the grace period, then the process ends.
         Idempotent. Blocks up to the grace period. Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RestartAgent(
+        self,
+        request: _agent_pool_pb2.RestartAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pool_pb2.RestartAgentResponse, _abc.Awaitable[_agent_pool_pb2.RestartAgentResponse]]:
+        """Replaces the workers of an agent, or one of them, by new ones of the same revision: each new worker is ready
+        before an old one drains, where the machine has room for both, else after it has ended.
+        Idempotent in the sense that a repetition restarts once more. Blocks until the last old worker has ended.
+        Errors: NOT_FOUND; FAILED_PRECONDITION (a new worker failed: the old ones that are left go on; the agent is
+        stopped); ABORTED (another update or restart of this agent runs).
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateAgent(
+        self,
+        request: _agent_pool_pb2.UpdateAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pool_pb2.UpdateAgentResponse, _abc.Awaitable[_agent_pool_pb2.UpdateAgentResponse]]:
+        """Makes a new revision of an agent out of the current one and what the request sets, and rolls it out: each new
+        worker is ready before an old one drains, calls in flight finish within the grace period. Naming a worker
+        instead makes that worker alone run the new revision, a canary, until the agent is updated or rolled back; it
+        counts as one of the agent's workers and gets its share of the calls. If a new worker does not become healthy,
+        everything is rolled back to the revision before, and the error says why. An agent that sleeps or is stopped
+        takes up the revision, after its code was loaded once, and starts nothing.
+        Idempotent: a request that changes nothing makes no revision. Blocks until the last old worker has ended.
+        Errors: NOT_FOUND, INVALID_ARGUMENT, RESOURCE_EXHAUSTED (not even one worker more or instead fits),
+        FAILED_PRECONDITION (as RunAgent; with reason ROLLED_BACK if workers had been started), ABORTED (another
+        update runs).
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackAgent(
+        self,
+        request: _agent_pool_pb2.RollbackAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pool_pb2.RollbackAgentResponse, _abc.Awaitable[_agent_pool_pb2.RollbackAgentResponse]]:
+        """Rolls an agent out at an earlier revision's image and settings, as a new revision; ends a canary.
+        Not idempotent without a revision named: the one before the current differs then. Blocks as UpdateAgent.
+        Errors: as UpdateAgent; NOT_FOUND (no such revision is kept).
+        """
+
+    @_abc_1.abstractmethod
+    def ScaleAgent(
+        self,
+        request: _agent_pool_pb2.ScaleAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pool_pb2.ScaleAgentResponse, _abc.Awaitable[_agent_pool_pb2.ScaleAgentResponse]]:
+        """Sets how many workers an agent has, what each of them gets, or how it scales by itself. More workers start at
+        once; fewer drain, the youngest first. Resources change in place where the kernel allows (the cgroup's caps),
+        as a new revision; what cannot change in place (GPUs) rolls. 0 replicas puts the agent to sleep.
+        Idempotent. Blocks until new workers are ready. Errors: as RunAgent.
+        """
+
+    @_abc_1.abstractmethod
+    def WakeAgent(
+        self,
+        request: _agent_pool_pb2.WakeAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pool_pb2.WakeAgentResponse, _abc.Awaitable[_agent_pool_pb2.WakeAgentResponse]]:
+        """Makes sure that an agent that sleeps is awake, and answers when a worker is ready; at most one start is under
+        way however many ask. An agent that is awake already is answered as soon as a worker is ready.
+        Idempotent. Blocks up to twice the agent's start timeout; the start goes on if the caller hangs up.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (stopped, reason AGENT_STOPPED; or the start failed, with its cause),
+        RESOURCE_EXHAUSTED (it does not fit).
+        """
+
+    @_abc_1.abstractmethod
+    def ListRevisions(
+        self,
+        request: _agent_pool_pb2.ListRevisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pool_pb2.ListRevisionsResponse, _abc.Awaitable[_agent_pool_pb2.ListRevisionsResponse]]:
+        """The revisions of an agent that are kept, newest first. Does not block. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ReportLoad(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pool_pb2.ReportLoadRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pool_pb2.ReportLoadResponse, _abc.Awaitable[_agent_pool_pb2.ReportLoadResponse]]:
+        """The gateway says, about every half second and for as long as the stream lasts, how much the agents are called.
+        The pool scales by it, and puts to sleep what is idle; an agent is not idle while nobody reports.
+        """
+
+    @_abc_1.abstractmethod
+    def DebugWorker(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pool_pb2.DebugWorkerRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pool_pb2.DebugWorkerResponse], _abc.AsyncIterator[_agent_pool_pb2.DebugWorkerResponse]]:
+        """Connects a debugger to a worker that runs with `debug`: bytes of the Debug Adapter Protocol, both ways. The
+        first request names the worker and carries no data.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (the worker does not run with `debug`, or this pool has taken it over
+        from one that died, and has no channel to it).
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,80 @@
+"""Sections of settings that `agent.yaml` and `runtime-config.yaml` share. None where nobody wrote anything."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from agentruntime import errors, units
+
+
+def _unit(parse: Any) -> BeforeValidator:
+    def read(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise ValueError("write a number with a unit")  # pydantic collects ValueError only
+        try:
+            return parse(str(value))
+        except errors.InvalidUnit as error:
+            raise ValueError(error.message) from None
+
+    return BeforeValidator(read)
+
+
+Size = Annotated[int, _unit(units.parse_size)]
+Cpu = Annotated[int, _unit(units.parse_cpu)]
+Duration = Annotated[float, _unit(units.parse_duration)]
+LoadBalancer = Literal["round-robin", "sticky", "health-based", "least-request"]
+Compression = Literal["none", "gzip"]
+HealthFailureAction = Literal["restart", "stop", "ignore"]
+# YAML reads a bare `no` as false.
+RestartPolicy = Annotated[
+    Literal["always", "on-failure", "no"], BeforeValidator(lambda given: "no" if given is False else given)
+]
+
+
+class Section(BaseModel):
+    """A mapping in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ResourcesSection(Section):
+    """What one worker gets. Sizes in bytes, CPU in thousandths of a core."""
+
+    memory_bytes: Size | None = Field(default=None, alias="memory")
+    cpu_millis: Cpu | None = Field(default=None, alias="cpu")
+    memory_limit_bytes: Size | None = Field(default=None, alias="memory_limit")
+    cpu_limit_millis: Cpu | None = Field(default=None, alias="cpu_limit")
+    gpus: int | None = Field(default=None, alias="gpu", ge=0, le=64)
+    pids_limit: int | None = Field(default=None, alias="pids", ge=1)
+
+
+class ScalingSection(Section):
+    """How many workers there are. Durations in seconds."""
+
+    # Whether the pool chooses the number by load.
+    auto_scale: bool | None = None
+    # 0: an idle agent sleeps.
+    min_replicas: int | None = Field(default=None, ge=0, le=1000)
+    max_replicas: int | None = Field(default=None, ge=1, le=1000)
+    # Of what one worker may use, in percent.
+    cpu_threshold: float | None = Field(default=None, gt=0, le=100)
+    # Calls in flight for each worker.
+    target_concurrency: float | None = Field(default=None, gt=0, le=10_000)
+    idle_timeout_s: Duration | None = Field(default=None, alias="idle_timeout", gt=0)
+
+
+class TrafficSection(Section):
+    """What the gateway does with an agent's calls."""
+
+    load_balancer: LoadBalancer | None = None
+    # Whether a worker that fails calls in a row gets none for a while; `failure_threshold` says so too.
+    circuit_breaker: bool | None = None
+    failure_threshold: int | None = Field(default=None, ge=1, le=1000)
+
+
+class CacheSection(Section):
+    """Answers that the gateway gives again by itself. Off unless something of it is written."""
+
+    enabled: bool | None = None
+    ttl_s: Duration | None = Field(default=None, alias="ttl", gt=0)
+    size_bytes: Size | None = Field(default=None, alias="size", gt=0)
