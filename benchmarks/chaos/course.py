@@ -2,14 +2,13 @@
 
 import asyncio
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from grpc_tools import protoc
 
 from benchmarks.chaos import load, verdict
 from benchmarks.chaos.outcome import Outcome
@@ -53,16 +52,15 @@ async def measure(plan: Plan, phases: tuple[str, ...]) -> tuple[Grid, Table]:
                 await asyncio.wait([watching])
             ran = verdict.executions(running.home.logs / "agents" / load.AGENT)
     assert calling.outcome is not None
-    grid = verdict.phases_grid(calling.outcome, stage.phases, stage.kills, readiness.changes)
-    return grid, verdict.bars(calling.outcome, stage.phases, stage.kills, ran)
+    seen = verdict.Evidence(calling.outcome, stage.phases, stage.kills, ran, readiness.changes, stage.lost_workers)
+    return verdict.what_clients_saw(seen), verdict.bars(seen)
 
 
 def _generate(into: Path) -> None:
     """The agent's project, with the code that its proto gives."""
     shutil.copytree(_AGENT, into, ignore=shutil.ignore_patterns("__pycache__"))
-    arguments = ["protoc", f"-I{into}", f"--python_out={into}", f"--grpc_python_out={into}", "ledger.proto"]
-    if protoc.main(arguments):
-        raise SystemExit("the agent's proto does not compile")
+    out = [f"-I{into}", f"--python_out={into}", f"--grpc_python_out={into}"]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *out, "ledger.proto"], check=True)
 
 
 def _build(running: Platform, project: Path) -> None:

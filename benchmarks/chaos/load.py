@@ -22,7 +22,7 @@ from agentruntime import errors, status
 from agentruntime.client import AsyncClient
 from grpc import aio
 
-from benchmarks.chaos.outcome import OK, Call, Outcome, Stream
+from benchmarks.chaos.outcome import OK, PLAIN, SDK, Call, Outcome, Stream
 
 AGENT = "ledger"
 # Calls a second of each client: idempotent, not idempotent. Together 200.
@@ -139,7 +139,7 @@ async def _main(address: str, generated: Path, result: Path) -> None:
     stub = importlib.import_module("ledger_pb2_grpc").LedgerStub
     until = asyncio.to_thread(sys.stdin.read)
     async with AsyncClient(address, token="") as sdk:
-        load = Load({"plain": _Plain(address, stub), "sdk": sdk.agent(AGENT).stub(stub)}, messages)
+        load = Load({PLAIN: _Plain(address, stub), SDK: sdk.agent(AGENT).stub(stub)}, messages)
         async with asyncio.timeout(_LONGEST_S):
             outcome = await load.run(until, lambda: print("started", flush=True))
     result.write_text(json.dumps(asdict(outcome)))
@@ -148,8 +148,9 @@ async def _main(address: str, generated: Path, result: Path) -> None:
 def read(result: Path) -> Outcome:
     """What a load has written."""
     written = json.loads(result.read_text())
-    calls, cuts = ([kind(**each) for each in written[key]] for kind, key in ((Call, "calls"), (Stream, "cuts")))
-    return Outcome(calls, cuts, written["streams"])
+    return Outcome(
+        [Call(**each) for each in written["calls"]], [Stream(**each) for each in written["cuts"]], written["streams"]
+    )
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ All times are of CLOCK_MONOTONIC, which all processes of a machine share, in sec
 from dataclasses import dataclass
 
 OK = "OK"
+PLAIN, SDK = "plain", "sdk"
 
 
 @dataclass(frozen=True)
 class Call:
     """A unary call, as its client saw it."""
 
-    # "plain" or "sdk".
+    # PLAIN or SDK.
     client: str
     idempotent: bool
     call_id: str

@@ -32,16 +32,18 @@ class Plan:
     workers_s: float
     # Between the kills of workers.
     kill_every_s: float
-    # Of the phases of the pool, the gateway, Envoy and the template, each.
+    # Of the phases of the pool, the gateway and the template, each.
     each_s: float
+    # Envoy's: its clients wait a second and more before they connect again.
+    envoy_s: float
     update_s: float
     # That a worker's streams have when it is replaced.
     grace_s: float
     replicas: int = 4
 
 
-FULL = Plan(calm_s=4, workers_s=24, kill_every_s=2, each_s=5.5, update_s=10, grace_s=2)
-SHORT = Plan(calm_s=0.5, workers_s=2, kill_every_s=1, each_s=1, update_s=2, grace_s=0.3)
+FULL = Plan(calm_s=4, workers_s=24, kill_every_s=2, each_s=5.5, envoy_s=5.5, update_s=10, grace_s=2)
+SHORT = Plan(calm_s=0.5, workers_s=2, kill_every_s=1, each_s=1, envoy_s=2.5, update_s=2, grace_s=0.3)
 PHASES = ("calm", "workers", "pool", "gateway", "envoy", "template", "update")
 
 
@@ -55,6 +57,7 @@ class Stage:
         self._update_to = update_to
         self.phases: list[Phase] = []
         self.kills: list[Kill] = []
+        self.lost_workers = 0
 
     async def play(self, names: tuple[str, ...]) -> None:
         """One phase after the other."""
@@ -64,7 +67,7 @@ class Stage:
             "workers": (plan.workers_s, self._kill_workers),
             "pool": (plan.each_s, self._kill_pool),
             "gateway": (plan.each_s, self._kill_gateway),
-            "envoy": (plan.each_s, self._kill_envoy),
+            "envoy": (plan.envoy_s, self._kill_envoy),
             "template": (plan.each_s, self._kill_template),
             "update": (plan.update_s, self._update),
         }
@@ -106,8 +109,10 @@ class Stage:
                 group.create_task(self._kill_worker(number))
 
     async def _kill_pool(self) -> None:
-        victim = victims.child(self._home, "pool")
+        victim, before = victims.child(self._home, "pool"), self._readiness.ready()
         await self._kill("pool", "pool", victim, lambda: self._answering_pool(victim.pid))
+        await asyncio.wait_for(self._readiness.until(self._plan.replicas), _BACK_TIMEOUT_S)
+        self.lost_workers = len(set(before.values()) - set(self._readiness.ready().values()))
 
     async def _answering_pool(self, other_than: int) -> float:
         while True:
