@@ -54,8 +54,12 @@ class Group(ABC):
         """Of the group, one per hierarchy."""
 
     @abstractmethod
-    def limit(self, limits: Limits) -> None:
-        """Sets the caps that can be enforced; the others are left alone."""
+    def limit(self, limits: Limits, *, lift: bool = False) -> None:
+        """Sets the caps that can be enforced. Those that are None are left alone, or lifted.
+
+        Raises:
+            OSError: the kernel refuses one, for example a memory cap below what is in use.
+        """
 
     @abstractmethod
     def counters(self) -> Counters:

@@ -61,13 +61,15 @@ class GroupV1(Group):
     def directories(self) -> list[Path]:
         return self._unique
 
-    def limit(self, limits: Limits) -> None:
+    def limit(self, limits: Limits, *, lift: bool = False) -> None:
         memory, cpu, pids = (self._by_controller.get(name) for name in ("memory", "cpu", "pids"))
         if memory and limits.memory_bytes is not None:
             self._limit_memory(memory, limits.memory_bytes)
         if cpu and (quota := limits.cpu_quota_us) is not None:
             (cpu / "cpu.cfs_period_us").write_text(str(CPU_PERIOD_US))
             (cpu / "cpu.cfs_quota_us").write_text(str(quota))
+        elif cpu and lift:
+            (cpu / "cpu.cfs_quota_us").write_text("-1")
         if pids and limits.pids is not None:
             (pids / "pids.max").write_text(str(limits.pids))
 

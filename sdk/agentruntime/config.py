@@ -150,7 +150,7 @@ class RuntimeConfig(Section):
         Raises:
             InvalidArgument: one of them says what cannot be read.
         """
-        merged: dict[str, Any] = Field(default_factory=dict)
+        merged: dict[str, Any] = {}
         optional = (directory or Path.cwd()) / FILE_NAME
         if file is not None or optional.exists():
             path = file or optional
@@ -242,7 +242,7 @@ def _flag(path: tuple[str, ...]) -> str:
 
 
 def _nested(layer: Mapping[tuple[str, ...], tuple[str, Any]]) -> dict[str, Any]:
-    nested: dict[str, Any] = Field(default_factory=dict)
+    nested: dict[str, Any] = {}
     for path, (_, value) in layer.items():
         place = nested
         for key in path[:-1]:
