@@ -44,8 +44,8 @@ async def measure() -> Table:
         "failover",
         f"From kill -9 of one of {_WORKERS} echo workers to the last time that Envoy gave it a call or tried "
         f"to connect to it, with {_IN_FLIGHT} calls always in flight, {_ROUNDS} times. No call failed. Seen by "
-        f"Envoy's own counters, read every {statistics.median(interval_ms):.0f} ms; the figure is when they were first "
-        "read as they stayed, so it is up to that much too high.",
+        f"Envoy's own counters, read every {statistics.median(interval_ms):.0f} ms; the figure is when they were "
+        "first read as they stayed, so it is up to that much too high.",
     )
     table.add("last traffic, latest", max(last_ms), "ms", 100)
     table.add("last traffic, p50", statistics.median(last_ms), "ms")
