@@ -174,6 +174,12 @@ class QueueFull(ResourceExhausted):
     reason = "QUEUE_FULL"
 
 
+class DiskFull(ResourceExhausted):
+    """A disk of the platform's has no room for what must be written down; says which."""
+
+    reason = "DISK_FULL"
+
+
 class AgentFailed(FailedPrecondition):
     """The agent's own code failed to import, to start or to become healthy. The message ends with its traceback."""
 
