@@ -44,6 +44,35 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
                 )
         return pb.StopAgentResponse(worker_ids=await self._pool.stop(request.name, grace_s))
 
+    async def RestartAgent(self, request: pb.RestartAgentRequest, context: Context) -> pb.RestartAgentResponse:
+        raise errors.Unimplemented("RestartAgent is not there yet")
+
+    async def UpdateAgent(self, request: pb.UpdateAgentRequest, context: Context) -> pb.UpdateAgentResponse:
+        raise errors.Unimplemented("UpdateAgent is not there yet")
+
+    async def RollbackAgent(self, request: pb.RollbackAgentRequest, context: Context) -> pb.RollbackAgentResponse:
+        raise errors.Unimplemented("RollbackAgent is not there yet")
+
+    async def ScaleAgent(self, request: pb.ScaleAgentRequest, context: Context) -> pb.ScaleAgentResponse:
+        raise errors.Unimplemented("ScaleAgent is not there yet")
+
+    async def WakeAgent(self, request: pb.WakeAgentRequest, context: Context) -> pb.WakeAgentResponse:
+        raise errors.Unimplemented("WakeAgent is not there yet")
+
+    async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
+        raise errors.Unimplemented("ListRevisions is not there yet")
+
+    async def ReportLoad(
+        self, request_iterator: AsyncIterator[pb.ReportLoadRequest], context: Context
+    ) -> pb.ReportLoadResponse:
+        raise errors.Unimplemented("ReportLoad is not there yet")
+
+    async def DebugWorker(
+        self, request_iterator: AsyncIterator[pb.DebugWorkerRequest], context: Context
+    ) -> AsyncIterator[pb.DebugWorkerResponse]:
+        raise errors.Unimplemented("DebugWorker is not there yet")
+        yield
+
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         chosen = [self._pool.get(request.agent)] if request.agent else self._pool.deployments()
         workers = [worker for each in chosen for worker in (await self._with_usage(each)).workers]

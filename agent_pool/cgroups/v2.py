@@ -94,12 +94,14 @@ class GroupV2(Group):
     def directories(self) -> list[Path]:
         return [self._directory]
 
-    def limit(self, limits: Limits) -> None:
+    def limit(self, limits: Limits, *, lift: bool = False) -> None:
         if limits.memory_bytes is not None:
             self._write("memory.max", limits.memory_bytes)
             self._write("memory.swap.max", 0)
         if (quota := limits.cpu_quota_us) is not None:
             self._write("cpu.max", f"{quota} {CPU_PERIOD_US}")
+        elif lift:
+            self._write("cpu.max", f"max {CPU_PERIOD_US}")
         if limits.pids is not None:
             self._write("pids.max", limits.pids)
 

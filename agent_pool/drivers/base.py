@@ -35,6 +35,12 @@ class Revision:
     concurrency: int
     default_timeout_s: float
     start_timeout_s: float
+    # Calls that wait beyond `concurrency`.
+    queue: int = 1024
+    # Of responses: "none" or "gzip".
+    compression: str = "none"
+    optimize_throughput: bool = False
+    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Exit:
     # The agent's own, if it said.
     error: str = ""
     traceback: str = ""
+    # Of exit(3), or the negated number of the signal that killed it; None where nobody saw it.
+    status: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,14 @@ class Driver(ABC):
     @abstractmethod
     async def stop(self, worker_id: str, grace_s: float) -> Exit:
         """Lets the worker finish its calls for up to `grace_s`, then kills it; returns when it has ended."""
+
+    @abstractmethod
+    async def limit(self, worker_id: str, limits: Limits) -> None:
+        """Changes the caps of a worker that runs; all of them or none.
+
+        Raises:
+            FailedPrecondition: it uses more memory than that, or nothing caps it here.
+        """
 
     @abstractmethod
     async def destroy(self, worker_id: str) -> None:

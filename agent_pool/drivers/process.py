@@ -17,7 +17,7 @@ from agentruntime.home import Home
 from agentruntime.launch import WorkerSpec
 
 from agent_pool import gpus, usage
-from agent_pool.cgroups.base import Counters, Group, Hierarchy
+from agent_pool.cgroups.base import Counters, Group, Hierarchy, Limits
 from agent_pool.drivers import doors, exits, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.control import ControlClosed, Message
@@ -158,6 +158,13 @@ class ProcessDriver(Driver):
             await self.wait(worker_id)
             return Exit(f"killed, because it had not ended {grace_s:g}s after it was asked to")
 
+    async def limit(self, worker_id: str, limits: Limits) -> None:
+        process = self._workers.get(worker_id)
+        if process is None or process.group is None:
+            raise errors.FailedPrecondition(f"nothing caps worker {worker_id} here; `agent doctor` says why")
+        await asyncio.to_thread(_move_caps, process.group, process.launch.revision.limits, limits)
+        process.launch = replace(process.launch, revision=replace(process.launch.revision, limits=limits))
+
     async def destroy(self, worker_id: str) -> None:
         process = self._workers.get(worker_id)
         if process is None:
@@ -292,7 +299,9 @@ class ProcessDriver(Driver):
             worker_id, agent = process.launch.worker_id, process.launch.revision.agent
             with contextlib.suppress(OSError):  # a full disk must not hide how the worker ended
                 self._logs.note(agent, worker_id, "error", "worker ended", reason=reason)
-        return Exit(reason, process.reports.failure.get("error", ""), process.reports.failure.get("traceback", ""))
+        failure = process.reports.failure
+        code = None if status is None else os.waitstatus_to_exitcode(status)
+        return Exit(reason, failure.get("error", ""), failure.get("traceback", ""), code)
 
     async def _until_listening(self, process: _Process) -> None:
         loop = asyncio.get_running_loop()
@@ -389,6 +398,21 @@ class ProcessDriver(Driver):
                 "slot": process.slot,
             },
         )
+
+
+def _move_caps(group: Group, before: Limits, limits: Limits) -> None:
+    """Sets the caps of a group; if the kernel refuses one, all are as they were. Blocks."""
+    used = group.counters().memory_bytes
+    if limits.memory_bytes is not None and used > limits.memory_bytes:
+        raise errors.FailedPrecondition(
+            f"{units.format_size(used)} of memory are in use, more than the new limit of "
+            f"{units.format_size(limits.memory_bytes)}; ask for more, or restart with less to do"
+        )
+    try:
+        group.limit(limits, lift=True)
+    except OSError as error:
+        group.limit(before, lift=True)
+        raise errors.FailedPrecondition(f"the kernel refused the new limits: {error.strerror}") from None
 
 
 def _worker_spec(launch_: Launch, slot: int) -> WorkerSpec:

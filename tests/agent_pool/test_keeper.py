@@ -57,6 +57,9 @@ class RefusingDriver(Driver):
         self._call("stop")
         return Exit("ended")
 
+    async def limit(self, worker_id: str, limits: Limits) -> None:
+        self._call("limit")
+
     async def destroy(self, worker_id: str) -> None:
         self._call("destroy")
 
