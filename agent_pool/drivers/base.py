@@ -143,6 +143,7 @@ class Driver(ABC):
 
         Raises:
             AgentFailed: it ended before. `destroy` it then, too, as after a cancellation.
+            Unavailable: what it is made from died under it; `destroy` it and start it again.
         """
 
     @abstractmethod
