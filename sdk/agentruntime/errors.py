@@ -162,6 +162,18 @@ class AgentNotReady(Unavailable):
     reason = "AGENT_NOT_READY"
 
 
+class CircuitOpen(Unavailable):
+    """Every worker failed so often in a row that the circuit breaker gives it no calls for some seconds."""
+
+    reason = "CIRCUIT_OPEN"
+
+
+class QueueFull(ResourceExhausted):
+    """So many calls wait for the agent already that one more is refused; it may be repeated later."""
+
+    reason = "QUEUE_FULL"
+
+
 class AgentFailed(FailedPrecondition):
     """The agent's own code failed to import, to start or to become healthy. The message ends with its traceback."""
 
