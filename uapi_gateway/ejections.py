@@ -1,17 +1,25 @@
 """Which workers Envoy has taken out of its rotation, as its outlier detection says."""
 
 import asyncio
+import contextlib
 import json
+import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+from agentruntime import log
 
 from uapi_gateway.registry import Registry, Target
-from uapi_gateway.xds.clusters import AGENT_PREFIX
+from uapi_gateway.xds.clusters import AGENT_PREFIX, LONGEST_EJECTION_S
 
+_log = log.get("uapi_gateway.ejections")
 # Of envoy.data.cluster.v3.OutlierEjectionType: the worker failed calls, so its circuit breaker opened. The others say
 # that a connection to it failed.
 _CIRCUIT_BREAKER = "CONSECUTIVE_5XX"
-# An ejection that Envoy never takes back, because it was killed, is forgotten after so long.
-_FORGOTTEN_S = 40.0
+# An ejection that Envoy never takes back, because it was killed, is forgotten after so long; it looks each second.
+_FORGOTTEN_S = LONGEST_EJECTION_S + 2
 
 
 @dataclass(frozen=True)
@@ -21,14 +29,14 @@ class _Ejection:
 
 
 class Ejections:
-    """Keeps what is ejected now, and which workers were since somebody asked. `due` is set at each ejection."""
+    """Keeps what is ejected now, and which workers were since somebody asked; at each, `listeners` are called."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         # By the agent's or worker's name and the address within.
         self._out: dict[tuple[str, str], _Ejection] = {}
         self._workers: set[str] = set()
-        self.due = asyncio.Event()
+        self.listeners: list[Callable[[], None]] = []
         registry.listeners.append(self._changed)
 
     def take(self, line: str, now: float) -> None:
@@ -45,13 +53,16 @@ class Ejections:
         if event.get("action") == "UNEJECT":
             self._out.pop((name, address), None)
             return
+        if not event.get("enforced"):
+            return
         self._out = {key: out for key, out in self._out.items() if now - out.at_s < _FORGOTTEN_S}
         self._out[name, address] = _Ejection(now, event.get("type") == _CIRCUIT_BREAKER)
         target = self._registry.find(name)
         for endpoint in target.endpoints if target else ():
             if endpoint.worker_id and _plain(endpoint.dialled) == address:
                 self._workers.add(endpoint.worker_id)
-                self.due.set()
+                for listener in self.listeners:
+                    listener()
 
     def workers(self) -> list[str]:
         """The workers that were ejected since this was last asked."""
@@ -79,3 +90,35 @@ class Ejections:
 def _plain(address: str) -> str:
     """An address as Envoy writes it."""
     return address.removeprefix("unix:")
+
+
+@contextlib.contextmanager
+def hearing(ejections: Ejections, path: Path) -> Iterator[None]:
+    """Hears what Envoy writes into a named pipe, for as long as the block lasts; Envoy must be started within.
+
+    A pipe, unlike a file, never grows, and says at once when there is something to read. While no gateway hears, what
+    Envoy writes is lost.
+    """
+    if not path.is_fifo():
+        path.unlink(missing_ok=True)
+        os.mkfifo(path, 0o600)
+    # For writing too: so it is never at its end, and Envoy need not wait for a reader to open it.
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    loop = asyncio.get_running_loop()
+    rest = b""
+
+    def read() -> None:
+        nonlocal rest
+        *lines, rest = (rest + os.read(descriptor, 2**16)).split(b"\n")
+        for line in filter(None, lines):
+            try:
+                ejections.take(line.decode(), time.monotonic())
+            except (ValueError, KeyError) as error:
+                _log.error("an ejection cannot be read", line=line.decode("utf-8", "replace"), error=str(error))
+
+    loop.add_reader(descriptor, read)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

@@ -168,7 +168,8 @@ def from_deployment(deployment: pool.Deployment) -> Agent:
         endpoints=tuple(
             Endpoint(
                 address=worker.address,
-                ready=worker.state == pool.WORKER_STATE_READY and bool(worker.address),
+                # One that falls asleep still has its workers: they finish their calls and get no more.
+                ready=worker.state == pool.WORKER_STATE_READY and bool(worker.address) and not deployment.asleep,
                 worker_id=worker.worker_id,
                 reason="" if worker.state == pool.WORKER_STATE_READY else _worker_reason(worker),
                 weight=worker.weight or 100,

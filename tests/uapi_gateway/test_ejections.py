@@ -12,7 +12,8 @@ NOW = 1000.0
 
 
 def event(cluster: str, address: str, action: str = "EJECT", kind: str = "CONSECUTIVE_5XX") -> str:
-    return json.dumps({"cluster_name": cluster, "upstream_url": address, "action": action, "type": kind})
+    content = {"cluster_name": cluster, "upstream_url": address, "action": action, "type": kind, "enforced": True}
+    return json.dumps(content)
 
 
 @pytest.fixture
@@ -24,11 +25,14 @@ def registry() -> Registry:
 
 def test_ejected_workers_are_named_once_whichever_cluster_it_was(registry: Registry) -> None:
     ejections = Ejections(registry)
+    heard: list[bool] = []
+    ejections.listeners.append(lambda: heard.append(True))
     ejections.take(event("agent/a", "/a-02", kind="CONSECUTIVE_LOCAL_ORIGIN_FAILURE"), NOW)
     ejections.take(event("agent/a-01", "/a-01"), NOW)
     ejections.take(event("agent/a", "/relay"), NOW)
     ejections.take(event("pool", "/pool"), NOW)
-    assert ejections.due.is_set()
+    ejections.take(event("agent/a", "/a-01").replace("true", "false"), NOW)
+    assert len(heard) == 2
     assert ejections.workers() == ["a-01", "a-02"]
     ejections.take(event("agent/a-01", "/a-01", "UNEJECT"), NOW)
     assert ejections.workers() == []

@@ -62,6 +62,8 @@ def test_settings_of_a_deployment() -> None:
     assert (known.cache, known.queue) == (CachePolicy(1000, 1.5), 7)
     assert (known.asleep, known.revision, known.status) == (True, 3, "s")
     assert (known.endpoints[0].weight, known.endpoints[0].revision) == (40, 4)
+    # It falls asleep: its workers finish their calls and get no more.
+    assert not known.ready
     settings.cache.ClearField("ttl")
     assert from_deployment(pool.Deployment(settings=settings)).cache == CachePolicy(1000, 300)
 
