@@ -343,11 +343,11 @@ class Pool:
         await self.driver.close()
 
     def sample_cpu(self) -> None:
-        """Keeps the CPU meters going, so that a percentage is one of the last few seconds. Blocks for a while."""
+        """Keeps the CPU meters going, so that a percentage is one of the last few seconds. Blocks for a moment."""
         for deployment in list(self._deployments.values()):
             for worker in list(deployment.workers.values()):
                 if worker.meter is not None and worker.pid:
-                    worker.meter.percent(time.monotonic(), self.driver.stats(worker.worker_id).cpu_s)
+                    worker.meter.percent(time.monotonic(), self.driver.cpu_s(worker.worker_id))
 
     # --- for the parts of the pool -------------------------------------------------------------------------------
 

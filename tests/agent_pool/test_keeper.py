@@ -42,6 +42,12 @@ class RefusingDriver(Driver):
     async def prepare(self, revision: Revision) -> Prepared:
         return Prepared()
 
+    def warm(self) -> list[str]:
+        return []
+
+    def cpu_s(self, worker_id: str) -> float:
+        return 0.0
+
     async def release(self, revision: Revision) -> None:
         self._call("release")
 
