@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup demo test check bench proto format clean
+.PHONY: help setup demo test check bench chaos proto format clean
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -35,8 +35,11 @@ check: setup ## Format, lint, types, protos, import layers, unit tests: the fast
 	lint-imports
 	pytest -q -m 'not integration and not root'
 
-bench: setup ## Measure the hop, the start, density and the command line
-	python -m benchmarks
+bench: setup ## Measure what the platform costs; ARGS=wake, or several names, for some of it
+	python -m benchmarks $(ARGS)
+
+chaos: setup ## Kill everything once under load, for a minute; ARGS="--short envoy" for some of it
+	python -m benchmarks.chaos $(ARGS)
 
 proto: setup ## Generate the SDK's Python from protos/
 	python protos/generate.py

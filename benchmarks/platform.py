@@ -48,7 +48,8 @@ class Platform:
         """Tells the pool, at its own socket, how many workers are wanted, and waits until they are ready."""
         async with aio.insecure_channel(f"unix:{self.home.pool_socket}") as channel:
             stub = agent_pool_pb2_grpc.AgentPoolStub(channel)
-            request = agent_pool_pb2.RunAgentRequest(image=f"{agent}:latest", replicas=replicas)
+            image = agent if ":" in agent else f"{agent}:latest"
+            request = agent_pool_pb2.RunAgentRequest(image=image, replicas=replicas)
             return (await stub.RunAgent(request, timeout=_TIMEOUT_S)).deployment
 
     def cpu_seconds(self, *names: str) -> float:

@@ -42,3 +42,22 @@ class Table:
             verdict = "" if row.bar is None else "missed" if row.missed else "met"
             lines.append(f"| {row.what} | {row.figure:.3g} {row.unit} | {bar} | {verdict} |")
         return "\n".join(lines)
+
+
+@dataclass
+class Grid:
+    """A table of words, for what no single figure tells."""
+
+    title: str
+    how: str
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+    def add(self, *cells: str) -> None:
+        self.rows.append(list(cells))
+
+    def render(self) -> str:
+        lines = [f"\n## {self.title}\n", f"{self.how}\n"]
+        for cells in (self.columns, ["---"] * len(self.columns), *self.rows):
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)

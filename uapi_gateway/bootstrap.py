@@ -6,7 +6,7 @@ from typing import Any
 
 from agentruntime.home import Home
 
-from uapi_gateway.sockets import xds_socket
+from uapi_gateway.sockets import ejections_pipe, xds_socket
 from uapi_gateway.xds.resources import typed
 
 _CONTROL_PLANE = "xds"
@@ -27,6 +27,14 @@ def bootstrap(home: Home) -> dict[str, Any]:
         "node": {"id": "envoy", "cluster": "agentruntime"},
         "admin": {"address": {"pipe": {"path": str(home.envoy_admin_socket), "mode": 0o600}}},
         "dynamic_resources": {"ads_config": grpc_api, "cds_config": source, "lds_config": source},
+        "cluster_manager": {
+            "load_stats_config": {
+                "api_type": "GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [control_plane],
+            },
+            "outlier_detection": {"event_log_path": str(ejections_pipe(home))},
+        },
         "static_resources": {"clusters": [_control_plane_cluster(xds_socket(home))]},
         # Keeps Envoy from reading a limit of connections into its absence.
         "overload_manager": {

@@ -130,9 +130,9 @@ class Envoy:
             "warning",
             "--drain-time-s",
             "5",
-            # Of the access log; the default is ten seconds.
+            # Of the access log, and of what it says of ejections; the default is ten seconds.
             "--file-flush-interval-msec",
-            "1000",
+            "100",
         ]
         # Appended to a file, for a pipe would break with the gateway, which Envoy outlives.
         with (self._home.logs / "envoy.log").open("ab") as output:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+
 from uapi_gateway.registry import Agent, Endpoint, Registry
 from uapi_gateway.xds import clusters, listeners, resources, routes
 from uapi_gateway.xds.cache import Cache
@@ -22,7 +24,7 @@ class Publisher:
 
     def publish_platform(self, *, control: Path, pool: Path) -> None:
         """The clusters that are always there."""
-        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool)):
+        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool), (clusters.RELAY, self._relay)):
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
 
     def publish_listeners(self, *, host: str, port: int, socket: Path, access_log: Path) -> None:
@@ -50,12 +52,12 @@ class Publisher:
         wanted = set()
         if agent is not None:
             wanted.add(agent_id)
-            self._put(agent_id, agent.endpoints)
+            self._put(agent_id, agent, agent.endpoints)
             for endpoint in agent.endpoints:
                 # An exact agent id wins over the name of a worker.
                 if endpoint.worker_id and self._registry.get(endpoint.worker_id) is None:
                     wanted.add(endpoint.worker_id)
-                    self._put(endpoint.worker_id, (endpoint,))
+                    self._put(endpoint.worker_id, agent, (endpoint,))
         before = self._names.pop(agent_id, set())
         if wanted:
             self._names[agent_id] = wanted
@@ -63,16 +65,17 @@ class Publisher:
             # The name of an agent that is gone may still be the name of a worker, and the other way round.
             target = self._registry.find(name)
             if target is not None:
-                self._put(name, target.endpoints)
+                self._put(name, target.agent, target.endpoints)
                 self._names.setdefault(target.agent.agent_id, set()).add(name)
                 continue
             cluster = clusters.AGENT_PREFIX + name
             self._cache.remove(resources.CLUSTER, cluster)
             self._cache.remove(resources.ENDPOINTS, cluster)
 
-    def _put(self, name: str, endpoints: tuple[Endpoint, ...]) -> None:
-        ready = [endpoint.dialled for endpoint in endpoints if endpoint.ready]
-        self._cache.put(resources.CLUSTER, clusters.agent_cluster(name))
+    def _put(self, name: str, agent: Agent, endpoints: tuple[Endpoint, ...]) -> None:
+        weighed = agent.traffic.load_balancer == pool.LOAD_BALANCER_HEALTH_BASED
+        ready = {each.dialled: each.weight if weighed else 0 for each in endpoints if each.ready}
+        self._cache.put(resources.CLUSTER, clusters.agent_cluster(name, agent.traffic))
         self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(name, ready, self._relay))
 
     def _publish_routes(self) -> None:
@@ -91,4 +94,4 @@ def _shape(agent: Agent | None) -> object:
         return None
     # Workers are named in the routes only of agents whose calls may not be repeated.
     workers = () if agent.idempotent else tuple(sorted(e.worker_id for e in agent.endpoints))
-    return agent.services, agent.descriptors, agent.stopped, agent.idempotent, workers
+    return agent.services, agent.descriptors, agent.stopped, agent.idempotent, agent.cache is not None, workers

@@ -8,6 +8,8 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
 from agentruntime.errors import AgentNotFound, AlreadyExists, LeaseNotFound
 
+# Calls that may wait for a worker of an agent that does not say (agent_pool.proto, Serving.queue).
+QUEUE = 1024
 # Worker states in which a worker may still, or again, take calls. The others leave the directory.
 _LIVING = frozenset(
     (
@@ -35,6 +37,10 @@ class Endpoint:
     resolved: str = ""
     # Health checks that have failed in a row since the agent registered.
     failures: int = 0
+    # From 1 to 100: the share of calls that it should get beside the others, where they are spread by health.
+    weight: int = 100
+    # Of the agent's desired state; a canary's is another than the agent's.
+    revision: int = 0
 
     @property
     def dialled(self) -> str:
@@ -54,6 +60,23 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """How an agent's calls are spread over its workers."""
+
+    load_balancer: int = pool.LOAD_BALANCER_LEAST_REQUEST
+    # A worker that fails so many calls in a row gets none for some seconds; 0 is no circuit breaker.
+    failure_threshold: int = 0
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """How much of an agent's answers is kept, and for how long."""
+
+    max_bytes: int
+    ttl_s: float = 300.0
+
+
+@dataclass(frozen=True)
 class Agent:
     """An agent that calls can be routed to."""
 
@@ -63,8 +86,19 @@ class Agent:
     capabilities: tuple[str, ...] = ()
     image: str = ""
     stopped: bool = False
-    # Workers that are wanted.
+    # It has no process; the next call wakes it.
+    asleep: bool = False
+    # Workers that are wanted; while it sleeps, as many as it had or begins with.
     replicas: int = 1
+    # The current one of its desired state.
+    revision: int = 0
+    # What goes on or went wrong last with the agent as a whole, in a sentence.
+    status: str = ""
+    traffic: Traffic = Traffic()
+    # None: its answers are not kept.
+    cache: CachePolicy | None = None
+    # Calls that may wait for a worker.
+    queue: int = QUEUE
     # False: no call is repeated once a worker may have seen it.
     idempotent: bool = True
     # A serialized FileDescriptorSet of the services.
@@ -84,6 +118,8 @@ class Agent:
             return ""
         if self.stopped:
             return "stopped by an operator"
+        if self.asleep:
+            return "asleep; the next call wakes it" + (f" ({self.status})" if self.status else "")
         if self.lease is None and self.replicas == 0:
             return "it has 0 replicas"
         return next((e.reason for e in self.endpoints if e.reason), "no worker is ready yet")
@@ -124,26 +160,48 @@ class Target:
 
 
 def from_deployment(deployment: pool.Deployment) -> Agent:
-    """The agent that a deployment of the pool is."""
+    """The agent that a deployment of the pool is. Settings that it does not say have their defaults."""
+    serving = deployment.settings.serving
     return Agent(
         agent_id=deployment.agent,
         services=tuple(deployment.services),
         endpoints=tuple(
             Endpoint(
                 address=worker.address,
-                ready=worker.state == pool.WORKER_STATE_READY and bool(worker.address),
+                # One that falls asleep still has its workers: they finish their calls and get no more.
+                ready=worker.state == pool.WORKER_STATE_READY and bool(worker.address) and not deployment.asleep,
                 worker_id=worker.worker_id,
                 reason="" if worker.state == pool.WORKER_STATE_READY else _worker_reason(worker),
+                weight=worker.weight or 100,
+                revision=worker.revision,
             )
             for worker in deployment.workers
             if worker.state in _LIVING
         ),
         image=deployment.image,
         stopped=deployment.stopped,
+        asleep=deployment.asleep,
         replicas=deployment.replicas,
+        revision=deployment.revision,
+        status=deployment.status,
+        traffic=_traffic(deployment.settings.traffic),
+        cache=_cache(deployment.settings.cache),
+        queue=serving.queue if serving.HasField("queue") else QUEUE,
         idempotent=deployment.idempotent,
         descriptors=deployment.descriptors,
     )
+
+
+def _traffic(said: pool.Traffic) -> Traffic:
+    return Traffic(said.load_balancer or pool.LOAD_BALANCER_LEAST_REQUEST, said.failure_threshold)
+
+
+def _cache(said: pool.Cache) -> CachePolicy | None:
+    if not said.max_bytes:
+        return None
+    if not said.HasField("ttl"):
+        return CachePolicy(said.max_bytes)
+    return CachePolicy(said.max_bytes, said.ttl.ToMicroseconds() / 1e6)
 
 
 def _worker_reason(worker: pool.Worker) -> str:

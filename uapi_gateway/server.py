@@ -22,17 +22,21 @@ from agentruntime.files import write_atomically
 from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
 from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
 from uapi_gateway.access_log import keep_access_log_small
+from uapi_gateway.ejections import Ejections, hearing
 from uapi_gateway.envoy import Envoy, read_record
 from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.load import Load
+from uapi_gateway.load_report import LoadReport
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
 from uapi_gateway.publish import Publisher
 from uapi_gateway.reflection import ReflectionService
@@ -43,7 +47,7 @@ from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.xds import listeners, resources
 from uapi_gateway.xds.cache import Cache
-from uapi_gateway.xds.service import DiscoveryService
+from uapi_gateway.xds.service import DiscoveryService, LoadService
 
 _log = log.get("uapi_gateway")
 _GRACE_S = 1.0
@@ -84,12 +88,15 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     registrar = RegistryService(registry, store, is_own=_own_addresses(settings, grpc_port))
     health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
     observer = Observer(registry, envoy, pool)
+    load, ejections = Load(registry), Ejections(registry)
+    report = LoadReport(pool, load, ejections)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryService(cache), xds)
+        lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(LoadService(load, settings.load_interval_s), xds)
         relay = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
         relay.add_generic_rpc_handlers((RelayHandler(Relay(registry, settings.relay_wait_s)),))
         control = _control_server(registry, service, registrar, watch)
@@ -99,6 +106,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             (control, home.control_socket),
         ):
             await stack.enter_async_context(_serving(grpc_server, path))
+        stack.enter_context(hearing(ejections, sockets.ejections_pipe(home)))
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
@@ -106,6 +114,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         await stack.enter_async_context(_http(http, http_socket))
         loops = (
             watch.run(),
+            report.run(),
             envoy.watch(),
             registrar.expire_leases(),
             health_loop.run(),

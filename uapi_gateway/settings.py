@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     health_interval_s: float = Field(default=10.0, gt=0)
     # After so many failed checks in a row it gets no calls, until one succeeds.
     health_failures: int = Field(default=3, ge=1)
+    # Between two reports of the agents' load, by Envoy to the gateway and by the gateway to the pool.
+    load_interval_s: float = Field(default=0.5, ge=0.1, le=10)
     # Size at which the access log is renamed to `.1` and begun anew.
     access_log_bytes: int = Field(default=64 * 2**20, ge=2**16)
 

@@ -22,6 +22,11 @@ def relay_socket(home: Home) -> Path:
     return home.run / "relay.sock"
 
 
+def ejections_pipe(home: Home) -> Path:
+    """The named pipe into which Envoy writes which workers it ejects."""
+    return home.run / "envoy-ejections"
+
+
 def split_endpoint(endpoint: str) -> tuple[str, int]:
     """("host", port) of "host:port", "[::1]:port"; ("/path", 0) of "unix:/path".
 

@@ -39,6 +39,8 @@ class PoolStandIn:
 
     def __init__(self) -> None:
         self.deployments: dict[str, pool.Deployment] = {}
+        # What the gateway has reported, in its order.
+        self.reports: list[pool.ReportLoadRequest] = []
         self._queues: list[asyncio.Queue[pool.WatchDeploymentsResponse]] = []
 
     def put(self, changed: pool.Deployment) -> None:
@@ -67,6 +69,18 @@ class PoolStandIn:
         finally:
             self._queues.remove(queue)
 
+    async def ReportLoad(
+        self, requests: AsyncIterator[pool.ReportLoadRequest], context: aio.ServicerContext[Any, Any]
+    ) -> pool.ReportLoadResponse:
+        async for request in requests:
+            self.reports.append(request)
+        return pool.ReportLoadResponse()
+
+    def load(self, agent: str) -> pool.AgentLoad:
+        """What the last report says of an agent."""
+        loads = self.reports[-1].loads if self.reports else ()
+        return next((each for each in loads if each.agent == agent), pool.AgentLoad(agent=agent))
+
     async def ListWorkers(
         self, request: pool.ListWorkersRequest, context: aio.ServicerContext[Any, Any]
     ) -> pool.ListWorkersResponse:
@@ -84,6 +98,9 @@ class PoolStandIn:
                 self.WatchDeployments,
                 pool.WatchDeploymentsRequest.FromString,
                 pool.WatchDeploymentsResponse.SerializeToString,
+            ),
+            "ReportLoad": grpc.stream_unary_rpc_method_handler(
+                self.ReportLoad, pool.ReportLoadRequest.FromString, pool.ReportLoadResponse.SerializeToString
             ),
             "ListWorkers": grpc.unary_unary_rpc_method_handler(
                 self.ListWorkers, pool.ListWorkersRequest.FromString, pool.ListWorkersResponse.SerializeToString

@@ -7,8 +7,9 @@ import pytest
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
 from agentruntime.errors import AgentNotFound, AlreadyExists, LeaseNotFound
+from google.protobuf import duration_pb2
 
-from uapi_gateway.registry import Agent, Endpoint, Registry, from_deployment
+from uapi_gateway.registry import Agent, CachePolicy, Endpoint, Registry, Traffic, from_deployment
 
 NOW = 1_000_000.0
 
@@ -39,6 +40,32 @@ def test_only_ready_workers_are_ready_and_ended_ones_are_gone() -> None:
     assert [e.worker_id for e in known.endpoints] == ["a-01", "a-02", "a-04", "a-05", "a-06"]
     assert [e.worker_id for e in known.endpoints if e.ready] == ["a-01"]
     assert "worker a-04 is failed: exit status 1" in [e.reason for e in known.endpoints]
+
+
+def test_what_a_deployment_does_not_say_has_its_default() -> None:
+    known = from_deployment(pool.Deployment(agent="a", workers=[pool.Worker(state=pool.WORKER_STATE_READY)]))
+    assert known.traffic == Traffic(pool.LOAD_BALANCER_LEAST_REQUEST, 0)
+    assert (known.cache, known.queue, known.asleep, known.endpoints[0].weight) == (None, 1024, False, 100)
+
+
+def test_settings_of_a_deployment() -> None:
+    settings = pool.AgentSettings(
+        serving=pool.Serving(queue=7),
+        traffic=pool.Traffic(load_balancer=pool.LOAD_BALANCER_STICKY, failure_threshold=5),
+        cache=pool.Cache(max_bytes=1000, ttl=duration_pb2.Duration(seconds=1, nanos=500_000_000)),
+    )
+    workers = [pool.Worker(worker_id="a-01", state=pool.WORKER_STATE_READY, weight=40, revision=4)]
+    known = from_deployment(
+        pool.Deployment(agent="a", asleep=True, revision=3, status="s", settings=settings, workers=workers)
+    )
+    assert known.traffic == Traffic(pool.LOAD_BALANCER_STICKY, 5)
+    assert (known.cache, known.queue) == (CachePolicy(1000, 1.5), 7)
+    assert (known.asleep, known.revision, known.status) == (True, 3, "s")
+    assert (known.endpoints[0].weight, known.endpoints[0].revision) == (40, 4)
+    # It falls asleep: its workers finish their calls and get no more.
+    assert not known.ready
+    settings.cache.ClearField("ttl")
+    assert from_deployment(pool.Deployment(settings=settings)).cache == CachePolicy(1000, 300)
 
 
 def test_an_exact_agent_id_wins_over_a_worker() -> None:
@@ -142,6 +169,12 @@ def test_stopped_agents_serve_only_where_nobody_else_does() -> None:
         (agent("a", "a-01"), proto.AGENT_STATE_READY, ""),
         (agent("a", stopped=True), proto.AGENT_STATE_STOPPED, "stopped by an operator"),
         (agent("a", replicas=0), proto.AGENT_STATE_UNAVAILABLE, "it has 0 replicas"),
+        (agent("a", asleep=True), proto.AGENT_STATE_UNAVAILABLE, "asleep; the next call wakes it"),
+        (
+            agent("a", asleep=True, status="no room"),
+            proto.AGENT_STATE_UNAVAILABLE,
+            "asleep; the next call wakes it (no room)",
+        ),
         (agent("a"), proto.AGENT_STATE_UNAVAILABLE, "no worker is ready yet"),
     ],
 )

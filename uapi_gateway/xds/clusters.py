@@ -1,14 +1,16 @@
 """Clusters and their endpoints: what Envoy may send a call to."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from google.protobuf import json_format
 
+from uapi_gateway.registry import Traffic
 from uapi_gateway.sockets import split_endpoint
 from uapi_gateway.xds import resources
 from uapi_gateway.xds.resources import Resource, typed
@@ -16,14 +18,20 @@ from uapi_gateway.xds.resources import Resource, typed
 AGENT_PREFIX = "agent/"
 CONTROL = "control"
 POOL = "pool"
+# The relay by itself, for calls that a cache may answer. Beside, it is the last endpoint of every agent.
+RELAY = "relay"
+# An ejection that repeats lasts longer each time, up to this.
+LONGEST_EJECTION_S = 30.0
+# The others are least-request; by health, with weights.
+_POLICIES: dict[int, str] = {pool.LOAD_BALANCER_ROUND_ROBIN: "ROUND_ROBIN", pool.LOAD_BALANCER_STICKY: "RING_HASH"}
 # Queues live in the workers; Envoy only must not be a limit before them.
 _MOST_REQUESTS = 100_000
 
 
-def agent_cluster(name: str) -> Resource:
+def agent_cluster(name: str, traffic: Traffic) -> Resource:
     """The cluster of an agent or of one worker; its endpoints come by EDS."""
     message = cluster_pb2.Cluster()
-    message.CopyFrom(_agent_template())
+    message.CopyFrom(_agent_template(traffic.load_balancer, traffic.failure_threshold))
     message.name = AGENT_PREFIX + name
     return resources.wrap(resources.CLUSTER, message.name, message)
 
@@ -40,20 +48,23 @@ def socket_cluster(name: str, path: Path) -> Resource:
     return resources.make(resources.CLUSTER, name, content)
 
 
-def agent_endpoints(name: str, addresses: Iterable[str], relay: Path) -> Resource:
+def agent_endpoints(name: str, addresses: Mapping[str, int], relay: Path) -> Resource:
     """The endpoints of an agent or worker: those that are ready, and behind them the relay.
 
     Args:
         name: of the agent or worker.
-        addresses: "ip:port" or "unix:/path" of what is ready for calls.
+        addresses: "ip:port" or "unix:/path" of what is ready for calls, each with its weight; 0 is as any other.
         relay: the relay's socket; it gets the calls when none of the addresses can be reached.
     """
     cluster = AGENT_PREFIX + name
     message = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster)
     first = message.endpoints.add(priority=0)
-    for address in sorted(addresses):
+    for address, weight in sorted(addresses.items()):
         host, port = split_endpoint(address)
-        target = first.lb_endpoints.add().endpoint.address
+        endpoint = first.lb_endpoints.add()
+        if weight:
+            endpoint.load_balancing_weight.value = weight
+        target = endpoint.endpoint.address
         if port:
             target.socket_address.address = host
             target.socket_address.port_value = port
@@ -64,29 +75,37 @@ def agent_endpoints(name: str, addresses: Iterable[str], relay: Path) -> Resourc
     return resources.wrap(resources.ENDPOINTS, cluster, message)
 
 
-@lru_cache(maxsize=1)
-def _agent_template() -> Any:
+@lru_cache(maxsize=64)
+def _agent_template(load_balancer: int, failure_threshold: int) -> Any:
+    policy = _POLICIES.get(load_balancer, "LEAST_REQUEST")
+    # One that failed its calls gets time; one that only broke a connection is most often gone from the endpoints by
+    # itself, and must not be missed for long if it is not.
+    ejection = {"base_ejection_time": "5s", "max_ejection_time": f"{LONGEST_EJECTION_S:g}s"}
+    if not failure_threshold:
+        ejection = {"base_ejection_time": "1s", "max_ejection_time": "5s"}
     content = {
         **_common(),
         "name": "template",
         "type": "EDS",
         "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
-        "lb_policy": "LEAST_REQUEST",
+        "lb_policy": policy,
         # With no worker left, calls go to the relay rather than to a dead worker.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        # Only what happens between Envoy and a worker counts: by answering with errors on demand, a caller
-        # could otherwise have workers taken out.
+        # Without a circuit breaker only what happens between Envoy and a worker counts: by answering with errors on
+        # demand, a caller could otherwise have workers taken out. With one, so do gRPC statuses that stand for 5xx.
         "outlier_detection": {
             "split_external_local_origin_errors": True,
             "consecutive_local_origin_failure": 1,
             "enforcing_consecutive_local_origin_failure": 100,
-            "enforcing_consecutive_5xx": 0,
+            **({"consecutive_5xx": failure_threshold} if failure_threshold else {}),
+            "enforcing_consecutive_5xx": 100 if failure_threshold else 0,
             "enforcing_consecutive_gateway_failure": 0,
             "enforcing_success_rate": 0,
             "enforcing_local_origin_success_rate": 0,
             "interval": "1s",
-            "base_ejection_time": "5s",
-            "max_ejection_percent": 100,
+            **ejection,
+            # All workers, but not the last host of all: that is the relay, which will be back in a second.
+            "max_ejection_percent": 99,
         },
     }
     return json_format.ParseDict(content, cluster_pb2.Cluster())

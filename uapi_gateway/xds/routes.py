@@ -7,10 +7,13 @@ All is found by look-up, in a tree of matchers, so that a thousand services cost
     it only holds the operator's token  refused, for an agent would get it
     x-uapi-agent is given               the cluster that Envoy made of it (never a name that the caller chose)
     else, by service                    the pool's; one of exactly one agent; the gateway's own and all others
+
+A call that an agent's cache may answer goes to the relay instead, unless it belongs to a conversation or says that
+the cache is to be passed by.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +24,10 @@ from uapi_gateway.xds.resources import Resource, typed
 AGENT_HEADER = "x-uapi-agent"
 # Set by Envoy from x-uapi-agent; a caller's own is removed first.
 CLUSTER_HEADER = "x-uapi-cluster"
+# Calls of one conversation stay together, where the agent's calls are spread so, and are never answered by a cache.
+CONVERSATION_HEADER = "x-uapi-conversation"
+# In a response: whether it came from the cache. In a request, whatever it says: the cache is passed by.
+CACHE_HEADER = "x-uapi-cache"
 LONGEST_DEADLINE_S = 24 * 3600
 UNAUTHENTICATED = (
     "this needs the operator's credential: send 'authorization: Bearer <token>' with the token from the "
@@ -43,6 +50,8 @@ OPERATOR_PREFIXES = (
 WELL_FORMED = {"grpc-timeout": "[0-9]{1,8}[HMSmun]", "grpc-encoding": "identity|gzip|deflate"}
 # Of the same kind, but nothing that a caller needs to say to a worker.
 UNREADABLE = ("grpc-previous-rpc-attempts", "grpc-retry-pushback-ms", "grpc-status", "lb-cost-bin")
+# An answer that is only true when it is given.
+_HEALTH = f"/{descriptors.TEXT_GENERATION}/GetHealth"
 _SAFE = "connect-failure,refused-stream,reset-before-request"
 
 
@@ -56,6 +65,10 @@ class RoutePlan:
     idempotent: frozenset[str] = frozenset()
     # Agents and workers of which no call may be repeated so.
     opted_out: frozenset[str] = frozenset()
+    # Agents whose answers are kept.
+    cached: frozenset[str] = frozenset()
+    # "/service/Method" of methods whose answers may be kept.
+    cacheable: frozenset[str] = frozenset()
 
 
 def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
@@ -68,6 +81,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
     agents = list(agents)
     serving: dict[str, list[Any]] = {}
     repeatable: dict[str, bool] = {}
+    streaming = set()
     for agent in agents:
         for service in agent.services:
             if service not in descriptors.PLATFORM:
@@ -76,25 +90,44 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
         for method in descriptors.methods_of(agent.descriptors):
             if method.service not in descriptors.PLATFORM:
                 repeatable[method.path] = repeatable.get(method.path, True) and method.idempotent
+                streaming |= {method.path} if method.streams else set()
     for method in descriptors.methods_of(descriptors.platform_set()):
         if method.service == descriptors.TEXT_GENERATION:
             repeatable.setdefault(method.path, method.idempotent)
+            streaming |= {method.path} if method.streams else set()
     single = {}
     for service, every in serving.items():
         running = [agent for agent in every if not agent.stopped] or every
         if len(running) == 1:
             single[service] = running[0].agent_id
     out = {agent.agent_id for agent in agents if not agent.idempotent}
+    idempotent = frozenset(path for path, yes in repeatable.items() if yes)
+    cached = frozenset(agent.agent_id for agent in agents if agent.cache is not None and agent.idempotent)
     return RoutePlan(
         services=single,
-        idempotent=frozenset(path for path, yes in repeatable.items() if yes),
+        idempotent=idempotent,
         opted_out=frozenset(out | {worker for worker, agent in workers.items() if agent in out}),
+        cached=cached,
+        cacheable=idempotent - streaming - {_HEALTH} if cached else frozenset(),
     )
 
 
 def may_repeat(wanted: RoutePlan, path: str, *targets: str) -> bool:
     """Whether a call of "/service/Method" to these agents or workers may be made again after a worker has seen it."""
     return path in wanted.idempotent and not wanted.opted_out.intersection(targets)
+
+
+def may_cache(wanted: RoutePlan, path: str, name: str, headers: Collection[str]) -> bool:
+    """Whether the cache may answer a call of "/service/Method" to the agent of that name, and keep its answer.
+
+    Args:
+        wanted: the routes.
+        path: the method.
+        name: as in `x-uapi-agent`; a worker that is called by its name answers itself.
+        headers: the names of the call's metadata.
+    """
+    passes_by = CONVERSATION_HEADER in headers or CACHE_HEADER in headers
+    return path in wanted.cacheable and name in wanted.cached and not passes_by
 
 
 def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all: bool) -> Resource:
@@ -132,6 +165,10 @@ def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, A
     named = _by_path(wanted.idempotent, _route(by_header, repeat=True, credential=credential), plain)
     if wanted.opted_out:
         named = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.opted_out), plain), otherwise=named)
+    if wanted.cached:
+        relay = _route({"cluster": clusters.RELAY}, repeat=True, credential=credential)
+        kept = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.cached), relay), otherwise=named)
+        named = _by_path(wanted.cacheable, _unless_passed_by(kept, named), named)
     given = _matches(AGENT_HEADER, ".+")
     return {
         "matcher": {
@@ -154,11 +191,21 @@ def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[
             repeatable = set()
         again = _route(target, agent=agent, repeat=True, credential=credential)
         prefixes[prefix] = _by_path(repeatable, again, once)
+        if agent in wanted.cached:
+            relay = _route({"cluster": clusters.RELAY}, agent=agent, repeat=True, credential=credential)
+            cacheable = {path for path in wanted.cacheable if path.startswith(prefix)}
+            prefixes[prefix] = _by_path(cacheable, _unless_passed_by(relay, again), prefixes[prefix])
     for prefix in OPERATOR_PREFIXES:
         allowed = pool if prefix.startswith((f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/")) else control
         prefixes[prefix] = allowed if operator else _refusal(401, UNAUTHENTICATED)
     tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
     return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
+
+
+def _unless_passed_by(kept: dict[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
+    """What the cache may answer, but not of a conversation, nor where the caller says so."""
+    given = [{"predicate": _given(name), "on_match": otherwise} for name in (CONVERSATION_HEADER, CACHE_HEADER)]
+    return {"matcher": {"matcher_list": {"matchers": given}, "on_no_match": kept}}
 
 
 def _by_path(paths: Iterable[str], listed: dict[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
@@ -183,13 +230,17 @@ def _matches(header: str, regex: str) -> dict[str, Any]:
     return {"single_predicate": {"input": _header(header), "value_match": whole}}
 
 
+def _given(header: str) -> dict[str, Any]:
+    return _matches(header, ".*")
+
+
 def _holds(header: str, value: str) -> dict[str, Any]:
     return {"single_predicate": {"input": _header(header), "value_match": {"contains": value}}}
 
 
 def _malformed(header: str, form: str) -> dict[str, Any]:
     """Whether a header is there and is not of the form; one sent twice arrives joined by a comma, and is not."""
-    return {"and_matcher": {"predicate": [_matches(header, ".*"), {"not_matcher": _matches(header, form)}]}}
+    return {"and_matcher": {"predicate": [_given(header), {"not_matcher": _matches(header, form)}]}}
 
 
 def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat: bool = False) -> dict[str, Any]:
@@ -198,6 +249,8 @@ def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat:
         "route": {
             **target,
             "timeout": "0s",
+            # Only clusters of sticky agents ask for it.
+            "hash_policy": [{"header": {"header_name": CONVERSATION_HEADER}}],
             # The caller's own deadline, even if the worker ignores it; none means none, for streams may last.
             "max_stream_duration": {"grpc_timeout_header_max": f"{LONGEST_DEADLINE_S}s"},
             "retry_policy": {

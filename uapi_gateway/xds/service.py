@@ -1,4 +1,4 @@
-"""The control plane's gRPC service that Envoy calls: delta ADS."""
+"""The control plane's gRPC services that Envoy calls: delta ADS, and load reporting."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,8 +7,10 @@ from typing import Any
 import grpc
 from agentruntime import log
 from envoy.service.discovery.v3 import ads_pb2_grpc
+from envoy.service.load_stats.v3 import lrs_pb2, lrs_pb2_grpc
 from grpc import aio
 
+from uapi_gateway.load import Load
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.delta import Session
 
@@ -55,3 +57,28 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
     ) -> AsyncIterator[Any]:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this control plane speaks incremental xDS only")
         yield  # makes it a generator, as its kind of method must be
+
+
+class LoadService(lrs_pb2_grpc.LoadReportingServiceServicer):  # type: ignore[misc]  # untyped package
+    """Has Envoy report the load of all clusters, and takes the reports in."""
+
+    def __init__(self, load: Load, interval_s: float) -> None:
+        self._load = load
+        self._interval_s = interval_s
+
+    async def StreamLoadStats(
+        self, requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        wanted = lrs_pb2.LoadStatsResponse(send_all_clusters=True)
+        wanted.load_reporting_interval.FromMilliseconds(round(self._interval_s * 1000))
+        asked = False
+        try:
+            async for request in requests:
+                if asked:
+                    self._load.take(request)
+                else:
+                    # The first request only says who is there.
+                    asked = True
+                    yield wanted
+        finally:
+            self._load.envoy_left()

@@ -4,12 +4,15 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import pytest
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
 
+from uapi_gateway.registry import Traffic
 from uapi_gateway.xds.clusters import agent_cluster, agent_endpoints, socket_cluster
 from uapi_gateway.xds.listeners import tcp_listener, unix_listener
 from uapi_gateway.xds.routes import CLUSTER_HEADER, UNREADABLE
@@ -23,17 +26,46 @@ def content(resource: Any, kind: Any) -> dict[str, Any]:
 
 
 def test_clusters_prefer_the_relay_to_dead_workers_and_eject_for_nothing_a_caller_can_cause() -> None:
-    cluster = content(agent_cluster("a"), cluster_pb2.Cluster)
+    cluster = content(agent_cluster("a", Traffic()), cluster_pb2.Cluster)
     assert cluster["name"] == "agent/a"
     assert cluster["common_lb_config"]["healthy_panic_threshold"] == {}
     outlier = cluster["outlier_detection"]
     assert outlier["split_external_local_origin_errors"]
+    assert outlier["max_ejection_percent"] == 99
     assert outlier["enforcing_consecutive_5xx"] == outlier["enforcing_consecutive_gateway_failure"] == 0
-    assert agent_cluster("a").version == agent_cluster("a").version != agent_cluster("b").version
+    assert (
+        agent_cluster("a", Traffic()).version
+        == agent_cluster("a", Traffic()).version
+        != agent_cluster("b", Traffic()).version
+    )
+
+
+@pytest.mark.parametrize(
+    ("balancer", "policy"),
+    [
+        (pool.LOAD_BALANCER_ROUND_ROBIN, None),  # Envoy's default
+        (pool.LOAD_BALANCER_STICKY, "RING_HASH"),
+        (pool.LOAD_BALANCER_HEALTH_BASED, "LEAST_REQUEST"),
+        (pool.LOAD_BALANCER_LEAST_REQUEST, "LEAST_REQUEST"),
+    ],
+)
+def test_load_balancers(balancer: int, policy: str | None) -> None:
+    assert content(agent_cluster("a", Traffic(balancer)), cluster_pb2.Cluster).get("lb_policy") == policy
+
+
+def test_a_circuit_breaker_counts_what_a_worker_answers() -> None:
+    outlier = content(agent_cluster("a", Traffic(failure_threshold=7)), cluster_pb2.Cluster)["outlier_detection"]
+    assert (outlier["consecutive_5xx"], outlier["enforcing_consecutive_5xx"]) == (7, 100)
+
+
+def test_weights_are_said_where_they_count() -> None:
+    made = agent_endpoints("a", {"unix:/1": 40, "unix:/2": 0}, Path("/relay"))
+    first = content(made, endpoint_pb2.ClusterLoadAssignment)["endpoints"][0]["lb_endpoints"]
+    assert [each.get("load_balancing_weight") for each in first] == [40, None]
 
 
 def test_endpoints_end_in_the_relay() -> None:
-    made = agent_endpoints("a", ["unix:/w", "127.0.0.1:80", "[::1]:81"], Path("/relay"))
+    made = agent_endpoints("a", {"unix:/w": 0, "127.0.0.1:80": 0, "[::1]:81": 0}, Path("/relay"))
     places = content(made, endpoint_pb2.ClusterLoadAssignment)["endpoints"]
     addresses = [[e["endpoint"]["address"] for e in place["lb_endpoints"]] for place in places]
     assert addresses[0] == [
@@ -47,7 +79,8 @@ def test_endpoints_end_in_the_relay() -> None:
 
 def test_the_order_of_workers_changes_nothing() -> None:
     one, other = (
-        agent_endpoints("a", order, Path("/r")) for order in (["unix:/1", "unix:/2"], ["unix:/2", "unix:/1"])
+        agent_endpoints("a", dict.fromkeys(order, 0), Path("/r"))
+        for order in (["unix:/1", "unix:/2"], ["unix:/2", "unix:/1"])
     )
     assert one.version == other.version
 
