@@ -8,87 +8,96 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import errors, files, names
-from pydantic import Base64Bytes, BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from agent_pool.deployment import Deployment, Spec
-from agent_pool.drivers.base import Prepared
+from agent_pool.asked import AskedPolicies
+from agent_pool.deployment import Deployment, Roll
+from agent_pool.lifecycle import State
+from agent_pool.revision import Spec
 from agent_pool.worker import Worker
 
 
 class SavedWorker(BaseModel):
-    """A worker that ran."""
+    """A worker that ran, or has ended for good."""
 
     number: int
+    revision: int
     restarts: int = 0
     started_at_s: float = 0.0
     ready_at_s: float = 0.0
     gpus: tuple[int, ...] = ()
-    handle: Mapping[str, Any] = {}
+    handle: Mapping[str, Any] = Field(default_factory=dict)
+    # Of one that has ended for good.
+    rests: bool = False
+    state: State = State.PENDING
+    reason: str = ""
+    last_traceback: str = ""
+
+    @classmethod
+    def of(cls, worker: Worker) -> "SavedWorker":
+        return cls.model_construct(
+            number=worker.number,
+            revision=worker.revision,
+            restarts=worker.restarts,
+            started_at_s=worker.started_at_s,
+            ready_at_s=worker.ready_at_s,
+            gpus=worker.gpus,
+            handle=worker.handle,
+            rests=worker.rests,
+            state=worker.state if worker.rests else State.PENDING,
+            reason=worker.reason,
+            last_traceback=worker.last_traceback,
+        )
+
+    def restored(self, agent: str) -> Worker:
+        return Worker(names.worker_id(agent, self.number), agent, **self.model_dump())
 
 
 class SavedDeployment(BaseModel):
     """An agent."""
 
-    spec: Spec
+    agent: str
+    revisions: list[Spec]
+    current: int
+    asked: AskedPolicies
     replicas: int
     stopped: bool
-    services: tuple[str, ...] = ()
-    descriptors: Base64Bytes = b""
-    start_note: str = ""
-    degraded: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    workers: list[SavedWorker] = []
+    asleep: bool
+    status: str = ""
+    roll: Roll | None = None
+    workers: list[SavedWorker] = Field(default_factory=list)
 
     @classmethod
     def of(cls, deployment: Deployment) -> "SavedDeployment":
-        prepared = deployment.prepared
         return cls.model_construct(
-            spec=deployment.spec,
+            agent=deployment.agent,
+            revisions=list(deployment.revisions.values()),
+            current=deployment.current,
+            asked=deployment.asked,
             replicas=deployment.replicas,
             stopped=deployment.stopped,
-            services=prepared.services,
-            descriptors=prepared.descriptors,
-            start_note=prepared.start_note,
-            degraded=prepared.degraded,
-            notes=deployment.notes,
-            workers=[_saved(worker) for worker in deployment.workers.values() if worker.wanted],
+            asleep=deployment.asleep,
+            status=deployment.status,
+            roll=deployment.roll,
+            workers=[SavedWorker.of(worker) for worker in deployment.living()],
         )
 
     def restored(self) -> Deployment:
-        """With its workers, all of them pending."""
+        """With its workers, all of them pending but those that have ended for good."""
         deployment = Deployment(
-            spec=self.spec,
+            agent=self.agent,
+            revisions={spec.number: spec for spec in self.revisions},
+            current=self.current,
+            asked=self.asked,
             replicas=self.replicas,
             stopped=self.stopped,
-            prepared=Prepared(self.services, self.descriptors, self.start_note, self.degraded),
-            notes=self.notes,
+            asleep=self.asleep,
+            status=self.status,
+            roll=self.roll,
         )
         for saved in self.workers:
-            deployment.enter(
-                Worker(
-                    names.worker_id(self.spec.agent, saved.number),
-                    self.spec.agent,
-                    saved.number,
-                    self.spec.number,
-                    restarts=saved.restarts,
-                    started_at_s=saved.started_at_s,
-                    ready_at_s=saved.ready_at_s,
-                    gpus=saved.gpus,
-                    handle=saved.handle,
-                )
-            )
+            deployment.enter(saved.restored(self.agent))
         return deployment
-
-
-def _saved(worker: Worker) -> SavedWorker:
-    return SavedWorker.model_construct(
-        number=worker.number,
-        restarts=worker.restarts,
-        started_at_s=worker.started_at_s,
-        ready_at_s=worker.ready_at_s,
-        gpus=worker.gpus,
-        handle=worker.handle,
-    )
 
 
 class Saved(BaseModel):
@@ -96,7 +105,7 @@ class Saved(BaseModel):
 
     # Of the next agent; tells uids apart.
     next_index: int = 0
-    deployments: list[SavedDeployment] = []
+    deployments: list[SavedDeployment] = Field(default_factory=list)
 
 
 class StateFile:

@@ -46,6 +46,9 @@ class Counters:
 class Group(ABC):
     """One group. It may be gone already; reading then gives zeros, and removing does nothing."""
 
+    # The file by which a process with a single thread joins.
+    entrance = "cgroup.procs"
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -66,15 +69,19 @@ class Group(ABC):
         """Does not block."""
 
     @abstractmethod
+    def cpu_s(self) -> float:
+        """CPU time used, in seconds; the one counter that is read often."""
+
+    @abstractmethod
     def kill(self) -> None:
         """Sends SIGKILL to everything in the group, and does not wait for it to die."""
 
     def open_procs(self) -> list[int]:
-        """Descriptors for joining the group: write "0" to each. The caller closes them."""
+        """Descriptors for joining, by writing "0" to each; the writer has one thread. The caller closes them."""
         opened: list[int] = []
         try:
             for directory in self.directories():
-                opened.append(os.open(directory / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+                opened.append(os.open(directory / self.entrance, os.O_WRONLY | os.O_CLOEXEC))
         except OSError:
             for descriptor in opened:
                 os.close(descriptor)

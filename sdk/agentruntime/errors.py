@@ -156,6 +156,12 @@ class AgentStopped(FailedPrecondition):
     reason = "AGENT_STOPPED"
 
 
+class OtherRevision(FailedPrecondition):
+    """The agent runs with another image or other settings than it was asked to; an update changes those."""
+
+    reason = "OTHER_REVISION"
+
+
 class AgentNotReady(Unavailable):
     """The agent has no worker that is ready."""
 

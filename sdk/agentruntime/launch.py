@@ -32,8 +32,8 @@ working directory.
                     quit  -> {"ok": true}, and it ends, leaving its children
     events                {"event": "exit", "name": key or worker_id, "pid", "status": as of waitpid(2)}
 
-`cgroup_fds` are descriptors of `cgroup.procs` files, opened for writing by the pool; the new process writes
-"0" to each before it does anything else, so it is never outside its limits.
+`cgroup_fds` are descriptors of files by which a process with one thread joins a control group, opened for writing by
+the pool; the new process writes "0" to each before it does anything else, so it is never outside its limits.
 
 A worker and the pool share one end each of a Unix stream socket pair (`control_fd`), on which each sends lines
 of JSON. End of file tells the pool that the worker is gone; a worker lives on without its pool.
