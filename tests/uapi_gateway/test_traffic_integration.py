@@ -150,7 +150,7 @@ async def test_load_balancers(tmp_path: Path) -> None:
         # One thread of Envoy carries all that comes by one connection, so it takes them by turns exactly.
         assert sorted((await spread(channel, "turns", 30)).values()) == [10, 10, 10]
         homes: dict[str, str] = {}
-        for name in map(str, range(12)):
+        for name in map(str, range(20)):
             (homes[name],) = await spread(channel, "talks", 4, ("x-uapi-conversation", name))
         assert len(set(homes.values())) > 1
         assert len(await spread(channel, "talks", 30)) == 3
