@@ -140,6 +140,7 @@ class Agent:
             ],
             image=self.image,
             reason=self.reason,
+            idempotent=self.idempotent,
         )
         if self.lease is not None:
             info.lease_expires_at.FromMilliseconds(round(self.lease.expires_at * 1000))
