@@ -13,6 +13,7 @@ from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 
 from tests.uapi_gateway.echo_service import SERVICE
+from tests.uapi_gateway.stand_ins import Gateway, generate, private_home
 from uapi_gateway.descriptors import platform_subset
 
 
@@ -136,3 +137,24 @@ class PoolStandIn:
             yield
         finally:
             await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def running(pool: PoolStandIn, **environment: str) -> AsyncIterator[Gateway]:
+    """A gateway beside a pool, with a runtime directory of its own."""
+    with private_home() as home:
+        gateway = Gateway(home)
+        async with pool.serving(home):
+            try:
+                await gateway.start(**environment)
+                yield gateway
+            finally:
+                gateway.stop()
+
+
+async def answered(channel: aio.Channel, agent: str) -> bool:
+    """Whether a call to an agent goes well now."""
+    try:
+        return bool(await generate(channel, "x", agent=agent, timeout_s=1))
+    except aio.AioRpcError:
+        return False
