@@ -1,58 +1,19 @@
-"""An agent as the pool was asked to run it: the request, the revision made of it, and its workers."""
+"""An agent as the pool was asked to run it: its revisions, its policies, and its workers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from agentruntime import names
-from agentruntime.manifest import AgentManifest
-from pydantic import BaseModel, ConfigDict
 
-from agent_pool.cgroups.base import Limits
+from agent_pool.asked import Asked, AskedPolicies
 from agent_pool.drivers.base import Launch, Prepared, Revision
-from agent_pool.health import HealthPolicy
-from agent_pool.lifecycle import LIVING
-from agent_pool.resources import Requested, Resources
+from agent_pool.lifecycle import LIVING, State
+from agent_pool.policies import Policies
+from agent_pool.revision import Spec
 from agent_pool.worker import Worker
 
-
-@dataclass(frozen=True)
-class AskedHealth:
-    """The part of a health policy that a request sets; None where it is silent."""
-
-    interval_s: float | None = None
-    timeout_s: float | None = None
-    retries: int | None = None
-    start_timeout_s: float | None = None
-
-    def over(self, policy: HealthPolicy) -> HealthPolicy:
-        return replace(policy, **{name: value for name, value in vars(self).items() if value is not None})
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Settings that a request makes; empty or None where it is silent."""
-
-    resources: Requested = field(default_factory=Requested)
-    health: AskedHealth = field(default_factory=AskedHealth)
-    # "isolated", "host" or "".
-    network: str = ""
-    venv: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
-    log_level: str = ""
-
-    def differs_from(self, running: "Asked") -> list[str]:
-        """Names of the settings that this makes and that are not as what runs has them."""
-        changed = []
-        for part, other in ((self.resources, running.resources), (self.health, running.health)):
-            for entry in fields(part):
-                value = getattr(part, entry.name)
-                if value is not None and value != getattr(other, entry.name):
-                    changed.append(entry.name)
-        for name in ("network", "venv", "env", "log_level"):
-            value = getattr(self, name)
-            if value and value != getattr(running, name):
-                changed.append(name)
-        return changed
+# Revisions of an agent that are remembered.
+_MOST_REVISIONS = 10
 
 
 @dataclass(frozen=True)
@@ -63,121 +24,155 @@ class RunRequest:
     agent: str = ""
     replicas: int | None = None
     asked: Asked = field(default_factory=Asked)
+    policies: AskedPolicies = field(default_factory=AskedPolicies)
     allow_unenforced: bool = False
 
 
-class Program(BaseModel):
-    """What agent.yaml says of the agent's code."""
+@dataclass(frozen=True)
+class Roll:
+    """A roll that goes on: so much of it as a pool that takes over needs."""
 
-    model_config = ConfigDict(frozen=True)
-
-    entrypoint: str
-    services: tuple[str, ...] = ()
-    env: dict[str, str] = {}
-    concurrency: int = 64
-    default_timeout_s: float = 60.0
-    idempotent: bool = True
-
-    @classmethod
-    def of(cls, manifest: AgentManifest) -> "Program":
-        return cls(
-            entrypoint=manifest.entrypoint,
-            services=tuple(manifest.services),
-            env=manifest.env,
-            concurrency=manifest.concurrency,
-            default_timeout_s=manifest.timeout_s,
-            idempotent=manifest.idempotent,
-        )
-
-
-class Spec(BaseModel):
-    """One revision of an agent: everything its workers are launched from."""
-
-    model_config = ConfigDict(frozen=True)
-
-    agent: str
-    number: int
-    agent_index: int
-    # "name:tag"
-    image: str
-    image_digest: str
-    bundle: str
-    program: Program
-    asked: Asked
-    resources: Resources
-    health: HealthPolicy
-
-    def revision(self) -> Revision:
-        """As drivers see it."""
-        return Revision(
-            key=f"{self.agent}@{self.number}",
-            agent=self.agent,
-            number=self.number,
-            image_digest=self.image_digest,
-            bundle=self.bundle,
-            entrypoint=self.program.entrypoint,
-            services=self.program.services,
-            env={**self.program.env, **self.asked.env},
-            log_level=self.asked.log_level or "INFO",
-            venv=self.asked.venv,
-            host_network=self.asked.network == "host",
-            agent_index=self.agent_index,
-            limits=Limits(
-                memory_bytes=self.resources.memory_limit_bytes,
-                cpu_millis=self.resources.cpu_limit_millis,
-                pids=self.resources.pids_limit,
-            ),
-            wants_gpus=self.resources.gpus > 0,
-            concurrency=self.program.concurrency,
-            default_timeout_s=self.program.default_timeout_s,
-            start_timeout_s=self.health.start_timeout_s,
-        )
+    # "update", "canary", "restart", …: the status names it.
+    what: str
+    # The revision of the new workers.
+    target: int
+    # The revision to go back to, if a new worker fails; 0 for nowhere.
+    back_to: int
+    # Workers that are yet to be replaced.
+    old: tuple[str, ...]
+    grace_s: float
 
 
 @dataclass
 class Deployment:
-    """Desired state of one agent, and the workers there are."""
+    """Desired state of one agent, and the workers there are, the oldest first."""
 
-    spec: Spec
+    agent: str
+    # By number; the kept ones.
+    revisions: dict[int, Spec]
+    # The number of the current one; during an update, of the one that is rolled out.
+    current: int
+    # Workers that are wanted; while the agent sleeps, as many as it had or begins with.
     replicas: int
+    # Of the policies, all that was ever asked for.
+    asked: AskedPolicies = field(default_factory=AskedPolicies)
     stopped: bool = False
-    prepared: Prepared = field(default_factory=Prepared)
-    # Of limits that are not enforced; those of the sandbox are in `prepared`.
-    notes: tuple[str, ...] = ()
+    asleep: bool = False
+    # What goes on or went wrong last with the agent as a whole; see the proto.
+    status: str = ""
+    roll: Roll | None = None
     workers: dict[str, Worker] = field(default_factory=dict)
     # False until its first workers are ready: then it counts for what `before` says.
     begun: bool = True
     before: "Deployment | None" = None
+    # In force.
+    policies: Policies = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.policies = self._policies(self.asked, self.spec)
 
     @property
-    def agent(self) -> str:
-        return self.spec.agent
+    def spec(self) -> Spec:
+        """The current revision."""
+        return self.revisions[self.current]
+
+    @property
+    def prepared(self) -> Prepared:
+        """What is known of the current revision's code."""
+        return self.spec.prepared
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the current revision is not enforced here."""
+        return (*self.spec.notes, *self.spec.prepared.degraded)
+
+    @property
+    def target(self) -> int:
+        """How many workers there are to be now."""
+        return 0 if self.stopped or self.asleep else self.replicas
+
+    def take_up(self, asked: AskedPolicies) -> bool:
+        """Puts policies in force, over those asked for before; whether that changed anything.
+
+        Raises:
+            InvalidArgument: a value that makes no sense; everything is as it was then.
+        """
+        merged = asked.over(self.asked)
+        policies = self._policies(merged, self.spec)
+        changed = policies != self.policies
+        self.asked, self.policies = merged, policies
+        return changed
+
+    def turn_to(self, spec: Spec) -> None:
+        """Makes a revision the current one, and forgets the oldest that nothing runs from.
+
+        Raises:
+            InvalidArgument: the policies that its agent.yaml says make no sense with those asked for.
+        """
+        self.policies = self._policies(self.asked, spec)
+        self.keep(spec)
+        self.current = spec.number
+
+    def keep(self, spec: Spec) -> None:
+        """Remembers a revision, or what changed of it, and forgets the oldest that nothing runs from."""
+        self.revisions[spec.number] = spec
+        needed = {self.current, spec.number, *(worker.revision for worker in self.workers.values())}
+        if self.roll is not None:
+            needed |= {self.roll.target, self.roll.back_to}
+        for number in sorted(self.revisions):
+            if len(self.revisions) > _MOST_REVISIONS and number not in needed:
+                del self.revisions[number]
+
+    def next_number(self) -> int:
+        """Of a new revision."""
+        return max(self.revisions) + 1
+
+    def revision(self, number: int) -> Revision:
+        """As drivers see it."""
+        return self.revisions[number].driver_revision(self.policies.health.start_timeout_s)
+
+    def spec_of(self, worker: Worker) -> Spec:
+        """The revision that a worker is launched from."""
+        return self.revisions[worker.revision]
+
+    def launch(self, worker: Worker) -> Launch:
+        return Launch(worker.worker_id, self.revision(worker.revision), worker.gpus)
 
     def living(self) -> list[Worker]:
         """Workers that count towards the desired number: all but those that are on their way out."""
         return [worker for worker in self.workers.values() if worker.wanted]
 
+    def ready(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.state is State.READY]
+
     def surplus(self) -> list[Worker]:
         """Workers beyond the desired number, the youngest first; those that do not serve go before those that do."""
-        living = sorted(self.living(), key=lambda worker: (worker.state in LIVING, -worker.number))
-        return living[: max(0, len(living) - self.replicas)]
+        youngest_first = reversed(self.living())
+        living = sorted(youngest_first, key=lambda worker: worker.state in LIVING)
+        return living[: max(0, len(living) - self.target)]
 
-    def new_workers(self, count: int) -> list[Worker]:
-        """That many more workers, with the lowest numbers that are free. They are entered here."""
-        made = []
-        for _ in range(count):
-            number = _lowest_free({worker.number for worker in self.workers.values()})
-            worker = Worker(names.worker_id(self.agent, number), self.agent, number, self.spec.number)
-            self.enter(worker)
-            made.append(worker)
+    def new_workers(self, count: int, *, revision: int = 0, avoid: Collection[str] = ()) -> list[Worker]:
+        """That many more workers, with the lowest numbers that are free. They are entered here.
+
+        Args:
+            count: how many.
+            revision: theirs; 0 for the current one.
+            avoid: worker ids that are not to be used again now.
+        """
+        made: list[Worker] = []
+        number = 0
+        while len(made) < count:
+            number += 1
+            worker_id = names.worker_id(self.agent, number)
+            if worker_id not in self.workers and worker_id not in avoid:
+                worker = Worker(worker_id, self.agent, number, revision or self.current)
+                self.enter(worker)
+                made.append(worker)
         return made
 
     def enter(self, worker: Worker) -> None:
         self.workers[worker.worker_id] = worker
 
-    def launch(self, worker: Worker) -> Launch:
-        return Launch(worker.worker_id, self.spec.revision(), worker.gpus)
-
-
-def _lowest_free(taken: set[int]) -> int:
-    return next(number for number in range(1, len(taken) + 2) if number not in taken)
+    @staticmethod
+    def _policies(asked: AskedPolicies, spec: Spec) -> Policies:
+        return Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)

@@ -6,16 +6,17 @@ A worker that serves has one task here, which ends only when the worker is stopp
 import asyncio
 import time
 from collections.abc import Callable
+from random import Random
 
 from agentruntime import errors, log
 
 from agent_pool import health, restart
 from agent_pool.deployment import Deployment
-from agent_pool.drivers.base import Driver, Exit
+from agent_pool.drivers.base import Driver, Exit, Running
 from agent_pool.health import HealthProbe, Verdict
 from agent_pool.ledger import Ledger
 from agent_pool.lifecycle import Event, State
-from agent_pool.restart import RestartPolicy
+from agent_pool.restart import Backoff
 from agent_pool.worker import Worker
 
 _log = log.get("agent_pool.keeper")
@@ -27,22 +28,25 @@ class Keeper:
     Args:
         changed: is called with the agent's name after each change of a worker.
         drain_delay_s: between the news that a worker drains and its draining, for whoever routes to it.
+        random: of the jitter.
     """
 
     def __init__(
         self,
         driver: Driver,
         ledger: Ledger,
-        policy: RestartPolicy,
+        backoff: Backoff,
         *,
         changed: Callable[[str], None],
         drain_delay_s: float,
+        random: Random | None = None,
     ) -> None:
         self._driver = driver
         self._ledger = ledger
-        self._policy = policy
+        self._backoff = backoff
         self._changed = changed
         self._drain_delay_s = drain_delay_s
+        self._random = random or Random()  # noqa: S311 — spreads restarts, guards nothing
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, deployment: Deployment, worker: Worker) -> None:
@@ -68,6 +72,9 @@ class Keeper:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        if worker.rests:
+            await self.remove(deployment, worker)
+            return
         if not worker.wanted:
             return  # somebody else stops it already
         served = worker.state in (State.READY, State.UNHEALTHY)
@@ -119,12 +126,12 @@ class Keeper:
         worker.gpus = self._reserved(deployment, worker)
         worker.apply(Event.LAUNCH)
         worker.started_at_s = time.time()
-        policy = deployment.spec.health
+        policy = deployment.policies.health
         loop = asyncio.get_running_loop()
         end_s = loop.time() + policy.start_timeout_s
         try:
             async with asyncio.timeout_at(end_s):
-                running = await self._driver.start(deployment.launch(worker))
+                running = await self._begin(deployment, worker)
         except TimeoutError:
             raise errors.AgentFailed(
                 f"worker {worker.worker_id} did not start to serve within {policy.start_timeout_s:g}s"
@@ -133,8 +140,18 @@ class Keeper:
         # Not told: nobody routes to it before it is ready, and its first moments are spent better than on news.
         await self._become_ready(deployment, worker, end_s - loop.time())
 
+    async def _begin(self, deployment: Deployment, worker: Worker) -> Running:
+        launch = deployment.launch(worker)
+        try:
+            return await self._driver.start(launch)
+        except errors.Unavailable as error:
+            # What it was made from died under it, and is made anew.
+            _log.warning("worker is started once more", worker_id=worker.worker_id, reason=error.message)
+            await self._driver.destroy(worker.worker_id)
+            return await self._driver.start(launch)
+
     def _reserved(self, deployment: Deployment, worker: Worker) -> tuple[int, ...]:
-        self._ledger.reserve([worker.worker_id], deployment.spec.resources)
+        self._ledger.reserve([worker.worker_id], deployment.spec_of(worker).resources)
         held = self._ledger.holding(worker.worker_id)
         return held.gpus if held else ()
 
@@ -149,7 +166,7 @@ class Keeper:
             if problem := asking.result():
                 raise errors.AgentFailed(
                     f"worker {worker.worker_id} did not become healthy within "
-                    f"{deployment.spec.health.start_timeout_s:g}s: {problem}"
+                    f"{deployment.policies.health.start_timeout_s:g}s: {problem}"
                 )
         finally:
             asking.cancel()
@@ -164,7 +181,7 @@ class Keeper:
             try:
                 if worker.state is State.PENDING and worker.address:
                     worker.apply(Event.LAUNCH)
-                    await self._become_ready(deployment, worker, deployment.spec.health.start_timeout_s)
+                    await self._become_ready(deployment, worker, deployment.policies.health.start_timeout_s)
                 elif worker.state is State.PENDING:
                     await self._launch(deployment, worker)
                 end = await self._watch_over(deployment, worker)
@@ -184,7 +201,9 @@ class Keeper:
                 await self._wipe(worker)
             except Exception as error:
                 _log.error("something of a worker is left", worker_id=worker.worker_id, exc_info=error)
-            delay_s, worker.failures = restart.next_delay(self._policy, worker.failures, ready_for_s)
+            delay_s, worker.failures = restart.next_delay(
+                self._backoff, worker.failures, ready_for_s, self._random.random()
+            )
             await asyncio.sleep(delay_s)
             last = worker.reason
             worker.apply(Event.RETRY, last)
@@ -201,7 +220,7 @@ class Keeper:
 
     async def _check(self, deployment: Deployment, worker: Worker) -> None:
         """Asks a worker's health for as long as it lives."""
-        policy = deployment.spec.health
+        policy = deployment.policies.health
         results: list[bool] = []
         assert worker.probe is not None
         while True:

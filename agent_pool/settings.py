@@ -4,7 +4,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agent_pool.logs import LogPolicy
-from agent_pool.restart import RestartPolicy
+from agent_pool.restart import Backoff
 
 
 class PoolSettings(BaseSettings):
@@ -29,8 +29,8 @@ class PoolSettings(BaseSettings):
     lang: str = Field("C.UTF-8", validation_alias="LANG")
 
     @property
-    def restart_policy(self) -> RestartPolicy:
-        return RestartPolicy(first_delay_s=self.restart_first_delay_s, longest_delay_s=self.restart_longest_delay_s)
+    def backoff(self) -> Backoff:
+        return Backoff(first_delay_s=self.restart_first_delay_s, longest_delay_s=self.restart_longest_delay_s)
 
     @property
     def log_policy(self) -> LogPolicy:

@@ -31,6 +31,11 @@ def stats(counters: Counters, pids: list[int]) -> Stats:
     )
 
 
+def cpu_s(pid: int) -> float:
+    """CPU time that one process has used, in seconds; 0 if it is gone."""
+    return _measure(pid)[0]
+
+
 def pss(pid: int) -> int:
     """Proportional set size in bytes (proc(5), smaps_rollup); 0 if it cannot be read."""
     with contextlib.suppress(OSError):

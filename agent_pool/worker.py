@@ -9,6 +9,7 @@ from agent_pool import lifecycle
 from agent_pool.drivers.base import Running
 from agent_pool.health import HealthProbe
 from agent_pool.lifecycle import Event, State
+from agent_pool.restart import CRASH_LOOP_FAILURES
 from agent_pool.usage import CpuMeter
 
 
@@ -37,10 +38,23 @@ class Worker:
     handle: Mapping[str, Any] = field(default_factory=dict)
     meter: CpuMeter | None = None
     probe: HealthProbe | None = None
+    # Of the last failure, if the agent's code raised.
+    last_traceback: str = ""
+    # When it is started again, since the epoch; 0 if it is not to be.
+    retry_at_s: float = 0.0
+    # It has ended, and stays listed until an operator restarts or removes it.
+    rests: bool = False
+    # The longest that its event loop was blocked between the last two health checks.
+    lag_s: float = 0.0
 
     @property
     def wanted(self) -> bool:
-        return self.state not in (State.DRAINING, State.STOPPED)
+        """Whether it counts towards the desired number."""
+        return self.rests or self.state not in (State.DRAINING, State.STOPPED)
+
+    @property
+    def crash_loop(self) -> bool:
+        return self.failures >= CRASH_LOOP_FAILURES and self.state is not State.READY
 
     def apply(self, event: Event, reason: str = "") -> None:
         """Moves on to the state that `event` leads to.

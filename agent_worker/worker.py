@@ -17,6 +17,7 @@ from agentruntime import errors, log
 from agentruntime.launch import TemplateSpec, WorkerSpec, socket_name
 
 from agent_worker import linux, loader, output, sandbox
+from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
 from agent_worker.server import WorkerServer
 
@@ -76,12 +77,13 @@ def get_ready(spec: WorkerSpec, template: TemplateSpec) -> Readied:
     """
     os.setsid()
     sandbox.become_worker(template.sandbox, spec.slot)
-    runner = asyncio.Runner()
-    return Readied(runner, runner.run(_make_server(spec)))
+    lag = LagSelector()
+    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lag))
+    return Readied(runner, runner.run(_make_server(spec, lag)))
 
 
-async def _make_server(spec: WorkerSpec) -> WorkerServer:
-    return WorkerServer(concurrency=spec.concurrency, default_timeout_s=spec.default_timeout_s)
+async def _make_server(spec: WorkerSpec, lag: LagSelector) -> WorkerServer:
+    return WorkerServer(spec, lag)
 
 
 def run(

@@ -69,6 +69,10 @@ class Group(ABC):
         """Does not block."""
 
     @abstractmethod
+    def cpu_s(self) -> float:
+        """CPU time used, in seconds; the one counter that is read often."""
+
+    @abstractmethod
     def kill(self) -> None:
         """Sends SIGKILL to everything in the group, and does not wait for it to die."""
 

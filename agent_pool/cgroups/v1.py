@@ -79,9 +79,7 @@ class GroupV1(Group):
 
     def counters(self) -> Counters:
         nowhere = Path("/nonexistent")
-        memory, cpu, pids, account = (
-            self._by_controller.get(name, nowhere) for name in ("memory", "cpu", "pids", "cpuacct")
-        )
+        memory, cpu, pids = (self._by_controller.get(name, nowhere) for name in ("memory", "cpu", "pids"))
         throttled = base.read_table(cpu / "cpu.stat")
         return Counters(
             oom_kills=base.read_table(memory / "memory.oom_control").get("oom_kill", 0),
@@ -89,10 +87,14 @@ class GroupV1(Group):
             memory_peak_bytes=base.read_int(memory / "memory.max_usage_in_bytes"),
             pids=base.read_int(pids / "pids.current"),
             pids_refused=base.read_table(pids / "pids.events").get("max", 0),
-            cpu_s=base.read_int(account / "cpuacct.usage") / _NS_PER_S,
+            cpu_s=self.cpu_s(),
             throttled_periods=throttled.get("nr_throttled", 0),
             throttled_s=throttled.get("throttled_time", 0) / _NS_PER_S,
         )
+
+    def cpu_s(self) -> float:
+        account = self._by_controller.get("cpuacct")
+        return base.read_int(account / "cpuacct.usage") / _NS_PER_S if account else 0.0
 
     def kill(self) -> None:
         pids = self._by_controller.get("pids")

@@ -113,10 +113,13 @@ class GroupV2(Group):
             memory_peak_bytes=base.read_int(self._directory / "memory.peak"),  # since Linux 5.19
             pids=base.read_int(self._directory / "pids.current"),
             pids_refused=base.read_table(self._directory / "pids.events").get("max", 0),
-            cpu_s=cpu.get("usage_usec", 0) / _US_PER_S,
+            cpu_s=_cpu_s(cpu),
             throttled_periods=cpu.get("nr_throttled", 0),
             throttled_s=cpu.get("throttled_usec", 0) / _US_PER_S,
         )
+
+    def cpu_s(self) -> float:
+        return _cpu_s(base.read_table(self._directory / "cpu.stat"))
 
     def kill(self) -> None:
         switch = self._directory / "cgroup.kill"  # since Linux 5.14
@@ -132,3 +135,7 @@ class GroupV2(Group):
         path = self._directory / name
         if path.exists():  # a controller, or swap accounting, may be missing
             path.write_text(str(value))
+
+
+def _cpu_s(stat: dict[str, int]) -> float:
+    return stat.get("usage_usec", 0) / _US_PER_S

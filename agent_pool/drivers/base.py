@@ -1,7 +1,7 @@
 """What the pool asks of whatever launches workers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,11 +138,16 @@ class Driver(ABC):
         """Undoes `prepare`; workers that run go on. Idempotent."""
 
     @abstractmethod
+    def warm(self) -> Collection[str]:
+        """Keys of the revisions that are prepared now. Cheap."""
+
+    @abstractmethod
     async def start(self, launch: Launch) -> Running:
         """Launches a worker, and returns when it listens. Does not limit how long that takes.
 
         Raises:
             AgentFailed: it ended before. `destroy` it then, too, as after a cancellation.
+            Unavailable: what it is made from died under it; `destroy` it and start it again.
         """
 
     @abstractmethod
@@ -183,6 +188,10 @@ class Driver(ABC):
             launches: what is wanted, by worker_id.
             handles: of the workers that ran last, by worker_id.
         """
+
+    @abstractmethod
+    def cpu_s(self, worker_id: str) -> float:
+        """CPU time that the worker has used, in seconds; much cheaper than all of `stats`."""
 
     @abstractmethod
     def stats(self, worker_id: str) -> Stats:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,15 @@ class ProcessDriver(Driver):
                     adopted.append(self._running(process))
         await asyncio.to_thread(self._sweep)
         return adopted
+
+    def warm(self) -> Collection[str]:
+        return self._templates.keys()
+
+    def cpu_s(self, worker_id: str) -> float:
+        process = self._workers.get(worker_id)
+        if process is None or not process.pid:
+            return 0.0
+        return (process.group.cpu_s() if process.group else 0.0) or usage.cpu_s(process.pid)
 
     def stats(self, worker_id: str) -> Stats:
         process = self._workers.get(worker_id)

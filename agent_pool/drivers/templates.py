@@ -108,6 +108,10 @@ class Templates:
             allowed = 0
         return "" if allowed else f"the kernel allows no user namespaces ({_USER_NAMESPACES})"
 
+    def keys(self) -> list[str]:
+        """Of the revisions whose templates are loaded."""
+        return [key for key, template in self._templates.items() if not template.channel.closed.is_set()]
+
     def groups(self) -> set[str]:
         """Names of the groups of the templates that live."""
         return {template.group.name for template in self._templates.values() if template.group}

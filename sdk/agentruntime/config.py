@@ -122,6 +122,15 @@ class RuntimeConfig(Section):
             raise errors.InvalidArgument(f"{path} is not JSON: {error}") from None
 
     @classmethod
+    def from_flags(cls, flags: Mapping[str, tuple[str, Any]]) -> Self:
+        """Reads flags only, given as to `load`.
+
+        Raises:
+            InvalidArgument: a flag's value cannot be read.
+        """
+        return cls._from_layer(_paths(flags))
+
+    @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Reads the environment only.
 
@@ -134,7 +143,7 @@ class RuntimeConfig(Section):
     def load(
         cls,
         *,
-        flags: Mapping[str, Any] | None = None,
+        flags: Mapping[str, tuple[str, Any]] | None = None,
         file: Path | None = None,
         directory: Path | None = None,
         environ: Mapping[str, str] | None = None,
@@ -142,7 +151,7 @@ class RuntimeConfig(Section):
         """Merges the file, the environment and the flags; each overrides the one before it, key by key.
 
         Args:
-            flags: values by their dotted names, "resources.memory"; None is a flag that was not given.
+            flags: by the dotted name of the setting, "resources.memory", the flag as it was written and its value.
             file: a configuration file that must exist; without it, `runtime-config.yaml` if `directory` has one.
             directory: the working directory if None.
             environ: the process's if None.
@@ -157,12 +166,7 @@ class RuntimeConfig(Section):
             written = _mapping(_yaml(path), path.name)
             cls.from_dict(written, source=path.name)
             _merge(merged, _flat(written, path.name))
-        given = {tuple(name.split(".")): value for name, value in (flags or {}).items() if value is not None}
-        layers = (
-            _from_environment(os.environ if environ is None else environ),
-            {path: (_flag(path), value) for path, value in given.items()},
-        )
-        for layer in layers:
+        for layer in (_from_environment(os.environ if environ is None else environ), _paths(flags or {})):
             cls._from_layer(layer)
             _merge(merged, _nested(layer))
         return cls._validated(merged, ".".join)
@@ -237,8 +241,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, ...], tuple
     return found
 
 
-def _flag(path: tuple[str, ...]) -> str:
-    return "--" + path[-1].replace("_", "-")
+def _paths(flags: Mapping[str, tuple[str, Any]]) -> dict[tuple[str, ...], tuple[str, Any]]:
+    return {tuple(name.split(".")): flag for name, flag in flags.items()}
 
 
 def _nested(layer: Mapping[tuple[str, ...], tuple[str, Any]]) -> dict[str, Any]:

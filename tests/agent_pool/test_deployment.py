@@ -1,9 +1,15 @@
-"""Which workers come and go, and which settings differ."""
+"""Which workers come and go, which revisions are kept, which policies hold."""
 
-from agent_pool.deployment import Asked
+import pytest
+from agentruntime import errors
+
+from agent_pool.asked import AskedHealth, AskedPolicies, AskedTraffic
+from agent_pool.health import HealthPolicy
 from agent_pool.lifecycle import Event
-from agent_pool.resources import Requested
-from tests.agent_pool.test_state import deployment
+from agent_pool.policies import TrafficPolicy
+from agent_pool.revision import Program
+from agent_pool.scaling.policy import AskedScaling
+from tests.agent_pool.test_state import deployment, spec
 
 
 def test_new_workers_take_the_lowest_numbers() -> None:
@@ -25,9 +31,35 @@ def test_surplus_goes_from_the_top_and_what_failed_goes_first() -> None:
     assert [worker.worker_id for worker in made.surplus()] == ["a-01"]
 
 
-def test_what_a_request_leaves_out_does_not_differ() -> None:
-    running = Asked(resources=Requested(memory_bytes=1), network="host", env={"a": "b"})
-    assert Asked().differs_from(running) == []
-    assert running.differs_from(running) == []
-    other = Asked(resources=Requested(memory_bytes=2), network="isolated", log_level="DEBUG")
-    assert other.differs_from(running) == ["memory_bytes", "network", "log_level"]
+def test_an_agent_that_sleeps_or_is_stopped_wants_no_workers() -> None:
+    made = deployment()
+    assert made.target == 2
+    made.asleep = True
+    assert made.target == 0
+    assert len(made.surplus()) == 1
+    made.asleep, made.stopped = False, True
+    assert made.target == 0
+
+
+def test_ten_revisions_are_kept_and_those_that_run() -> None:
+    made = deployment()
+    made.new_workers(1, revision=2)
+    for number in range(4, 30):
+        made.turn_to(spec(number))
+    assert sorted(made.revisions) == [2, 3, *range(22, 30)]
+    assert made.current == 29
+    assert made.next_number() == 30
+
+
+def test_policies_are_what_was_ever_asked_over_what_the_images_agent_yaml_says() -> None:
+    made = deployment()
+    assert made.policies.health == HealthPolicy(retries=7)
+    assert made.take_up(AskedPolicies(traffic=AskedTraffic("sticky")))
+    assert not made.take_up(AskedPolicies(traffic=AskedTraffic("sticky")))
+    manifest = AskedPolicies(health=AskedHealth(retries=2, interval_s=1.0), traffic=AskedTraffic("round-robin", 3))
+    made.turn_to(spec(4, program=Program(entrypoint="m:C", policies=manifest)))
+    assert made.policies.health == HealthPolicy(retries=7, interval_s=1.0)
+    assert made.policies.traffic == TrafficPolicy("sticky", 3)
+    with pytest.raises(errors.InvalidArgument):
+        made.take_up(AskedPolicies(scaling=AskedScaling(min_replicas=50)))
+    assert made.policies.scaling.min_replicas == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent_pool.health import HealthPolicy, HealthProbe, Verdict, judge
+from agent_pool.health import HealthPolicy, HealthProbe, Verdict, judge, weight
 
 POLICY = HealthPolicy(retries=3)
 
@@ -29,3 +29,10 @@ async def test_nobody_there() -> None:
     assert await probe.ask(0.05) == "no answer to a health check in 0.05s"
     assert await probe.until_well(0.05)
     await probe.close()
+
+
+@pytest.mark.parametrize(
+    ("lag_s", "share"), [(0.0, 100), (0.02, 100), (0.06, 50), (0.38, 10), (4.0, 1), (1e9, 1), (float("inf"), 1)]
+)
+def test_weight(lag_s: float, share: int) -> None:
+    assert weight(lag_s) == share

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
+from agent_pool.asked import Asked
 from agent_pool.cgroups.base import Limits
-from agent_pool.deployment import Asked, Deployment, Program, Spec
+from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
-from agent_pool.health import HealthPolicy
 from agent_pool.keeper import Keeper
 from agent_pool.ledger import Capacity, Ledger
 from agent_pool.lifecycle import State
 from agent_pool.resources import Requested, resolve
-from agent_pool.restart import RestartPolicy
+from agent_pool.restart import Backoff
+from agent_pool.revision import Program, Spec
 from tests.waiting import eventually
 
 
@@ -40,6 +41,12 @@ class RefusingDriver(Driver):
 
     async def prepare(self, revision: Revision) -> Prepared:
         return Prepared()
+
+    def warm(self) -> list[str]:
+        return []
+
+    def cpu_s(self, worker_id: str) -> float:
+        return 0.0
 
     async def release(self, revision: Revision) -> None:
         self._call("release")
@@ -84,15 +91,15 @@ class RefusingDriver(Driver):
 def deployment() -> Deployment:
     spec = Spec(
         agent="tester", number=1, agent_index=0, image="tester:1", image_digest="sha256:" + "0" * 64, bundle="/b",
-        program=Program(entrypoint="m:C"), asked=Asked(), resources=resolve(Requested()), health=HealthPolicy(),
+        program=Program(entrypoint="m:C"), asked=Asked(), resources=resolve(Requested()),
     )  # fmt: skip
-    return Deployment(spec, replicas=1)
+    return Deployment("tester", {1: spec}, current=1, replicas=1)
 
 
 def keep(driver: Driver) -> tuple[Keeper, Ledger]:
     ledger = Ledger(Capacity(4000, 2**33, ()))
-    policy = RestartPolicy(first_delay_s=0.001, longest_delay_s=0.002)
-    return Keeper(driver, ledger, policy, changed=lambda _agent: None, drain_delay_s=0.0), ledger
+    backoff = Backoff(first_delay_s=0.001, longest_delay_s=0.002)
+    return Keeper(driver, ledger, backoff, changed=lambda _agent: None, drain_delay_s=0.0), ledger
 
 
 async def test_a_restart_that_the_machine_refuses_is_tried_again() -> None:
@@ -145,4 +152,4 @@ async def test_a_start_that_the_machine_refuses_is_told() -> None:
         await keeper.start(of, worker)
     await keeper.abandon(of, worker)
     assert ledger.holding("tester-01") is None
-    assert of.spec.revision().limits != Limits()
+    assert of.spec.limits != Limits()

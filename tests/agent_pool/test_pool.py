@@ -11,7 +11,8 @@ from agentruntime._proto.uapi.v1 import image_service_pb2
 from agentruntime.home import Home
 from grpc import aio
 
-from agent_pool.deployment import Asked, AskedHealth, RunRequest
+from agent_pool.asked import Asked, AskedHealth, AskedPolicies
+from agent_pool.deployment import RunRequest
 from agent_pool.drivers.process import ProcessDriver
 from agent_pool.images import build
 from agent_pool.images.catalog import Catalog
@@ -21,7 +22,7 @@ from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
 from agent_pool.resources import Requested
 from agent_pool.settings import PoolSettings
-from agent_pool.state import StateFile
+from agent_pool.state import StateStore
 from tests.agent_pool import harness
 from tests.agent_pool.harness import RunningPool
 
@@ -63,7 +64,7 @@ async def test_run_scale_and_stop(pool: RunningPool) -> None:
     await pool.stop("echo")  # idempotent
 
     again = await pool.run("echo")
-    assert again.revision == 2
+    assert again.revision == 1
     assert not again.stopped
     assert len(ids(again)) == 2
 
@@ -77,7 +78,7 @@ async def test_what_is_refused(pool: RunningPool) -> None:
         assert failure.value.code() is code
         assert says in (failure.value.details() or "")
 
-    await refused(grpc.StatusCode.FAILED_PRECONDITION, "agent stop helper", image="mock-ai", agent="helper")
+    await refused(grpc.StatusCode.FAILED_PRECONDITION, "agent update helper", image="mock-ai", agent="helper")
     await refused(
         grpc.StatusCode.FAILED_PRECONDITION,
         "memory_bytes",
@@ -263,7 +264,7 @@ async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(
     settings = PoolSettings(drain_delay_s=0)
     logs = LogStore(home.logs, settings.log_policy)
     driver = ProcessDriver(home, logs, None, settings.worker_environment)
-    pool = Pool(settings, driver, Ledger(Capacity(2000, 10**10)), Catalog(home, [], set), StateFile(home.state))
+    pool = Pool(settings, driver, Ledger(Capacity(2000, 10**10)), Catalog(home, [], set), StateStore(home.state))
     await pool.catalog.prepare()
     try:
         deployment = await pool.run(RunRequest("echo"))
@@ -284,7 +285,7 @@ async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(
         (project / "hang.py").write_text("import time; time.sleep(60)")
         await build.build(ImageLayout(home.images), project, "hang:1", pip=[], progress=lambda _: None)
         with pytest.raises(errors.AgentFailed, match="did not finish its import"):
-            await pool.run(RunRequest("hang:1", asked=Asked(health=AskedHealth(start_timeout_s=0.5))))
+            await pool.run(RunRequest("hang:1", policies=AskedPolicies(health=AskedHealth(start_timeout_s=0.5))))
     finally:
         await pool.close(1.0)
     assert harness.processes(home) == []

@@ -38,8 +38,10 @@ class Record:
         self.raises: dict[str, errors.AgentError] = {}
         self.leases: set[str] = set()
         self.registrations = 0
-        self.workers: list[agent_pool_pb2.Worker] = []
+        self.deployments = [agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", workers=[worker()])]
+        self.outside: list[agent_registry_pb2.AgentInfo] = []
         self._changed = threading.Condition()
+        self._statuses: list[agent_pool_pb2.Deployment] = []
 
     def add(self, request: Any, context: grpc.ServicerContext) -> None:
         with self._changed:
@@ -49,6 +51,31 @@ class Record:
             self._changed.notify_all()
         if error := self.raises.get(type(request).__name__.removesuffix("Request")):
             abort(context, error)
+
+    def change(self, image: str) -> agent_pool_pb2.Deployment:
+        """The first deployment with another image, after a status that watchers are told."""
+        with self._changed:
+            updating = agent_pool_pb2.Deployment(agent="my-agent", status="updating to revision 2 (1 of 2 workers)")
+            self._statuses.append(updating)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._statuses, 5.0)
+        changed = agent_pool_pb2.Deployment()
+        changed.CopyFrom(self.deployments[0])
+        changed.MergeFrom(agent_pool_pb2.Deployment(image=image, revision=2, replicas=1))
+        return changed
+
+    def changes(self, context: grpc.ServicerContext) -> Iterator[agent_pool_pb2.Deployment]:
+        """What watchers are told after what there was at first, for as long as they listen."""
+        while context.is_active():
+            with self._changed:
+                self._changed.wait_for(lambda: self._statuses or not context.is_active())
+                said, self._statuses = self._statuses, []
+                self._changed.notify_all()
+            yield from said
+
+    def stop_waiting(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def wait_for(self, condition: Callable[["Record"], bool], timeout_s: float = 10.0) -> None:
         with self._changed:
@@ -110,7 +137,7 @@ class Registry(agent_registry_pb2_grpc.AgentRegistryServicer):
         raise NotImplementedError
 
     def ListAgents(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
+        return agent_registry_pb2.ListAgentsResponse(agents=self._record.outside)
 
     def WatchAgents(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
@@ -157,7 +184,9 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
 
     def ListWorkers(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
-        return agent_pool_pb2.ListWorkersResponse(workers=[worker()])
+        return agent_pool_pb2.ListWorkersResponse(
+            workers=[each for deployment in self._record.deployments for each in deployment.workers]
+        )
 
     def StreamLogs(self, request: Any, context: Any) -> Iterator[Any]:
         self._record.add(request, context)
@@ -171,16 +200,59 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
             enforcement=[agent_pool_pb2.Enforcement(what="memory", enforced=True, detail="cgroup v1")],
         )
 
-    def GetWorker(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
+    def RestartAgent(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_pool_pb2.RestartAgentResponse(worker_ids=["my-agent-02"])
+
+    def UpdateAgent(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_pool_pb2.UpdateAgentResponse(deployment=self._record.change(request.image))
+
+    def RollbackAgent(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_pool_pb2.RollbackAgentResponse(deployment=self._record.change("my-agent:0.9"))
+
+    def ScaleAgent(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_pool_pb2.ScaleAgentResponse(deployment=self._record.change(""))
+
+    def ListRevisions(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        resources = agent_pool_pb2.Resources(cpu_millis=500, memory_bytes=64 * 10**6)
+        revisions = [
+            agent_pool_pb2.Revision(number=2, image="my-agent:1.1.0", cause="update", failure="it did not start"),
+            agent_pool_pb2.Revision(number=1, image="my-agent:1.0.0", cause="run", current=True, ready_workers=2),
+        ]
+        for revision in revisions:
+            revision.resources.CopyFrom(resources)
+            revision.created_at.FromSeconds(1_700_000_000)
+        return agent_pool_pb2.ListRevisionsResponse(revisions=revisions)
 
     def GetDeployment(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return agent_pool_pb2.GetDeploymentResponse(deployment=self._record.deployments[0])
+
+    def WatchDeployments(self, request: Any, context: Any) -> Iterator[Any]:
+        for each in self._record.deployments:
+            yield agent_pool_pb2.WatchDeploymentsResponse(changed=each)
+        yield agent_pool_pb2.WatchDeploymentsResponse(synced=True)
+        context.add_callback(self._record.stop_waiting)
+        for each in self._record.changes(context):
+            yield agent_pool_pb2.WatchDeploymentsResponse(changed=each)
+
+    def GetWorker(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
     def ListDeployments(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    def WatchDeployments(self, request: Any, context: Any) -> Any:
+    def WakeAgent(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def ReportLoad(self, request_iterator: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def DebugWorker(self, request_iterator: Any, context: Any) -> Any:
         raise NotImplementedError
 
 
@@ -225,7 +297,7 @@ def image() -> image_service_pb2.Image:
 @contextmanager
 def serving(record: Record) -> Iterator[str]:
     """Serves on a free port of loopback; yields its address."""
-    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server = grpc.server(futures.ThreadPoolExecutor(8))
     text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(TextGeneration(record), server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(Registry(record), server)
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(Gateway(record), server)

@@ -3,7 +3,7 @@
 import json
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,30 +74,51 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress(text: str) -> Iterator[None]:
-    """Shows `text` with a spinner on a terminal, if the body takes longer than a second."""
+def progress(text: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Shows on a terminal, with a spinner, what goes on, if the body takes longer than a second.
+
+    Yields a function that says what goes on now: redrawn in place on a terminal, elsewhere a line of its own, unless
+    `quiet`.
+    """
     if not sys.stderr.isatty():
-        yield
+        yield (lambda _said: None) if quiet else note
         return
-    shown: list[Any] = []
-
-    def show() -> None:
-        from rich.console import Console  # noqa: PLC0415 — because it is rarely shown
-
-        spinner = Console(stderr=True).status(text)
-        spinner.start()
-        shown.append(spinner)
-
-    timer = threading.Timer(_PROGRESS_AFTER_S, show)
+    spinner = _Spinner(text)
+    timer = threading.Timer(_PROGRESS_AFTER_S, spinner.start)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield spinner.say
     finally:
         timer.cancel()
         timer.join()
-        for spinner in shown:
-            spinner.stop()
+        spinner.stop()
+
+
+class _Spinner:
+    """One line on a terminal. Threads may share it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._shown: Any = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        from rich.console import Console  # noqa: PLC0415 — because it is rarely shown
+
+        with self._lock:
+            if self._shown is None:
+                self._shown = Console(stderr=True).status(self._text)
+                self._shown.start()
+
+    def say(self, text: str) -> None:
+        self._text = text
+        self.start()
+        self._shown.update(text)
+
+    def stop(self) -> None:
+        if self._shown is not None:
+            self._shown.stop()
 
 
 def as_data(message: "Message") -> dict[str, Any]:

@@ -1,28 +1,88 @@
 """`agent ps`."""
 
 import time
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 
 from agentruntime import units
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
-from agentruntime.cli import output, platform
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
+from agentruntime.cli import deployment, output, platform
+from agentruntime.client.sync import Client
 
-_COLUMNS = ["WORKER", "STATE", "REVISION", "PID", "RESTARTS", "CPU", "MEMORY", "UP", "REASON"]
+_WORKERS = ["WORKER", "STATE", "REVISION", "PID", "RESTARTS", "CPU", "MEMORY", "UP", "REASON"]
+_AGENTS = ["AGENT", "STATE", "IMAGE", "REVISION", "WORKERS", "SCALING", "STATUS"]
+_NOTHING = ["-"] * 5
 
 
 def command(
     agent: Annotated[str | None, typer.Option(help="Only this agent's.")] = None,
+    agents: Annotated[bool, typer.Option("--agents", help="A line for each agent instead of each worker.")] = False,
     format_: output.Output = None,
 ) -> None:
-    """List workers."""
+    """List agents and their workers.
+
+    Agents without workers are listed too: those that sleep, were stopped, or are registered from outside.
+    """
+    as_json = output.wants_json(format_)
     with platform.connect() as client:
         workers = client.pool.ListWorkers(pool_pb2.ListWorkersRequest(agent=agent or "")).workers
-    if output.wants_json(format_):
-        output.print_json([output.as_data(worker) for worker in workers])
+        if as_json and not agents:
+            output.print_json([output.as_data(worker) for worker in workers])
+            return
+        mine = _deployments(client, agent, workers)
+        listed = client.registry.ListAgents(registry_pb2.ListAgentsRequest()).agents
+    outside = [
+        each
+        for each in listed
+        if each.source == registry_pb2.AGENT_SOURCE_REGISTERED and agent in (None, each.agent_id)
+    ]
+    if as_json:
+        output.print_json([*map(_agent_data, mine), *map(_outside_data, outside)])
+    elif agents:
+        output.print_table(_AGENTS, [*map(_agent_row, mine), *map(_outside_agent_row, outside)])
     else:
-        output.print_table(_COLUMNS, [_row(worker, time.time()) for worker in workers])
+        output.print_table(_WORKERS, list(_rows(mine, outside, time.time())))
+
+
+def _deployments(client: Client, agent: str | None, workers: Iterable[pool_pb2.Worker]) -> list[pool_pb2.Deployment]:
+    """The agents of the pool, with these workers."""
+    found = []
+    # One message each: a thousand of them, with their descriptors, are too long for one.
+    watch = client.pool.WatchDeployments(pool_pb2.WatchDeploymentsRequest())
+    for event in watch:
+        if event.synced:
+            break
+        if agent in (None, event.changed.agent):
+            del event.changed.workers[:]
+            event.changed.workers.extend(worker for worker in workers if worker.agent == event.changed.agent)
+            found.append(event.changed)
+    watch.cancel()
+    return sorted(found, key=lambda each: each.agent)
+
+
+def state_of(of: pool_pb2.Deployment) -> str:
+    """An agent's state, in a word."""
+    if of.stopped:
+        return "STOPPED"
+    if of.asleep:
+        return "ASLEEP"
+    return "RUNNING" if of.workers else "PENDING"
+
+
+def _rows(
+    deployments: Iterable[pool_pb2.Deployment], outside: Iterable[registry_pb2.AgentInfo], now: float
+) -> Iterable[list[str]]:
+    for each in deployments:
+        yield from (_row(worker, now) for worker in each.workers)
+        if not each.workers:
+            yield [each.agent, state_of(each), str(each.revision), *_NOTHING, each.status]
+        elif each.status:
+            yield [each.agent, "", "", *[""] * 5, each.status]
+    for agent in outside:
+        yield [agent.agent_id, _outside_state(agent), "-", *_NOTHING, _where(agent)]
 
 
 def _row(worker: pool_pb2.Worker, now: float) -> list[str]:
@@ -37,5 +97,43 @@ def _row(worker: pool_pb2.Worker, now: float) -> list[str]:
         f"{worker.usage.cpu_percent:.0f}%" if running else "-",
         units.format_size(worker.usage.memory_bytes) if running else "-",
         units.format_duration(now - started) if running and started else "-",
-        "; ".join(text for text in (worker.reason, worker.start_note) if text),
+        "; ".join(text for text in (_reason(worker, now), worker.start_note) if text),
     ]
+
+
+def _reason(worker: pool_pb2.Worker, now: float) -> str:
+    retry = worker.retry_at.ToNanoseconds() / 1e9
+    when = f", next try in {units.format_duration(max(retry - now, 0))}" if retry else ""
+    if worker.crash_loop:
+        return f"CRASH LOOP{when}: {worker.reason}"
+    return f"{worker.reason}{when}" if worker.reason else ""
+
+
+def _agent_row(of: pool_pb2.Deployment) -> list[str]:
+    ready = sum(worker.state == pool_pb2.WORKER_STATE_READY for worker in of.workers)
+    scaling = of.settings.scaling
+    scales = f"{scaling.min_replicas} to {scaling.max_replicas}" if scaling.auto_scale else "-"
+    return [of.agent, state_of(of), of.image, str(of.revision), f"{ready} of {of.replicas}", scales, of.status]
+
+
+def _outside_state(of: registry_pb2.AgentInfo) -> str:
+    return registry_pb2.AgentState.Name(of.state).removeprefix("AGENT_STATE_")
+
+
+def _where(of: registry_pb2.AgentInfo) -> str:
+    """Where an agent from outside is, and what is wrong with it."""
+    addresses = ", ".join(endpoint.address for endpoint in of.endpoints)
+    return f"registered at {addresses}" + (f"; {of.reason}" if of.reason else "")
+
+
+def _outside_agent_row(of: registry_pb2.AgentInfo) -> list[str]:
+    return [of.agent_id, _outside_state(of), "-", "-", "-", "-", _where(of)]
+
+
+def _agent_data(of: pool_pb2.Deployment) -> dict[str, Any]:
+    return {"source": "AGENT_SOURCE_POOL", "state": state_of(of), **deployment.data(of)}
+
+
+def _outside_data(of: registry_pb2.AgentInfo) -> dict[str, Any]:
+    data = output.as_data(of)
+    return {"agent": data.pop("agent_id"), **data, "state": _outside_state(of), "status": of.reason, "workers": []}

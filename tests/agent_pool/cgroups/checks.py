@@ -73,6 +73,7 @@ def throttles_what_spins(hierarchy: Hierarchy) -> None:
     assert counters.throttled_periods >= 3, counters
     assert counters.throttled_s > 0.2, counters
     assert 0 < counters.cpu_s < 0.7, counters
+    assert group.cpu_s() == counters.cpu_s
     group.remove()
 
 

@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
 
 def test_the_table_is_what_the_verbs_say() -> None:
     folder = Path(main_module.__file__).parent
-    shared = {"__init__", "main", "verbs", "failure", "output", "platform"}
+    shared = {"__init__", "main", "verbs", "failure", "output", "platform", "settings", "deployment", "grace", "dev"}
     assert {path.stem for path in folder.glob("*.py")} - shared == set(VERBS)
     for verb, line in VERBS.items():
         command = import_module(f"agentruntime.cli.{verb}").command
@@ -109,7 +109,7 @@ def test_version(agent: Agent) -> None:
         ("agent st", 1, ["status", "stop"]),
         ("agent ", 1, list(VERBS)),
         ("agent run --me", 2, ["--memory", "--memory-limit"]),
-        ("agent --output json ps --ag", 4, ["--agent"]),
+        ("agent --output json ps --ag", 4, ["--agent", "--agents"]),
     ],
 )
 def test_completion(

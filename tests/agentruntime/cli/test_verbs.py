@@ -63,9 +63,7 @@ def test_run_sends_what_was_set_and_nothing_else(agent: Agent, record: Record) -
     expected.settings.resources.memory_bytes = 2 * 10**9
     expected.settings.resources.cpu_millis = 2000
     assert record.requests == [expected]
-    assert result.out == (
-        "my-agent is registered with no workers; `agent run my-agent:1.0 --replicas 1` starts one\n"
-    )
+    assert result.out.startswith("my-agent sleeps and has my-agent:1.0; the next call wakes it\n")
     assert "note: the network is not isolated here" in result.err
 
 

@@ -1,0 +1,163 @@
+"""What requests and agent.yaml say: None, or empty, where they are silent; one laid over the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from agentruntime.manifest import AgentManifest, HealthSection
+from agentruntime.sections import CacheSection, TrafficSection
+
+from agent_pool.resources import Requested
+from agent_pool.scaling.policy import AskedScaling
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Said = TypeVar("Said", bound=DataclassInstance)
+
+RestartMode = Literal["always", "on-failure", "no"]
+FailureAction = Literal["restart", "stop", "ignore"]
+LoadBalancer = Literal["round-robin", "sticky", "health-based", "least-request"]
+Compression = Literal["none", "gzip"]
+# Of a circuit breaker, and of a cache, that agent.yaml turns on without saying how.
+_FAILURE_THRESHOLD = 5
+_CACHE_BYTES = 100 * 10**6
+
+
+def spoken(said: "DataclassInstance") -> dict[str, Any]:
+    """The fields that are not silent."""
+    return {entry.name: value for entry in fields(said) if (value := getattr(said, entry.name)) is not None}
+
+
+def over(said: "Said", below: "Said") -> "Said":
+    """What `said` says, and where it is silent what `below` says."""
+    return replace(below, **spoken(said))
+
+
+@dataclass(frozen=True)
+class AskedServing:
+    """How a worker serves."""
+
+    concurrency: int | None = None
+    queue: int | None = None
+    compression: Compression | None = None
+    optimize_throughput: bool | None = None
+    debug: bool | None = None
+
+
+@dataclass(frozen=True)
+class AskedHealth:
+    """When a worker counts as ready and as unhealthy, and what is done then."""
+
+    interval_s: float | None = None
+    timeout_s: float | None = None
+    retries: int | None = None
+    start_timeout_s: float | None = None
+    failure_action: FailureAction | None = None
+
+    @classmethod
+    def of_manifest(cls, section: HealthSection) -> "AskedHealth":
+        return cls(**{entry.name: getattr(section, entry.name) for entry in fields(cls)})
+
+
+@dataclass(frozen=True)
+class AskedTraffic:
+    """What the gateway does with an agent's calls. A threshold of 0 is no circuit breaker."""
+
+    load_balancer: LoadBalancer | None = None
+    failure_threshold: int | None = None
+
+    @classmethod
+    def of_manifest(cls, section: TrafficSection) -> "AskedTraffic":
+        threshold = section.failure_threshold
+        if section.circuit_breaker is False:
+            threshold = 0
+        elif section.circuit_breaker and threshold is None:
+            threshold = _FAILURE_THRESHOLD
+        return cls(section.load_balancer, threshold)
+
+
+@dataclass(frozen=True)
+class AskedCache:
+    """Answers that the gateway gives again. 0 bytes are no cache."""
+
+    max_bytes: int | None = None
+    ttl_s: float | None = None
+
+    @classmethod
+    def of_manifest(cls, section: CacheSection) -> "AskedCache":
+        size = section.size_bytes
+        if section.enabled is False:
+            size = 0
+        elif size is None and (section.enabled or section.ttl_s is not None):
+            size = _CACHE_BYTES
+        return cls(size, section.ttl_s)
+
+
+@dataclass(frozen=True)
+class AskedPolicies:
+    """Settings that are the agent's own, and change without new workers."""
+
+    health: AskedHealth = field(default_factory=AskedHealth)
+    restart: RestartMode | None = None
+    scaling: AskedScaling = field(default_factory=AskedScaling)
+    traffic: AskedTraffic = field(default_factory=AskedTraffic)
+    cache: AskedCache = field(default_factory=AskedCache)
+
+    @classmethod
+    def of_manifest(cls, manifest: AgentManifest) -> "AskedPolicies":
+        """What agent.yaml says."""
+        return cls(
+            health=AskedHealth.of_manifest(manifest.health),
+            restart=manifest.restart_policy,
+            scaling=AskedScaling.of_manifest(manifest.scaling),
+            traffic=AskedTraffic.of_manifest(manifest.traffic),
+            cache=AskedCache.of_manifest(manifest.cache),
+        )
+
+    def over(self, below: "AskedPolicies") -> "AskedPolicies":
+        """This, and where it is silent what `below` says."""
+        return AskedPolicies(
+            health=over(self.health, below.health),
+            restart=self.restart or below.restart,
+            scaling=self.scaling.over(below.scaling),
+            traffic=over(self.traffic, below.traffic),
+            cache=over(self.cache, below.cache),
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Settings that belong to a revision: changing them takes new workers."""
+
+    resources: Requested = field(default_factory=Requested)
+    # "isolated", "host" or "".
+    network: str = ""
+    venv: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    log_level: str = ""
+    serving: AskedServing = field(default_factory=AskedServing)
+
+    def over(self, below: "Asked") -> "Asked":
+        """This, and where it is silent what `below` says; of the environment, variable by variable."""
+        return Asked(
+            resources=self.resources.over(below.resources),
+            network=self.network or below.network,
+            venv=self.venv or below.venv,
+            env={**below.env, **self.env},
+            log_level=self.log_level or below.log_level,
+            serving=over(self.serving, below.serving),
+        )
+
+    def differs_from(self, running: "Asked") -> list[str]:
+        """Names of the settings that this makes and that are not as what runs has them."""
+        changed = []
+        for part, other in ((self.resources, running.resources), (self.serving, running.serving)):
+            changed += [name for name, value in spoken(part).items() if value != getattr(other, name)]
+        for name in ("network", "venv", "log_level"):
+            value = getattr(self, name)
+            if value and value != getattr(running, name):
+                changed.append(name)
+        if {**running.env, **self.env} != dict(running.env):
+            changed.append("env")
+        return changed

@@ -1,0 +1,61 @@
+"""What a pool does first: it takes up the desired state from disk, and the workers that still run."""
+
+from agentruntime import log
+
+from agent_pool.deployment import Deployment
+from agent_pool.drivers.base import Driver, Prepared
+from agent_pool.keeper import Keeper
+from agent_pool.ledger import Ledger, Reservation
+from agent_pool.state import SavedDeployment
+from agent_pool.worker import Worker
+
+_log = log.get("agent_pool.recovery")
+
+
+async def recover(saved: list[SavedDeployment], driver: Driver, ledger: Ledger, keeper: Keeper) -> list[Deployment]:
+    """Everything that was desired: adopts the workers that still run, and has the missing ones started."""
+    deployments = [entry.restored() for entry in saved]
+    for deployment in deployments:
+        if not deployment.target:
+            deployment.workers.clear()
+    running = [
+        (deployment, worker)
+        for deployment in deployments
+        for worker in deployment.workers.values()
+        if not worker.rests
+    ]
+    launches = {worker.worker_id: deployment.launch(worker) for deployment, worker in running}
+    handles = {worker.worker_id: worker.handle for _, worker in running}
+    adopted = {each.worker_id: each for each in await driver.recover(_revisions(deployments), launches, handles)}
+    for deployment, worker in running:
+        if each := adopted.get(worker.worker_id):
+            worker.runs(each)
+            resources = deployment.spec_of(worker).resources
+            ledger.adopt(worker.worker_id, Reservation(resources.cpu_millis, resources.memory_bytes, worker.gpus))
+    for deployment in deployments:
+        _keep(deployment, keeper)
+    if adopted:
+        _log.info("took over workers", worker_ids=sorted(adopted))
+    return deployments
+
+
+def _revisions(deployments: list[Deployment]) -> dict[str, Prepared]:
+    """Those whose templates are wanted, by key."""
+    wanted: dict[str, Prepared] = {}
+    for deployment in deployments:
+        numbers = {worker.revision for worker in deployment.workers.values() if not worker.rests}
+        if not deployment.stopped:
+            numbers.add(deployment.current)
+        for number in numbers:
+            spec = deployment.revisions[number]
+            wanted[spec.key] = spec.prepared
+    return wanted
+
+
+def _keep(deployment: Deployment, keeper: Keeper) -> None:
+    missing: list[Worker] = []
+    if deployment.roll is None:
+        missing = deployment.new_workers(max(0, deployment.target - len(deployment.workers)))
+    for worker in (*deployment.workers.values(), *missing):
+        if not worker.rests:
+            keeper.resume(deployment, worker)

@@ -1,0 +1,177 @@
+"""One version of an agent's desired state: everything that its workers are launched from."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agentruntime.manifest import AgentManifest
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent_pool.asked import Asked, AskedPolicies, Compression, spoken
+from agent_pool.cgroups.base import Limits
+from agent_pool.drivers.base import Prepared, Revision
+from agent_pool.images.catalog import OpenImage
+from agent_pool.resources import Requested, Resources, resolve
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a worker serves; the proto's Serving, with its defaults."""
+
+    concurrency: int = 64
+    queue: int = 1024
+    compression: Compression = "none"
+    optimize_throughput: bool = False
+    debug: bool = False
+
+
+class Program(BaseModel):
+    """What agent.yaml says of the agent's code."""
+
+    model_config = ConfigDict(frozen=True)
+
+    entrypoint: str
+    services: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    serving: Serving = Serving()
+    default_timeout_s: float = 60.0
+    idempotent: bool = True
+    resources: Requested = Requested()
+    policies: AskedPolicies = AskedPolicies()
+
+    @classmethod
+    def of(cls, manifest: AgentManifest) -> "Program":
+        return cls(
+            entrypoint=manifest.entrypoint,
+            services=tuple(manifest.services),
+            env=manifest.env,
+            serving=Serving(
+                manifest.concurrency,
+                manifest.queue,
+                manifest.compression or "none",
+                manifest.optimize_throughput or False,
+            ),
+            default_timeout_s=manifest.timeout_s,
+            idempotent=manifest.idempotent,
+            resources=Requested.of_manifest(manifest.resources),
+            policies=AskedPolicies.of_manifest(manifest),
+        )
+
+
+class Spec(BaseModel):
+    """A revision. Changed copies of it are made with `model_copy`."""
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    agent: str
+    number: int
+    agent_index: int
+    # "name:tag"
+    image: str
+    image_digest: str
+    bundle: str
+    program: Program
+    asked: Asked
+    resources: Resources
+    # Since the epoch.
+    created_at_s: float = 0.0
+    # "run", "update", "canary", "rollback to 3", "scale".
+    cause: str = "run"
+    # Why it was given up, if it was.
+    failure: str = ""
+    # The revision whose template makes its workers: an earlier one, if only caps changed since.
+    loaded_as: int = 0
+    prepared: Prepared = Prepared()
+    # Of limits that are not enforced; those of the sandbox are in `prepared`.
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, opened: OpenImage, asked: Asked, *, agent: str, agent_index: int, **fields: Any) -> "Spec":
+        """Of an image and what was asked; `fields` are those that have defaults, and the number.
+
+        Raises:
+            InvalidArgument: resources that no worker can live with.
+        """
+        program = Program.of(opened.manifest)
+        return cls(
+            agent=agent,
+            agent_index=agent_index,
+            image=opened.image.reference,
+            image_digest=opened.image.digest,
+            bundle=str(opened.bundle),
+            program=program,
+            asked=asked,
+            resources=resolve(asked.resources, program.resources),
+            **fields,
+        )
+
+    @property
+    def key(self) -> str:
+        """Of its template: "my-agent@3"."""
+        return f"{self.agent}@{self.loaded_as or self.number}"
+
+    @property
+    def serving(self) -> Serving:
+        """As it is in force."""
+        return replace(self.program.serving, **spoken(self.asked.serving))
+
+    @property
+    def network(self) -> str:
+        return self.asked.network or "isolated"
+
+    @property
+    def log_level(self) -> str:
+        return self.asked.log_level or "INFO"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**self.program.env, **self.asked.env}
+
+    @property
+    def limits(self) -> Limits:
+        """The kernel's caps of a worker."""
+        return Limits(
+            memory_bytes=self.resources.memory_limit_bytes,
+            cpu_millis=self.resources.cpu_limit_millis,
+            pids=self.resources.pids_limit,
+        )
+
+    def same_as(self, other: "Spec") -> bool:
+        """Whether workers of both are launched in the same way, from the same image."""
+        return self._launched() == other._launched()
+
+    def same_but_for_caps(self, other: "Spec") -> bool:
+        """Whether a worker of one becomes one of the other by moving its caps alone."""
+        if self.resources.gpus != other.resources.gpus:
+            return False
+        return other.model_copy(update={"resources": self.resources}).same_as(self)
+
+    def _launched(self) -> tuple[object, ...]:
+        resources = replace(self.resources, asked=frozenset())
+        return (replace(self.driver_revision(0.0), key="", number=0), resources, self.image_digest)
+
+    def driver_revision(self, start_timeout_s: float) -> Revision:
+        """As drivers see it."""
+        serving = self.serving
+        return Revision(
+            key=self.key,
+            agent=self.agent,
+            number=self.number,
+            image_digest=self.image_digest,
+            bundle=self.bundle,
+            entrypoint=self.program.entrypoint,
+            services=self.program.services,
+            env=self.env,
+            log_level=self.log_level,
+            venv=self.asked.venv,
+            host_network=self.network == "host",
+            agent_index=self.agent_index,
+            limits=self.limits,
+            wants_gpus=self.resources.gpus > 0,
+            concurrency=serving.concurrency,
+            queue=serving.queue,
+            compression=serving.compression,
+            optimize_throughput=serving.optimize_throughput,
+            debug=serving.debug,
+            default_timeout_s=self.program.default_timeout_s,
+            start_timeout_s=start_timeout_s,
+        )

@@ -1,0 +1,92 @@
+"""What the verbs that start, change or scale an agent share: the wait with its progress, and the result."""
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from agentruntime import errors, names
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime.cli import output
+from agentruntime.client.sync import Client
+
+# The pool bounds each step by the agent's own start timeout and the grace period; beyond this it no longer answers.
+TIMEOUT_S = 3600.0
+_SYNCED_WITHIN_S = 2.0
+
+
+@contextmanager
+def followed(client: Client, name: str, text: str, *, goes_on: str, quiet: bool) -> Iterator[None]:
+    """Shows how the pool gets on with an agent while the body waits for its answer.
+
+    Args:
+        client: a client of the platform.
+        name: the agent, or one of its workers.
+        text: what is shown until the pool says more.
+        goes_on: said if the user interrupts: the pool does not stop for that.
+        quiet: without lines where nobody looks, for output that a program reads.
+    """
+    with output.progress(text, quiet=quiet) as say:
+        watch = client.pool.WatchDeployments(pool_pb2.WatchDeploymentsRequest(), timeout=math.inf)
+        synced = threading.Event()
+        thread = threading.Thread(target=_say_changes, args=(watch, name, say, synced), daemon=True)
+        thread.start()
+        try:
+            # Else what happened before could be taken for news.
+            synced.wait(_SYNCED_WITHIN_S)
+            yield
+        except KeyboardInterrupt:
+            output.note(goes_on)
+            raise
+        finally:
+            watch.cancel()
+            thread.join()
+
+
+def _say_changes(watch: Any, name: str, say: Any, synced: threading.Event) -> None:
+    said = ""
+    try:
+        for event in watch:
+            if event.WhichOneof("event") == "synced":
+                synced.set()
+            changed = event.changed
+            if name not in (changed.agent, *(worker.worker_id for worker in changed.workers)):
+                continue
+            if synced.is_set() and changed.status not in ("", said):
+                say(changed.status)
+            said = changed.status
+    except errors.AgentError:
+        # It was cancelled, or the pool died: the verb's own call says what there is to say.
+        synced.set()
+
+
+def data(of: pool_pb2.Deployment) -> dict[str, Any]:
+    """A deployment for JSON."""
+    fields = output.as_data(of)
+    # For programs that route by it; a reader of JSON has no use for a serialized schema.
+    del fields["descriptors"]
+    return fields
+
+
+def show(of: pool_pb2.Deployment, *, as_json: bool) -> None:
+    """Prints what an agent is now."""
+    if as_json:
+        output.print_json(data(of))
+        return
+    for sentence in of.notes:
+        output.note(f"note: {sentence}")
+    print(sentence_of(of))
+
+
+def sentence_of(of: pool_pb2.Deployment) -> str:
+    """An agent as it is, in a sentence."""
+    what = f"{of.agent} runs {of.image}"
+    if of.revision > 1:
+        what += f" at revision {of.revision}"
+    if of.stopped:
+        return f"{of.agent} is stopped and has {of.image}; `{names.run_command(of.image, of.agent)}` starts it"
+    if of.asleep or not (of.replicas or of.workers):
+        return f"{of.agent} sleeps and has {of.image}; the next call wakes it"
+    ready = [worker.worker_id for worker in of.workers if worker.state == pool_pb2.WORKER_STATE_READY]
+    return f"{what}: {', '.join(ready) or 'no worker is ready'}"

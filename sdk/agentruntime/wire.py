@@ -1,0 +1,103 @@
+"""`RuntimeConfig` as the contract has it: `uapi.v1.AgentSettings`, with what nobody set left out."""
+
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime.config import RuntimeConfig
+from agentruntime.sections import CacheSection, ScalingSection, TrafficSection
+
+# What `circuit_breaker` and `cache` mean where only that they are wanted was said.
+DEFAULT_FAILURE_THRESHOLD = 5
+DEFAULT_CACHE_BYTES = 100 * 10**6
+
+
+def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
+    """The message that says what was set, and nothing else."""
+    settings = pool_pb2.AgentSettings(
+        network=_enum(pool_pb2.NetworkMode, "NETWORK_MODE", config.network),
+        venv=config.venv or "",
+        env=config.env,
+        log_level=config.log_level or "",
+        restart_policy=_enum(pool_pb2.RestartPolicy, "RESTART_POLICY", config.restart_policy),
+    )
+    resources, health = config.resources, config.health_check
+    _set(
+        settings.resources,
+        cpu_millis=resources.cpu_millis,
+        memory_bytes=resources.memory_bytes,
+        cpu_limit_millis=resources.cpu_limit_millis,
+        memory_limit_bytes=resources.memory_limit_bytes,
+        gpus=resources.gpus,
+        pids_limit=resources.pids_limit,
+    )
+    _set(
+        settings.serving,
+        concurrency=config.concurrency,
+        queue=config.queue,
+        compression=_enum(pool_pb2.Compression, "COMPRESSION", config.compression) or None,
+        optimize_throughput=config.optimize_throughput,
+        debug=config.debug,
+    )
+    _set(
+        settings.health_check,
+        interval_seconds=health.interval_s,
+        timeout_seconds=health.timeout_s,
+        retries=health.retries,
+        start_timeout_seconds=health.start_timeout_s,
+        failure_action=_enum(pool_pb2.HealthFailureAction, "HEALTH_FAILURE_ACTION", health.failure_action) or None,
+    )
+    _scaling(settings.scaling, config.scaling)
+    _traffic(settings.traffic, config.traffic)
+    _cache(settings.cache, config.cache)
+    return settings
+
+
+def _scaling(message: pool_pb2.Scaling, section: ScalingSection) -> None:
+    _set(
+        message,
+        auto_scale=section.auto_scale,
+        min_replicas=section.min_replicas,
+        max_replicas=section.max_replicas,
+        cpu_threshold_percent=section.cpu_threshold,
+        target_concurrency=section.target_concurrency,
+    )
+    if section.idle_timeout_s is not None:
+        message.idle_timeout.CopyFrom(duration(section.idle_timeout_s))
+
+
+def _traffic(message: pool_pb2.Traffic, section: TrafficSection) -> None:
+    threshold = section.failure_threshold
+    if section.circuit_breaker is not None:
+        threshold = (threshold or DEFAULT_FAILURE_THRESHOLD) if section.circuit_breaker else 0
+    balancer = _enum(pool_pb2.LoadBalancer, "LOAD_BALANCER", section.load_balancer)
+    _set(message, load_balancer=balancer or None, failure_threshold=threshold)
+
+
+def _cache(message: pool_pb2.Cache, section: CacheSection) -> None:
+    size = section.size_bytes
+    if section.enabled is not None:
+        size = (size or DEFAULT_CACHE_BYTES) if section.enabled else 0
+    _set(message, max_bytes=size)
+    if section.ttl_s is not None:
+        message.ttl.CopyFrom(duration(section.ttl_s))
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as protobuf has them."""
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def _enum(kind: Any, prefix: str, written: str | None) -> Any:
+    """ "round-robin" as LOAD_BALANCER_ROUND_ROBIN; 0 where nothing was written."""
+    return kind.Value(f"{prefix}_{written.upper().replace('-', '_')}") if written else 0
+
+
+def _set(message: Any, **values: float | None) -> None:
+    """Sets what is not None; a message of which nothing is set stays unset itself."""
+    for name, value in values.items():
+        if value is not None:
+            setattr(message, name, value)

@@ -1,0 +1,55 @@
+"""What is said, laid over what is said elsewhere."""
+
+from agentruntime.manifest import AgentManifest
+
+from agent_pool.asked import Asked, AskedCache, AskedPolicies, AskedServing, AskedTraffic
+from agent_pool.policies import CachePolicy, Policies
+from agent_pool.resources import Requested
+
+
+def test_what_a_request_leaves_out_does_not_differ() -> None:
+    running = Asked(resources=Requested(memory_bytes=1), network="host", env={"a": "b"})
+    assert Asked().differs_from(running) == []
+    assert running.differs_from(running) == []
+    other = Asked(resources=Requested(memory_bytes=2), network="isolated", log_level="DEBUG")
+    assert other.differs_from(running) == ["memory_bytes", "network", "log_level"]
+
+
+def test_an_environment_differs_by_its_variables() -> None:
+    running = Asked(env={"a": "b", "c": "d"})
+    assert Asked(env={"a": "b"}).differs_from(running) == []
+    assert Asked(env={"a": "c"}).differs_from(running) == ["env"]
+    assert Asked(env={"e": "f"}).over(running).env == {"a": "b", "c": "d", "e": "f"}
+
+
+def test_settings_of_a_revision_are_laid_over_each_other() -> None:
+    below = Asked(resources=Requested(cpu_millis=100), network="host", serving=AskedServing(queue=3, debug=True))
+    above = Asked(resources=Requested(memory_bytes=10**8), serving=AskedServing(queue=0, debug=False))
+    assert above.over(below) == Asked(
+        resources=Requested(cpu_millis=100, memory_bytes=10**8), network="host",
+        serving=AskedServing(queue=0, debug=False),
+    )  # fmt: skip
+
+
+MANIFEST = "name: a\nversion: '1'\nentrypoint: m:C\n"
+
+
+def test_what_agent_yaml_turns_on_without_saying_how() -> None:
+    def of(text: str) -> AskedPolicies:
+        return AskedPolicies.of_manifest(AgentManifest.parse(MANIFEST + text))
+
+    assert of("").traffic == AskedTraffic()
+    assert of("traffic: {circuit_breaker: true}").traffic == AskedTraffic(None, 5)
+    assert of("traffic: {failure_threshold: 7}").traffic == AskedTraffic(None, 7)
+    assert of("traffic: {circuit_breaker: false, failure_threshold: 7}").traffic == AskedTraffic(None, 0)
+    assert of("cache: {enabled: true}").cache == AskedCache(100_000_000, None)
+    assert of("cache: {ttl: 10s}").cache == AskedCache(100_000_000, 10.0)
+    assert of("cache: {enabled: false, size: 1MB}").cache == AskedCache(0, None)
+    assert of("restart_policy: no").restart == "no"
+
+
+def test_defaults_where_nobody_says_anything() -> None:
+    policies = Policies.of(AskedPolicies.of_manifest(AgentManifest.parse(MANIFEST)), concurrency=64)
+    assert policies == Policies()
+    off = AskedPolicies(cache=AskedCache(max_bytes=0)).over(AskedPolicies(cache=AskedCache(10**6, 7.0)))
+    assert Policies.of(off, 64).cache == CachePolicy(0, 7.0)

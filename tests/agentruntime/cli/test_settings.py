@@ -1,0 +1,207 @@
+"""The flags that say how an agent runs: what each sends, and every `agent …` line of the user's document."""
+
+import shlex
+from typing import Any
+
+import pytest
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime.cli.settings import taken
+from google.protobuf import json_format
+
+from tests.agentruntime.cli.conftest import Agent
+from tests.agentruntime.platform_services import Record
+
+MB, GB = 10**6, 10**9
+RUN = "agent run my-agent:latest"
+
+
+def settings(**fields: Any) -> dict[str, Any]:
+    return {"settings": fields}
+
+
+# Lines of the document that this version does, with what they ask of the pool.
+DONE: list[tuple[str, dict[str, Any]]] = [
+    (RUN, {}),
+    (f"{RUN} --memory 2GB --cpu 2", settings(resources={"memory_bytes": 2 * GB, "cpu_millis": 2000})),
+    (f"{RUN} --memory 1GB", settings(resources={"memory_bytes": GB})),
+    (f"{RUN} --cpu 2", settings(resources={"cpu_millis": 2000})),
+    (f"{RUN} --gpu 1", settings(resources={"gpus": 1})),
+    (f"{RUN} --native", {}),
+    (f"{RUN} --venv /venv", settings(venv="/venv")),
+    (f"{RUN} --network host", settings(network="NETWORK_MODE_HOST")),
+    (f"{RUN} --network isolated", settings(network="NETWORK_MODE_ISOLATED")),
+    (f"{RUN} --memory-limit 2GB", settings(resources={"memory_limit_bytes": 2 * GB})),
+    (f"{RUN} --cpu-limit 2", settings(resources={"cpu_limit_millis": 2000})),
+    (f"{RUN} --cache-enabled", settings(cache={"max_bytes": 100 * MB})),
+    (f"{RUN} --optimize-throughput", settings(serving={"optimize_throughput": True})),
+    (f"{RUN} --compression gzip", settings(serving={"compression": "COMPRESSION_GZIP"})),
+    (f"{RUN} --load-balancer round-robin", settings(traffic={"load_balancer": "LOAD_BALANCER_ROUND_ROBIN"})),
+    (f"{RUN} --load-balancer sticky", settings(traffic={"load_balancer": "LOAD_BALANCER_STICKY"})),
+    (f"{RUN} --load-balancer health-based", settings(traffic={"load_balancer": "LOAD_BALANCER_HEALTH_BASED"})),
+    (f"{RUN} --cache-responses", settings(cache={"max_bytes": 100 * MB})),
+    (f"{RUN} --cache-ttl 300s --cache-size 100MB", settings(cache={"max_bytes": 100 * MB, "ttl": "300s"})),
+    (f"{RUN} --debug", settings(serving={"debug": True})),
+    (f"{RUN} --restart-policy always", settings(restart_policy="RESTART_POLICY_ALWAYS")),
+    (
+        f"{RUN} --health-check-failure-action restart",
+        settings(health_check={"failure_action": "HEALTH_FAILURE_ACTION_RESTART"}),
+    ),
+    (f"{RUN} --circuit-breaker --failure-threshold 5", settings(traffic={"failure_threshold": 5})),
+    ("agent stop my-agent-01", {"name": "my-agent-01"}),
+    ("agent restart my-agent-01", {"name": "my-agent-01"}),
+    ("agent update my-agent-01 --image my-agent:1.1.0", {"name": "my-agent-01", "image": "my-agent:1.1.0"}),
+    ("agent scale my-agent --replicas 5", {"agent": "my-agent", "replicas": 5}),
+    (
+        "agent scale my-agent --memory 4GB --cpu 4",
+        {"agent": "my-agent", "resources": {"memory_bytes": 4 * GB, "cpu_millis": 4000}},
+    ),
+    (
+        "agent scale my-agent --auto-scale --min 2 --max 10 --cpu-threshold 80",
+        {
+            "agent": "my-agent",
+            "scaling": {"auto_scale": True, "min_replicas": 2, "max_replicas": 10, "cpu_threshold_percent": 80.0},
+        },
+    ),
+    ("agent logs my-agent-01 --follow", {"name": "my-agent-01", "follow": True}),
+    ("agent logs my-agent-01 --level debug", {"name": "my-agent-01", "level": "DEBUG"}),
+]
+
+# Those that it does not do yet: each is refused with a sentence, and nothing is sent.
+REFUSED = [
+    "agent deploy my-agent:latest --platform aws-lambda",
+    "agent deploy my-agent:latest --platform kubernetes --helm",
+    "agent metrics my-agent-01",
+    "agent monitor my-agent-01 --metrics cpu,memory,network",
+    f"{RUN} --security-context restricted",
+    f"{RUN} --read-only-root",
+    f"{RUN} --tls --cert /path/to/cert.pem",
+    f"{RUN} --api-key your-api-key",
+    f"{RUN} --oauth2-client-id your-client-id",
+    f"{RUN} --network-limit 100Mbps",
+    f"{RUN} --log-format json",
+    f"{RUN} --log-aggregator fluentd",
+    f"{RUN} --log-retention 30d",
+]
+
+# What else the flags say, as `agent run` and, where the verb takes the flag, as `agent update`.
+FLAGS: list[tuple[str, dict[str, Any]]] = [
+    ("-e A=b=c --env D=", settings(env={"A": "b=c", "D": ""})),
+    ("--log-level debug", settings(log_level="DEBUG")),
+    ("--restart-policy on-failure", settings(restart_policy="RESTART_POLICY_ON_FAILURE")),
+    ("--restart-policy no", settings(restart_policy="RESTART_POLICY_NO")),
+    (
+        "--health-interval 2s --health-timeout 500ms --health-retries 4 --start-timeout 2m",
+        settings(
+            health_check={
+                "interval_seconds": 2.0,
+                "timeout_seconds": 0.5,
+                "retries": 4,
+                "start_timeout_seconds": 120.0,
+            }
+        ),
+    ),
+    (
+        "--health-check-failure-action stop",
+        settings(health_check={"failure_action": "HEALTH_FAILURE_ACTION_STOP"}),
+    ),
+    (
+        "--no-auto-scale --target-concurrency 1.5 --idle-timeout 90s",
+        settings(scaling={"auto_scale": False, "target_concurrency": 1.5, "idle_timeout": "90s"}),
+    ),
+    ("--load-balancer least-request", settings(traffic={"load_balancer": "LOAD_BALANCER_LEAST_REQUEST"})),
+    ("--circuit-breaker", settings(traffic={"failure_threshold": 5})),
+    ("--failure-threshold 3", settings(traffic={"failure_threshold": 3})),
+    ("--no-circuit-breaker", settings(traffic={"failure_threshold": 0})),
+    ("--concurrency 8 --queue 0", settings(serving={"concurrency": 8, "queue": 0})),
+    ("--compression none", settings(serving={"compression": "COMPRESSION_NONE"})),
+    ("--no-optimize-throughput --no-debug", settings(serving={"optimize_throughput": False, "debug": False})),
+    ("--no-cache-responses", settings(cache={"max_bytes": 0})),
+    ("--cache-responses --cache-size 5MB", settings(cache={"max_bytes": 5 * MB})),
+    ("--allow-unenforced --gpu 0", {"allow_unenforced": True, "settings": {"resources": {"gpus": 0}}}),
+]
+
+
+def sent(record: Record) -> dict[str, Any]:
+    """The request that asked for something, without what is the same in all."""
+    data: dict[str, Any] = json_format.MessageToDict(record.requests[-1], preserving_proto_field_name=True)
+    # protobuf's JSON writes 64-bit integers as strings.
+    numbers = {"memory_bytes", "memory_limit_bytes", "max_bytes"}
+
+    def plain(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: plain(inner, name) for name, inner in value.items()}
+        return int(value) if key in numbers else value
+
+    wanted: dict[str, Any] = plain(data)
+    if isinstance(record.requests[-1], pool_pb2.RunAgentRequest):
+        assert wanted.pop("image") == "my-agent:latest"
+    return {name: value for name, value in wanted.items() if value != {}}
+
+
+@pytest.mark.parametrize(("line", "asks"), DONE, ids=[line for line, _ in DONE])
+def test_a_line_of_the_document_asks_for_what_it_says(
+    agent: Agent, record: Record, line: str, asks: dict[str, Any]
+) -> None:
+    result = agent(*shlex.split(line)[1:])
+    assert (result.status, sent(record)) == (0, asks), result.err
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_line_of_the_document_that_is_not_done_yet_is_refused(agent: Agent, record: Record, line: str) -> None:
+    result = agent(*shlex.split(line)[1:])
+    assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
+    assert result.err.startswith("error: No such ")
+    assert record.requests == []
+
+
+@pytest.mark.parametrize(("flags", "asks"), FLAGS, ids=[flags for flags, _ in FLAGS])
+def test_flags(agent: Agent, record: Record, flags: str, asks: dict[str, Any]) -> None:
+    assert agent("run", "my-agent:latest", *flags.split()).status == 0
+    assert sent(record) == asks
+    assert agent("update", "my-agent", *flags.split()).status == 0
+    assert sent(record) == {"name": "my-agent", **asks}
+
+
+def test_a_time_to_live_alone_is_a_cache_where_an_agent_is_run(agent: Agent, record: Record) -> None:
+    agent("run", "my-agent:latest", "--cache-ttl", "1m")
+    assert sent(record) == settings(cache={"max_bytes": 100 * MB, "ttl": "60s"})
+    agent("update", "my-agent", "--cache-ttl", "1m")
+    assert sent(record) == {"name": "my-agent", **settings(cache={"ttl": "60s"})}
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "says"),
+    [
+        ("run x --health-interval often", 13, "--health-interval: 'often' is not a duration"),
+        ("run x --min -1", 13, "--min: input should be greater than or equal to 0"),
+        ("scale x --max 0", 13, "--max: input should be greater than or equal to 1"),
+        ("scale x --cpu-threshold 120", 13, "--cpu-threshold: input should be less than or equal to 100"),
+        ("update x --cache-size much", 13, "--cache-size: 'much' is not a size"),
+        ("update x --failure-threshold 0", 13, "--failure-threshold: input should be greater than or equal to 1"),
+        ("update x --env A", 13, "--env: 'A' is not NAME=VALUE"),
+        ("update x", 13, "what should change?"),
+        ("scale x", 13, "scale it how?"),
+        ("run x --restart-policy sometimes", 2, "--restart-policy"),
+        ("run x --load-balancer random", 2, "--load-balancer"),
+        ("scale x --replicas many", 2, "--replicas"),
+        ("scale x --network host", 2, "No such option: --network"),
+        ("update x --replicas 3", 2, "No such option: --replicas"),
+    ],
+)
+def test_what_cannot_be_is_said_with_the_flag(
+    agent: Agent, record: Record, line: str, status: int, says: str
+) -> None:
+    result = agent(*line.split())
+    assert (result.status, result.out, result.err.count("\n")) == (status, "", 1)
+    assert says in result.err
+    assert record.requests == []
+
+
+def test_only_verbs_that_take_flags_have_them() -> None:
+    def command(*, flags: Any, last: int = 0) -> None:
+        raise AssertionError
+
+    names = [set(taken(verb)(command).__annotations__) for verb in ("run", "update", "scale")]
+    assert names[0] > names[1]
+    assert {"replicas", "memory", "min"} <= names[2]
+    assert "env" not in names[2]
