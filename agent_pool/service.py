@@ -57,7 +57,7 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         raise errors.Unimplemented("ScaleAgent is not there yet")
 
     async def WakeAgent(self, request: pb.WakeAgentRequest, context: Context) -> pb.WakeAgentResponse:
-        raise errors.Unimplemented("WakeAgent is not there yet")
+        return pb.WakeAgentResponse(deployment=messages.deployment(await self._pool.wake(request.agent)))
 
     async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
         raise errors.Unimplemented("ListRevisions is not there yet")
