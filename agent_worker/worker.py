@@ -1,7 +1,6 @@
 """A worker's life after the fork: get ready, take up what the pool handed over, serve, drain, end."""
 
 import asyncio
-import io
 import json
 import os
 import random
@@ -17,7 +16,7 @@ from typing import Any, cast
 from agentruntime import errors, log
 from agentruntime.launch import MOST_DESCRIPTORS, TemplateSpec, WorkerSpec, socket_name
 
-from agent_worker import linux, loader, sandbox
+from agent_worker import linux, loader, output, sandbox
 from agent_worker.debugging import Debugger
 from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
@@ -133,13 +132,11 @@ def run(
 
 
 def write_to(log_fd: int) -> None:
-    """Sends what this process prints to its log, line by line: a killed process takes no finished line with it."""
+    """Sends what this process prints to its log."""
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     os.close(log_fd)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+    sys.stdout, sys.stderr = output.lines(1), output.lines(2)
 
 
 def take_environment(wanted: Mapping[str, str]) -> None:
