@@ -17,11 +17,13 @@ from agent_pool.deployment import Deployment, RunRequest
 from agent_pool.drivers.base import Driver
 from agent_pool.images.catalog import Catalog, OpenImage
 from agent_pool.keeper import Keeper
+from agent_pool.known import Known
 from agent_pool.ledger import Ledger
 from agent_pool.revision import Spec
 from agent_pool.saving import Saver
+from agent_pool.scaling.sleep import Sleep
 from agent_pool.settings import PoolSettings
-from agent_pool.state import Saved, SavedDeployment, StateFile
+from agent_pool.state import SavedDeployment, StateStore
 from agent_pool.worker import Worker
 
 DEFAULT_GRACE_S = 30.0
@@ -36,7 +38,7 @@ class Pool:
     """
 
     def __init__(
-        self, settings: PoolSettings, driver: Driver, ledger: Ledger, catalog: Catalog, state: StateFile
+        self, settings: PoolSettings, driver: Driver, ledger: Ledger, catalog: Catalog, state: StateStore
     ) -> None:
         self._settings = settings
         self.driver = driver
@@ -50,12 +52,21 @@ class Pool:
         self._locks: dict[str, asyncio.Lock] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._known = Known()
         # Of runs in flight.
         self._held_digests: collections.Counter[str] = collections.Counter()
         self._keeper = Keeper(
             driver, ledger, settings.backoff, changed=self.announce, drain_delay_s=settings.drain_delay_s
         )
         self._crew = Crew(ledger, self._keeper)
+        self._sleep = Sleep(
+            self,
+            self._crew,
+            self._keeper,
+            self._saver,
+            backoff=settings.backoff,
+            warm_templates=settings.warm_templates,
+        )
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -146,7 +157,7 @@ class Pool:
             self.announce(agent)
             raise
         deployment.begun, deployment.before = True, None
-        await self._saver.save()
+        await self._saver.save(agent)
         return deployment
 
     def _new_deployment(
@@ -173,7 +184,7 @@ class Pool:
         return deployment
 
     async def load(self, deployment: Deployment, spec: Spec, *, allow_unenforced: bool) -> Spec:
-        """Checks a revision against this machine and loads its code; keeps it with what became known.
+        """Checks a revision against this machine, loads its code if need be, and keeps it with what is known of it.
 
         Raises:
             AgentError: it cannot be launched here, or its code fails; a template of it may be left.
@@ -181,12 +192,15 @@ class Pool:
         notes = enforcement.notes(self.driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
         revision = spec.driver_revision(deployment.policies.health.start_timeout_s)
         await self.driver.check(revision)
-        prepared = await self.driver.prepare(revision)
+        # What starts nothing yet need not be loaded, if its like was before.
+        prepared = None if deployment.target else self._known.find(revision)
+        if prepared is None:
+            prepared = self._known.learn(revision, await self.driver.prepare(revision))
         if prepared.degraded and spec.asked.network == "isolated":
             enforcement.refuse("network isolation", prepared.degraded[0], allow_unenforced=allow_unenforced)
-        known = spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
-        deployment.keep(known)
-        return known
+        loaded = spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
+        deployment.keep(loaded)
+        return loaded
 
     # --- how many ------------------------------------------------------------------------------------------------
 
@@ -203,13 +217,13 @@ class Pool:
 
     async def _locked_set_workers(self, agent: str, replicas: int) -> Deployment:
         async with self.lock(agent):
-            deployment = self._awake_or_asleep(agent)
+            deployment = self.startable(agent)
             await self._set_workers(deployment, replicas)
             return deployment
 
     async def _set_workers(self, deployment: Deployment, replicas: int) -> None:
         if replicas == 0:
-            await self._sleep(deployment)
+            await self._sleep.fall(deployment)
             return
         before = (deployment.replicas, deployment.asleep)
         if before == (replicas, False) and len(deployment.living()) == replicas:
@@ -221,9 +235,10 @@ class Pool:
                 # Reserved at once or not at all, before anything is started.
                 workers = self._crew.enlist(deployment, more)
                 # The desired number goes to disk while they start; where they are follows by itself.
-                saving = self.spawn(self._saver.save())
+                saving = self.spawn(self._saver.save(deployment.agent))
                 await self._crew.start(deployment, workers)
                 await saving
+                self._sleep.awake(deployment)
             except BaseException:
                 deployment.replicas, deployment.asleep = before
                 self.announce(deployment.agent)
@@ -231,49 +246,20 @@ class Pool:
         for worker in deployment.surplus():
             self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
         self.announce(deployment.agent)
-        await self._saver.save()
-
-    async def sleep(self, agent: str) -> Deployment:
-        """Puts an agent to sleep: it is marked first, so that calls go where it is woken, then its workers drain.
-
-        Returns when it is marked, on disk, too. Its template stays.
-
-        Raises:
-            AgentStopped: it was stopped.
-        """
-        return await self.set_workers(agent, 0)
-
-    async def _sleep(self, deployment: Deployment) -> None:
-        if not deployment.asleep:
-            deployment.asleep = True
-            self.announce(deployment.agent)
-            for worker in deployment.surplus():
-                self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
-            await self._saver.save()
+        await self._saver.save(deployment.agent)
 
     async def wake(self, agent: str) -> Deployment:
-        """Starts one worker of an agent that sleeps, and returns when that is ready; the others follow.
+        """See `Sleep.wake`."""
+        if self._closing:
+            raise errors.Unavailable("the pool is stopping")
+        return await self._sleep.wake(agent)
 
-        Does nothing for an agent that is awake. If the worker fails, the agent sleeps on.
+    def startable(self, agent: str) -> Deployment:
+        """One that runs or sleeps.
 
         Raises:
-            AgentStopped: it was stopped.
-            AgentError: as RunAgent.
+            AgentNotFound, AgentStopped: there is none, or an operator stopped it.
         """
-        return await self.finish(self._wake(agent))
-
-    async def _wake(self, agent: str) -> Deployment:
-        async with self.lock(agent):
-            deployment = self._awake_or_asleep(agent)
-            if deployment.asleep:
-                replicas = deployment.replicas
-                await self._set_workers(deployment, 1)
-                deployment.replicas = replicas
-                if replicas > 1:
-                    self.spawn(self._locked_set_workers(agent, replicas))
-            return deployment
-
-    def _awake_or_asleep(self, agent: str) -> Deployment:
         deployment = self.get(agent)
         if deployment.stopped:
             command = names.run_command(deployment.spec.image, agent)
@@ -302,7 +288,7 @@ class Pool:
             await self._crew.stop(deployment, workers, grace_s)
             for number in deployment.revisions:
                 await self.driver.release(deployment.revision(number))
-            await self._saver.save()
+            await self._saver.save(agent)
             return sorted(worker.worker_id for worker in workers)
 
     async def _stop_worker(self, deployment: Deployment, worker: Worker, grace_s: float) -> list[str]:
@@ -311,20 +297,23 @@ class Pool:
                 if deployment.replicas > 1:
                     deployment.replicas -= 1
                 elif not deployment.stopped:
-                    deployment.asleep = True
-                    self.announce(deployment.agent)
+                    self._sleep.mark(deployment)
             await self._crew.stop(deployment, [worker], grace_s)
-            await self._saver.save()
+            await self._saver.save(deployment.agent)
             return [worker.worker_id]
 
     # --- life of the pool itself ---------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Takes up the desired state from disk: adopts the workers that still run, and starts the missing ones."""
-        saved = self._state.load()
-        self._next_index = saved.next_index
-        for deployment in await recovery.recover(saved, self.driver, self.ledger, self._keeper):
+        for deployment in await recovery.recover(self._state.load(), self.driver, self.ledger, self._keeper):
             self._deployments[deployment.agent] = deployment
+            self._next_index = max(self._next_index, deployment.spec.agent_index + 1)
+            for number, spec in deployment.revisions.items():
+                if not spec.prepared.services:
+                    continue  # it never loaded
+                prepared = self._known.learn(deployment.revision(number), spec.prepared)
+                deployment.revisions[number] = spec.model_copy(update={"prepared": prepared})
 
     async def close(self, grace_s: float) -> None:
         """Drains and stops every worker. What is desired stays on disk."""
@@ -358,7 +347,7 @@ class Pool:
     def announce(self, agent: str) -> None:
         """Tells watchers that an agent changed, and has it saved soon."""
         self.changes.publish(agent)
-        self._saver.soon()
+        self._saver.soon(agent)
 
     def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Does something in the background, until the pool closes."""
@@ -396,11 +385,11 @@ class Pool:
         self._next_index += 1
         return self._next_index - 1
 
-    def _saved(self) -> Saved:
-        # Of an agent that has not begun to run, what was before.
-        known = (each if each.begun else each.before for each in self.deployments())
-        deployments = [SavedDeployment.of(deployment) for deployment in known if deployment]
-        return Saved.model_construct(next_index=self._next_index, deployments=deployments)
+    def _saved(self, agent: str) -> SavedDeployment | None:
+        known = self._deployments.get(agent)
+        if known is not None and not known.begun:
+            known = known.before
+        return SavedDeployment.of(known) if known is not None else None
 
 
 def _check_same(running: Deployment, opened: OpenImage, asked: Asked) -> None:

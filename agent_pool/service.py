@@ -12,7 +12,7 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from grpc import aio
 
-from agent_pool import messages
+from agent_pool import debugging, messages
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
 from agent_pool.logs import LogStore
@@ -57,7 +57,7 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         raise errors.Unimplemented("ScaleAgent is not there yet")
 
     async def WakeAgent(self, request: pb.WakeAgentRequest, context: Context) -> pb.WakeAgentResponse:
-        raise errors.Unimplemented("WakeAgent is not there yet")
+        return pb.WakeAgentResponse(deployment=messages.deployment(await self._pool.wake(request.agent)))
 
     async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
         raise errors.Unimplemented("ListRevisions is not there yet")
@@ -70,8 +70,8 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     async def DebugWorker(
         self, request_iterator: AsyncIterator[pb.DebugWorkerRequest], context: Context
     ) -> AsyncIterator[pb.DebugWorkerResponse]:
-        raise errors.Unimplemented("DebugWorker is not there yet")
-        yield
+        async for data in debugging.carry(self._pool, request_iterator):
+            yield pb.DebugWorkerResponse(data=data)
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         chosen = [self._pool.get(request.agent)] if request.agent else self._pool.deployments()

@@ -85,6 +85,7 @@ class Agent:
     endpoints: tuple[Endpoint, ...]
     capabilities: tuple[str, ...] = ()
     image: str = ""
+    image_digest: str = ""
     stopped: bool = False
     # It has no process; the next call wakes it.
     asleep: bool = False
@@ -129,6 +130,8 @@ class Agent:
         state = proto.AGENT_STATE_READY if self.ready else proto.AGENT_STATE_UNAVAILABLE
         if self.stopped:
             state = proto.AGENT_STATE_STOPPED
+        elif self.asleep:
+            state = proto.AGENT_STATE_ASLEEP
         info = proto.AgentInfo(
             agent_id=self.agent_id,
             source=proto.AGENT_SOURCE_POOL if self.lease is None else proto.AGENT_SOURCE_REGISTERED,
@@ -180,6 +183,7 @@ def from_deployment(deployment: pool.Deployment) -> Agent:
             if worker.state in _LIVING
         ),
         image=deployment.image,
+        image_digest=deployment.image_digest,
         stopped=deployment.stopped,
         asleep=deployment.asleep,
         replicas=deployment.replicas,

@@ -1,5 +1,6 @@
 """What the pool asks of whatever launches workers."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -134,6 +135,10 @@ class Driver(ABC):
         """
 
     @abstractmethod
+    async def rest(self, revision: Revision) -> None:
+        """No worker of it is expected soon: keeps no process for it but what `prepare` made. Idempotent."""
+
+    @abstractmethod
     async def release(self, revision: Revision) -> None:
         """Undoes `prepare`; workers that run go on. Idempotent."""
 
@@ -164,6 +169,14 @@ class Driver(ABC):
 
         Raises:
             FailedPrecondition: it uses more memory than that, or nothing caps it here.
+        """
+
+    @abstractmethod
+    async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the debugger of a worker that runs with `debug`: Debug Adapter Protocol.
+
+        Raises:
+            FailedPrecondition: this driver cannot reach it.
         """
 
     @abstractmethod

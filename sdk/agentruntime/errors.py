@@ -182,6 +182,12 @@ class QueueFull(ResourceExhausted):
     reason = "QUEUE_FULL"
 
 
+class DiskFull(ResourceExhausted):
+    """A disk of the platform's has no room for what must be written down; says which."""
+
+    reason = "DISK_FULL"
+
+
 class WorkerDraining(Unavailable):
     """The worker takes no more calls, and has not begun this one: it may be repeated, whatever it does."""
 

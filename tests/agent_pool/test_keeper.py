@@ -48,6 +48,9 @@ class RefusingDriver(Driver):
     def cpu_s(self, worker_id: str) -> float:
         return 0.0
 
+    async def rest(self, revision: Revision) -> None:
+        self._call("rest")
+
     async def release(self, revision: Revision) -> None:
         self._call("release")
 
@@ -66,6 +69,9 @@ class RefusingDriver(Driver):
 
     async def limit(self, worker_id: str, limits: Limits) -> None:
         self._call("limit")
+
+    async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        raise NotImplementedError
 
     async def destroy(self, worker_id: str) -> None:
         self._call("destroy")
