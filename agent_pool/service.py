@@ -12,7 +12,7 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from grpc import aio
 
-from agent_pool import messages
+from agent_pool import debugging, messages
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
 from agent_pool.logs import LogStore
@@ -75,8 +75,8 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     async def DebugWorker(
         self, request_iterator: AsyncIterator[pb.DebugWorkerRequest], context: Context
     ) -> AsyncIterator[pb.DebugWorkerResponse]:
-        raise errors.Unimplemented("DebugWorker is not there yet")
-        yield
+        async for data in debugging.carry(self._pool, request_iterator):
+            yield pb.DebugWorkerResponse(data=data)
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         chosen = [self._pool.get(request.agent)] if request.agent else self._pool.deployments()
