@@ -86,8 +86,7 @@ async def test_up_with_the_calls_and_down_after_them(quick: RunningPool) -> None
         reporter.in_flight["echo"] = 0
         await until(quick, lambda now: now.replicas == 1 and len(now.workers) == 1)
         # The minimum is an operator's: it holds without calls.
-        request = pb.ScaleAgentRequest(agent="echo", scaling=pb.Scaling(min_replicas=2))
-        await quick.pool.ScaleAgent(request, timeout=20)
+        await quick.run("echo", scaling=scaling(min_replicas=2))
         await until(quick, lambda now: len(ready(now)) == 2)
 
 
