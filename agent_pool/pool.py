@@ -9,22 +9,24 @@ from typing import Any, TypeVar
 
 from agentruntime import errors, log, names
 
-from agent_pool import enforcement, recovery
-from agent_pool.asked import Asked
+from agent_pool import recovery
+from agent_pool.asked import Asked, AskedPolicies
 from agent_pool.changes import Changes
 from agent_pool.crew import Crew
-from agent_pool.deployment import Deployment, RunRequest
+from agent_pool.deployment import DEFAULT_GRACE_S, Deployment, RunRequest
 from agent_pool.drivers.base import Driver
 from agent_pool.images.catalog import Catalog, OpenImage
 from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger
+from agent_pool.loading import load
 from agent_pool.revision import Spec
+from agent_pool.rolling import Rolls
 from agent_pool.saving import Saver
 from agent_pool.settings import PoolSettings
 from agent_pool.state import Saved, SavedDeployment, StateFile
+from agent_pool.updates import Updates
 from agent_pool.worker import Worker
 
-DEFAULT_GRACE_S = 30.0
 Result = TypeVar("Result")
 _log = log.get("agent_pool")
 
@@ -56,6 +58,7 @@ class Pool:
             driver, ledger, settings.backoff, changed=self.announce, drain_delay_s=settings.drain_delay_s
         )
         self._crew = Crew(ledger, self._keeper)
+        self.updates = Updates(self, Rolls(self, self._crew, self._keeper))
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -107,7 +110,7 @@ class Pool:
         return await self.finish(self._run(request))
 
     async def _run(self, request: RunRequest) -> Deployment:
-        with self._held(self.catalog.find(request.image).digest):
+        with self.held(self.catalog.find(request.image).digest):
             return await self._run_image(request)
 
     async def _run_image(self, request: RunRequest) -> Deployment:
@@ -132,7 +135,8 @@ class Pool:
         workers = self._crew.enlist(deployment, deployment.target)
         self._deployments[agent] = deployment
         try:
-            await self.load(deployment, deployment.spec, allow_unenforced=request.allow_unenforced)
+            allow = request.allow_unenforced
+            deployment.keep(await load(self.driver, deployment.spec, deployment.asked, allow_unenforced=allow))
             self.announce(agent)
             await self._crew.start(deployment, workers)
         except BaseException:
@@ -172,22 +176,6 @@ class Pool:
         deployment.replicas = request.replicas or (before.replicas if before else least)
         return deployment
 
-    async def load(self, deployment: Deployment, spec: Spec, *, allow_unenforced: bool) -> Spec:
-        """Checks a revision against this machine and loads its code; keeps it with what became known.
-
-        Raises:
-            AgentError: it cannot be launched here, or its code fails; a template of it may be left.
-        """
-        notes = enforcement.notes(self.driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
-        revision = spec.driver_revision(deployment.policies.health.start_timeout_s)
-        await self.driver.check(revision)
-        prepared = await self.driver.prepare(revision)
-        if prepared.degraded and spec.asked.network == "isolated":
-            enforcement.refuse("network isolation", prepared.degraded[0], allow_unenforced=allow_unenforced)
-        known = spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
-        deployment.keep(known)
-        return known
-
     # --- how many ------------------------------------------------------------------------------------------------
 
     async def set_workers(self, agent: str, replicas: int) -> Deployment:
@@ -203,7 +191,7 @@ class Pool:
 
     async def _locked_set_workers(self, agent: str, replicas: int) -> Deployment:
         async with self.lock(agent):
-            deployment = self._awake_or_asleep(agent)
+            deployment = self.running(agent)
             await self._set_workers(deployment, replicas)
             return deployment
 
@@ -232,6 +220,19 @@ class Pool:
             self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
         self.announce(deployment.agent)
         await self._saver.save()
+
+    async def set_policies(self, agent: str, asked: AskedPolicies) -> Deployment:
+        """Puts policies in force, over those asked for before.
+
+        Raises:
+            InvalidArgument: a value that makes no sense.
+        """
+        async with self.lock(agent):
+            deployment = self.get(agent)
+            if deployment.take_up(asked):
+                self.announce(agent)
+                await self.save(agent)
+            return deployment
 
     async def sleep(self, agent: str) -> Deployment:
         """Puts an agent to sleep: it is marked first, so that calls go where it is woken, then its workers drain.
@@ -264,7 +265,7 @@ class Pool:
 
     async def _wake(self, agent: str) -> Deployment:
         async with self.lock(agent):
-            deployment = self._awake_or_asleep(agent)
+            deployment = self.running(agent)
             if deployment.asleep:
                 replicas = deployment.replicas
                 await self._set_workers(deployment, 1)
@@ -273,7 +274,8 @@ class Pool:
                     self.spawn(self._locked_set_workers(agent, replicas))
             return deployment
 
-    def _awake_or_asleep(self, agent: str) -> Deployment:
+    def running(self, agent: str) -> Deployment:
+        """An agent that is awake or asleep. Raises AgentNotFound, AgentStopped."""
         deployment = self.get(agent)
         if deployment.stopped:
             command = names.run_command(deployment.spec.image, agent)
@@ -325,6 +327,8 @@ class Pool:
         self._next_index = saved.next_index
         for deployment in await recovery.recover(saved, self.driver, self.ledger, self._keeper):
             self._deployments[deployment.agent] = deployment
+            if deployment.roll is not None:
+                self.spawn(self.updates.resume(deployment))
 
     async def close(self, grace_s: float) -> None:
         """Drains and stops every worker. What is desired stays on disk."""
@@ -360,6 +364,10 @@ class Pool:
         self.changes.publish(agent)
         self._saver.soon()
 
+    async def save(self, agent: str) -> None:
+        """Has an agent on disk as it is now."""
+        await self._saver.save()
+
     def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Does something in the background, until the pool closes."""
         task = asyncio.create_task(work)
@@ -384,7 +392,7 @@ class Pool:
             _log.error("unforeseen error", exc_info=error)
 
     @contextlib.contextmanager
-    def _held(self, digest: str) -> Iterator[None]:
+    def held(self, digest: str) -> Iterator[None]:
         """Keeps an image that no agent is known to use yet."""
         self._held_digests[digest] += 1
         try:
