@@ -23,7 +23,7 @@ from agent_pool.revision import Spec
 from agent_pool.rolling import Rolls
 from agent_pool.saving import Saver
 from agent_pool.settings import PoolSettings
-from agent_pool.state import Saved, SavedDeployment, StateFile
+from agent_pool.state import SavedDeployment, StateStore
 from agent_pool.updates import Updates
 from agent_pool.worker import Worker
 
@@ -38,7 +38,7 @@ class Pool:
     """
 
     def __init__(
-        self, settings: PoolSettings, driver: Driver, ledger: Ledger, catalog: Catalog, state: StateFile
+        self, settings: PoolSettings, driver: Driver, ledger: Ledger, catalog: Catalog, state: StateStore
     ) -> None:
         self._settings = settings
         self.driver = driver
@@ -150,7 +150,7 @@ class Pool:
             self.announce(agent)
             raise
         deployment.begun, deployment.before = True, None
-        await self._saver.save()
+        await self._saver.save(agent)
         return deployment
 
     def _new_deployment(
@@ -209,7 +209,7 @@ class Pool:
                 # Reserved at once or not at all, before anything is started.
                 workers = self._crew.enlist(deployment, more)
                 # The desired number goes to disk while they start; where they are follows by itself.
-                saving = self.spawn(self._saver.save())
+                saving = self.spawn(self._saver.save(deployment.agent))
                 await self._crew.start(deployment, workers)
                 await saving
             except BaseException:
@@ -219,7 +219,7 @@ class Pool:
         for worker in deployment.surplus():
             self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
         self.announce(deployment.agent)
-        await self._saver.save()
+        await self._saver.save(deployment.agent)
 
     async def set_policies(self, agent: str, asked: AskedPolicies) -> Deployment:
         """Puts policies in force, over those asked for before.
@@ -250,7 +250,7 @@ class Pool:
             self.announce(deployment.agent)
             for worker in deployment.surplus():
                 self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
-            await self._saver.save()
+            await self._saver.save(deployment.agent)
 
     async def wake(self, agent: str) -> Deployment:
         """Starts one worker of an agent that sleeps, and returns when that is ready; the others follow.
@@ -304,7 +304,7 @@ class Pool:
             await self._crew.stop(deployment, workers, grace_s)
             for number in deployment.revisions:
                 await self.driver.release(deployment.revision(number))
-            await self._saver.save()
+            await self._saver.save(agent)
             return sorted(worker.worker_id for worker in workers)
 
     async def _stop_worker(self, deployment: Deployment, worker: Worker, grace_s: float) -> list[str]:
@@ -316,17 +316,16 @@ class Pool:
                     deployment.asleep = True
                     self.announce(deployment.agent)
             await self._crew.stop(deployment, [worker], grace_s)
-            await self._saver.save()
+            await self._saver.save(deployment.agent)
             return [worker.worker_id]
 
     # --- life of the pool itself ---------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Takes up the desired state from disk: adopts the workers that still run, and starts the missing ones."""
-        saved = self._state.load()
-        self._next_index = saved.next_index
-        for deployment in await recovery.recover(saved, self.driver, self.ledger, self._keeper):
+        for deployment in await recovery.recover(self._state.load(), self.driver, self.ledger, self._keeper):
             self._deployments[deployment.agent] = deployment
+            self._next_index = max(self._next_index, deployment.spec.agent_index + 1)
             if deployment.roll is not None:
                 self.spawn(self.updates.resume(deployment))
 
@@ -362,11 +361,11 @@ class Pool:
     def announce(self, agent: str) -> None:
         """Tells watchers that an agent changed, and has it saved soon."""
         self.changes.publish(agent)
-        self._saver.soon()
+        self._saver.soon(agent)
 
     async def save(self, agent: str) -> None:
         """Has an agent on disk as it is now."""
-        await self._saver.save()
+        await self._saver.save(agent)
 
     def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Does something in the background, until the pool closes."""
@@ -404,11 +403,11 @@ class Pool:
         self._next_index += 1
         return self._next_index - 1
 
-    def _saved(self) -> Saved:
-        # Of an agent that has not begun to run, what was before.
-        known = (each if each.begun else each.before for each in self.deployments())
-        deployments = [SavedDeployment.of(deployment) for deployment in known if deployment]
-        return Saved.model_construct(next_index=self._next_index, deployments=deployments)
+    def _saved(self, agent: str) -> SavedDeployment | None:
+        known = self._deployments.get(agent)
+        if known is not None and not known.begun:
+            known = known.before
+        return SavedDeployment.of(known) if known is not None else None
 
 
 def _check_same(running: Deployment, opened: OpenImage, asked: Asked) -> None:

@@ -6,15 +6,15 @@ from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Driver, Prepared
 from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger, Reservation
-from agent_pool.state import Saved
+from agent_pool.state import SavedDeployment
 from agent_pool.worker import Worker
 
 _log = log.get("agent_pool.recovery")
 
 
-async def recover(saved: Saved, driver: Driver, ledger: Ledger, keeper: Keeper) -> list[Deployment]:
+async def recover(saved: list[SavedDeployment], driver: Driver, ledger: Ledger, keeper: Keeper) -> list[Deployment]:
     """Everything that was desired: adopts the workers that still run, and has the missing ones started."""
-    deployments = [entry.restored() for entry in saved.deployments]
+    deployments = [entry.restored() for entry in saved]
     for deployment in deployments:
         if not deployment.target:
             deployment.workers.clear()

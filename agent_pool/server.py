@@ -23,7 +23,7 @@ from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
 from agent_pool.service import AgentPoolService
 from agent_pool.settings import PoolSettings
-from agent_pool.state import StateFile
+from agent_pool.state import StateStore
 
 _LARGEST_MESSAGE_BYTES = 4 * 2**20
 _CALLS_GRACE_S = 1.0
@@ -42,7 +42,7 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     home.create()
-    state = StateFile(home.state / "pool")
+    state = StateStore(home.state / "pool")
     mounts = detect.here()
     ledger = Ledger(machine.capacity(mounts))
     logs = LogStore(home.logs, settings.log_policy)

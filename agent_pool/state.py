@@ -3,11 +3,13 @@
 import asyncio
 import fcntl
 import os
+import sqlite3
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from agentruntime import errors, files, names
+from agentruntime import errors, names
 from pydantic import BaseModel, Field, ValidationError
 
 from agent_pool.asked import AskedPolicies
@@ -100,21 +102,17 @@ class SavedDeployment(BaseModel):
         return deployment
 
 
-class Saved(BaseModel):
-    """Everything."""
+class StateStore:
+    """`pool.db` in a directory that one pool at a time may use: a row per agent, so that thousands cost no more each.
 
-    # Of the next agent; tells uids apart.
-    next_index: int = 0
-    deployments: list[SavedDeployment] = Field(default_factory=list)
-
-
-class StateFile:
-    """`pool.json` in a directory that one pool at a time may use."""
+    Raises:
+        FailedPrecondition: another pool has the directory.
+        DataLoss: the file is none of ours.
+    """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._path = directory / "pool.json"
-        self._writing = asyncio.Lock()
+        self._path = directory / "pool.db"
         self._lock = os.open(directory / "pool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,28 +121,75 @@ class StateFile:
             raise errors.FailedPrecondition(
                 f"another pool already runs on {directory.parent}; stop it with `agent down`, or set UAPI_HOME"
             ) from None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        try:
+            self._database = self._thread.submit(_open, self._path).result()
+        except sqlite3.DatabaseError:
+            self._thread.shutdown()
+            os.close(self._lock)
+            raise self._damage() from None
 
-    def load(self) -> Saved:
-        """What was saved last; empty if nothing was.
+    def load(self) -> list[SavedDeployment]:
+        """What was saved last; nothing if nothing was.
 
         Raises:
-            DataLoss: the file cannot be read.
+            DataLoss: it cannot be read.
         """
         try:
-            return Saved.model_validate_json(self._path.read_bytes())
-        except FileNotFoundError:
-            return Saved()
-        except ValidationError:
-            raise errors.DataLoss(
-                f"{self._path} is damaged, or of another version; move it away to begin with no agents"
+            rows = self._thread.submit(_load, self._database).result()
+            return [SavedDeployment.model_validate_json(body) for (body,) in rows]
+        except (sqlite3.DatabaseError, ValidationError):
+            raise self._damage() from None
+
+    async def save(self, agents: Mapping[str, SavedDeployment | None]) -> None:
+        """Replaces what is saved of these agents, or removes it: of all of them or of none. On disk when it returns.
+
+        Raises:
+            ResourceExhausted: the disk is full, or fails.
+        """
+        # Serialized here, where nothing changes it meanwhile.
+        rows = [(agent, saved.model_dump_json() if saved else None) for agent, saved in agents.items()]
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, _save, self._database, rows)
+        except sqlite3.OperationalError as error:
+            raise errors.ResourceExhausted(
+                f"what the pool should remember cannot be written to {self._path}: {error}; free some of that disk"
             ) from None
 
-    async def save(self, saved: Saved) -> None:
-        """Replaces what is saved; on disk when it returns."""
-        async with self._writing:
-            # Serialized here, where nothing changes it meanwhile.
-            data = saved.model_dump_json().encode()
-            await asyncio.to_thread(files.write_atomically, self._path, data)
-
     def close(self) -> None:
+        self._thread.submit(self._database.close).result()
+        self._thread.shutdown()
         os.close(self._lock)
+
+    def _damage(self) -> errors.DataLoss:
+        return errors.DataLoss(
+            f"{self._path} is damaged, or of another version; move it away to begin with no agents"
+        )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.touch(mode=0o600)
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=FULL")
+    database.execute("CREATE TABLE IF NOT EXISTS agents (agent TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID")
+    return database
+
+
+def _load(database: sqlite3.Connection) -> list[tuple[str]]:
+    return database.execute("SELECT body FROM agents ORDER BY agent").fetchall()
+
+
+def _save(database: sqlite3.Connection, rows: list[tuple[str, str | None]]) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        for agent, body in rows:
+            if body is None:
+                database.execute("DELETE FROM agents WHERE agent = ?", (agent,))
+            else:
+                database.execute("INSERT OR REPLACE INTO agents VALUES (?, ?)", (agent, body))
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise

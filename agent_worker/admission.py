@@ -1,32 +1,91 @@
-"""Counts a worker's calls, bounds how many run at a time, and ends those that brought no deadline."""
+"""Stands before an agent's handlers: counts calls, bounds how many run and wait, and ends them when it must."""
 
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
-from agentruntime import errors
+from agentruntime import errors, interceptors, log
 from grpc import aio
 
+from agent_worker import threads
 from agent_worker.vitals import Vitals
 
 # Health and reflection must answer however busy the agent is.
 _EXEMPT = "/grpc."
+# For statuses to be sent to callers that still read.
+_LAST_WORDS_S = 0.2
+Context = aio.ServicerContext[Any, Any]
+_log = log.get("agent_worker.admission")
 
 
-class AdmissionInterceptor(aio.ServerInterceptor):
-    """Stands before the agent's own handlers.
+class Slots:
+    """So many calls at a time, and so many that wait for one of them, in order."""
 
-    Handlers that are plain functions run in the server's thread pool, whose size bounds them already; a thread
-    cannot be ended from outside, so the default deadline does not reach them.
+    def __init__(self, concurrency: int, queue: int) -> None:
+        self._semaphore = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
+        self._queue = queue
+        # The calls that were not begun yet.
+        self.waiting: set[Context] = set()
+
+    async def take(self, context: Context) -> None:
+        """Waits for a slot; `free` it. A call whose deadline has passed meanwhile gets none.
+
+        Raises:
+            QueueFull: as many wait as may.
+            DeadlineExceeded: the deadline has passed.
+        """
+        if self._semaphore.locked():
+            if len(self.waiting) >= self._queue:
+                raise errors.QueueFull(
+                    f"the worker handles {self._concurrency} calls and {self._queue} wait, which is all that may; "
+                    "try again later, or run more workers"
+                )
+            self.waiting.add(context)
+            try:
+                await self._semaphore.acquire()
+            finally:
+                self.waiting.discard(context)
+        else:
+            await self._semaphore.acquire()
+        left_s = context.time_remaining()
+        # The news of a deadline comes by the event loop, which may be busy.
+        if left_s is not None and left_s <= 0:
+            self.free()
+            raise errors.DeadlineExceeded("the call's deadline passed while it waited; it was not begun")
+
+    def free(self) -> None:
+        self._semaphore.release()
+
+
+class Admission(aio.ServerInterceptor):
+    """Of one worker.
+
+    Every handler becomes a coroutine or an async generator here, plain ones by way of a thread. A thread cannot be
+    ended from outside: a plain handler whose call was ended keeps its slot until it returns.
+
+    Args:
+        vitals: where calls are counted.
+        executor: for plain handlers, with a thread for each slot.
+        concurrency: calls at a time.
+        queue: calls that wait beyond those.
+        default_timeout_s: for unary calls that come without a deadline.
     """
 
-    def __init__(self, vitals: Vitals, concurrency: int, default_timeout_s: float) -> None:
+    def __init__(
+        self, vitals: Vitals, executor: Executor, *, concurrency: int, queue: int, default_timeout_s: float
+    ) -> None:
         self._vitals = vitals
-        self._slots = asyncio.Semaphore(concurrency)
+        self._executor = executor
+        self._slots = Slots(concurrency, queue)
         self._default_timeout_s = default_timeout_s
+        self._calls: dict[asyncio.Task[Any], Context] = {}
+        self._drains = False
 
     async def intercept_service(
         self,
@@ -43,40 +102,62 @@ class AdmissionInterceptor(aio.ServerInterceptor):
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(admitted, handler.request_deserializer, handler.response_serializer)
 
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new calls; returns when no call is left. Those that are after `grace_s` end as `WorkerDrained`."""
+        self._drains = True
+        if self._calls:
+            await asyncio.wait(list(self._calls), timeout=grace_s)
+        if left := dict(self._calls):
+            # The status first: what a handler does about its cancellation may take as long as it likes.
+            cuts = [asyncio.create_task(_cut(context, self._last_word(context))) for context in left.values()]
+            await asyncio.wait(cuts, timeout=_LAST_WORDS_S)
+            for task in left:
+                task.cancel()
+            await asyncio.wait(list(left), timeout=_LAST_WORDS_S)
+
+    def _last_word(self, context: Context) -> errors.AgentError:
+        if context in self._slots.waiting:
+            return _draining()
+        return errors.WorkerDrained("the worker's grace period was over before the call was")
+
     def _admit(self, behaviour: Any, kind: str) -> Any:
-        """The behaviour, counted and bounded, in the form that it had: grpc.aio tells by it where to run it."""
+        """The behaviour, counted and bounded; an async generator if it was a generator of some kind."""
         if inspect.isasyncgenfunction(behaviour):
             return self._admit_stream(behaviour)
         if inspect.iscoroutinefunction(behaviour):
             return self._admit_call(behaviour, bounded=kind == "unary_unary")
+        run = threads.stream if kind.endswith("_stream") else threads.call
+        plain = partial(run, self._executor, behaviour, self._slots.free)
+        if run is threads.stream:
+            return self._admit_stream(plain, frees=True)
+        return self._admit_call(plain, bounded=kind == "unary_unary", frees=True)
 
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
-            with self._counted():
-                return behaviour(request, context)
-
-        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._counted():
-                yield from behaviour(request, context)
-
-        return stream if kind.endswith("_stream") else call
-
-    def _admit_stream(self, behaviour: Any) -> Any:
-        async def stream(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            with self._counted():
-                async with self._slots:
+    def _admit_stream(self, behaviour: Any, *, frees: bool = False) -> Any:
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            with self._counted(context):
+                await self._slots.take(context)
+                try:
                     async for response in behaviour(request, context):
                         yield response
+                finally:
+                    if not frees:
+                        self._slots.free()
 
         return stream
 
-    def _admit_call(self, behaviour: Any, *, bounded: bool) -> Any:
-        async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+    def _admit_call(self, behaviour: Any, *, bounded: bool, frees: bool = False) -> Any:
+        async def call(request: Any, context: Context) -> Any:
             limit = self._default_timeout_s if bounded and context.time_remaining() is None else None
-            with self._counted():
+            with self._counted(context):
                 clock = asyncio.timeout(limit)
                 try:
-                    async with clock, self._slots:
-                        return await behaviour(request, context)
+                    async with clock:
+                        await self._slots.take(context)
+                        try:
+                            return await behaviour(request, context)
+                        finally:
+                            if not frees:
+                                self._slots.free()
                 except TimeoutError:
                     if not clock.expired():
                         raise  # the agent's own
@@ -87,8 +168,28 @@ class AdmissionInterceptor(aio.ServerInterceptor):
         return call
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, context: Context) -> Iterator[None]:
+        if self._drains:
+            raise _draining()
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls[task] = context
+        # The last that the task does is to send the call's status.
+        task.add_done_callback(self._calls.pop)
         try:
             yield
         finally:
             self._vitals.requests_processed += 1
+
+
+def _draining() -> errors.WorkerDraining:
+    return errors.WorkerDraining("the worker is about to end and has not begun this call; repeat it")
+
+
+async def _cut(context: Context, why: errors.AgentError) -> None:
+    try:
+        await interceptors.abort(context, why, "")
+    except aio.AbortError:
+        return  # as an abort does
+    except Exception as error:
+        _log.debug("a call ended by itself while it was cut", error=repr(error))

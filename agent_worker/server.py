@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime.interceptors import ServerInterceptor
+from agentruntime.launch import LAG_KEY, WorkerSpec
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent_worker.admission import AdmissionInterceptor
+from agent_worker.admission import Admission
+from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
 from agent_worker.vitals import Vitals
 
 # gRPC's own default for what a peer may send, https://grpc.io/docs/guides/max-message-size; stated because
 # callers are told so.
 LONGEST_MESSAGE_BYTES = 4 * 2**20
+# How long pieces of text are gathered where throughput counts more than latency.
+_GATHER_S = 0.02
+# grpc/impl/compression_types.h
+_COMPRESSION_LOW = 1
 # For the author's stop().
 _STOP_TIMEOUT_S = 10.0
 
@@ -29,20 +35,21 @@ class WorkerServer:
     grpc's core costs.
     """
 
-    def __init__(self, *, concurrency: int, default_timeout_s: float) -> None:
+    def __init__(self, spec: WorkerSpec, lag: LagSelector) -> None:
+        """Of a worker; which one it is does not matter yet. `lag` is of the event loop."""
+        self._spec = spec
         self._vitals = Vitals()
         # Plain handlers, and asyncio.to_thread, run here; threads start as they are needed.
-        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="agent")
-        self._health = health.aio.HealthServicer()
-        self._server = aio.server(
+        self._threads = ThreadPoolExecutor(max_workers=spec.concurrency, thread_name_prefix="agent")
+        self._admission = Admission(
+            self._vitals,
             self._threads,
-            interceptors=[ServerInterceptor(), AdmissionInterceptor(self._vitals, concurrency, default_timeout_s)],
-            options=[
-                ("grpc.max_receive_message_length", LONGEST_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", LONGEST_MESSAGE_BYTES),
-                ("grpc.so_reuseport", 0),
-            ],
+            concurrency=spec.concurrency,
+            queue=spec.queue,
+            default_timeout_s=spec.default_timeout_s,
         )
+        self._health = _Health(lag)
+        self._server = aio.server(interceptors=[ServerInterceptor(), self._admission], options=_options(spec))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._agent: Any = None
 
@@ -61,7 +68,8 @@ class WorkerServer:
             # The loader has imported it, for agents that generate text and only for them.
             from agent_worker import text_generation  # noqa: PLC0415 — as said above
 
-            text_generation.add_to(self._server, self._agent, self._vitals)
+            gather_s = _GATHER_S if self._spec.optimize_throughput else 0.0
+            text_generation.add_to(self._server, self._agent, self._vitals, gather_s=gather_s)
         for name in ("", *loaded.services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         names = (*loaded.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -73,15 +81,43 @@ class WorkerServer:
     async def drain(self, grace_s: float) -> None:
         """Takes no new calls, lets those in flight finish for `grace_s` seconds, then ends them UNAVAILABLE.
 
+        The server itself is not stopped, the process's end does that: grpc ends calls that come while it stops as
+        CANCELLED, and a caller could not tell whether they were begun.
+
         Raises:
             Exception: whatever the agent's stop() raises; TimeoutError if it takes too long. No call is left then.
         """
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
+        await self._admission.drain(grace_s)
         # In a thread of its own: calls that hang may occupy all the others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="stop"))
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await _call_if_defined(self._agent, "stop")
+
+
+class _Health(health.aio.HealthServicer):
+    """The standard service, which also says for how long the event loop was blocked since it was last asked."""
+
+    def __init__(self, lag: LagSelector) -> None:
+        super().__init__()
+        self._lag = lag
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        context.set_trailing_metadata(((LAG_KEY, str(round(1000 * self._lag.take()))),))
+        return await super().Check(request, context)
+
+
+def _options(spec: WorkerSpec) -> list[tuple[str, int]]:
+    """https://grpc.github.io/grpc/core/group__grpc__arg__keys.html"""
+    options = [
+        ("grpc.max_receive_message_length", LONGEST_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", LONGEST_MESSAGE_BYTES),
+        ("grpc.so_reuseport", 0),
+    ]
+    if spec.compression == "gzip":
+        # A level, not an algorithm: it is applied by what the caller accepts, and its lowest is gzip.
+        options.append(("grpc.default_compression_level", _COMPRESSION_LOW))
+    return options
 
 
 async def _call_if_defined(agent: Any, name: str) -> None:

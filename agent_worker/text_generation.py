@@ -11,6 +11,8 @@ from agentruntime._proto.uapi.v1 import text_generation_pb2, text_generation_pb2
 from agentruntime.agent import Agent, Piece, Token
 from grpc import aio
 
+from agent_worker import gathering
+
 _END = object()
 
 
@@ -23,9 +25,11 @@ class Vitals(Protocol):
 class TextGenerationServicer(text_generation_pb2_grpc.TextGenerationServiceServicer):
     """Adapts an agent to the service."""
 
-    def __init__(self, agent: Agent, vitals: Vitals) -> None:
+    def __init__(self, agent: Agent, vitals: Vitals, gather_s: float = 0.0) -> None:
+        """Pieces of a stream are gathered for up to `gather_s` before they are sent; 0 sends each by itself."""
         self._agent = agent
         self._vitals = vitals
+        self._gather_s = gather_s
 
     async def GenerateText(
         self, request: text_generation_pb2.GenerateTextRequest, context: aio.ServicerContext[Any, Any]
@@ -42,10 +46,18 @@ class TextGenerationServicer(text_generation_pb2_grpc.TextGenerationServiceServi
         self, request: text_generation_pb2.StreamTextRequest, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[text_generation_pb2.StreamTextResponse]:
         tally = _Tally()
-        async for piece in self._generate(request):
-            tally.add(piece)
+        if not self._gather_s:
+            async for piece in self._generate(request):
+                tally.add(piece)
+                yield text_generation_pb2.StreamTextResponse(
+                    text=piece.text, confidence=tally.confidence, tokens_used=tally.tokens
+                )
+            return
+        async for pieces in gathering.gathered(self._generate(request), self._gather_s):
+            for piece in pieces:
+                tally.add(piece)
             yield text_generation_pb2.StreamTextResponse(
-                text=piece.text, confidence=tally.confidence, tokens_used=tally.tokens
+                text="".join(piece.text for piece in pieces), confidence=tally.confidence, tokens_used=tally.tokens
             )
 
     async def GetHealth(
@@ -127,8 +139,8 @@ def _token(piece: Piece | object) -> Token:
     raise TypeError(f"generate() yielded {type(piece).__name__}, not text or a Token")
 
 
-def add_to(server: aio.Server, agent: Agent, vitals: Vitals) -> None:
+def add_to(server: aio.Server, agent: Agent, vitals: Vitals, *, gather_s: float) -> None:
     """Lets a server serve the agent's text generation."""
     text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(
-        TextGenerationServicer(agent, vitals), server
+        TextGenerationServicer(agent, vitals, gather_s), server
     )

@@ -1,7 +1,6 @@
 """A worker's life after the fork: get ready, take up what the pool handed over, serve, drain, end."""
 
 import asyncio
-import io
 import json
 import os
 import random
@@ -17,7 +16,8 @@ from typing import Any, cast
 from agentruntime import errors, log
 from agentruntime.launch import TemplateSpec, WorkerSpec, socket_name
 
-from agent_worker import linux, loader, sandbox
+from agent_worker import linux, loader, output, sandbox
+from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
 from agent_worker.server import WorkerServer
 
@@ -77,12 +77,13 @@ def get_ready(spec: WorkerSpec, template: TemplateSpec) -> Readied:
     """
     os.setsid()
     sandbox.become_worker(template.sandbox, spec.slot)
-    runner = asyncio.Runner()
-    return Readied(runner, runner.run(_make_server(spec)))
+    lag = LagSelector()
+    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lag))
+    return Readied(runner, runner.run(_make_server(spec, lag)))
 
 
-async def _make_server(spec: WorkerSpec) -> WorkerServer:
-    return WorkerServer(concurrency=spec.concurrency, default_timeout_s=spec.default_timeout_s)
+async def _make_server(spec: WorkerSpec, lag: LagSelector) -> WorkerServer:
+    return WorkerServer(spec, lag)
 
 
 def run(
@@ -124,13 +125,11 @@ def run(
 
 
 def write_to(log_fd: int) -> None:
-    """Sends what this process prints to its log, line by line: a killed process takes no finished line with it."""
+    """Sends what this process prints to its log."""
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     os.close(log_fd)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+    sys.stdout, sys.stderr = output.lines(1), output.lines(2)
 
 
 def take_environment(wanted: Mapping[str, str]) -> None:

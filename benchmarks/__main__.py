@@ -7,10 +7,21 @@ import argparse
 import asyncio
 import sys
 
-from benchmarks import cli, density, hop, start
+from benchmarks import cache, cli, density, failover, hop, scale, sleeping, start, throughput, wake
 from benchmarks.table import Table
 
-ALL = {"hop": hop.measure, "start": start.measure, "density": density.measure, "cli": cli.measure}
+ALL = {
+    "hop": hop.measure,
+    "start": start.measure,
+    "wake": wake.measure,
+    "sleeping": sleeping.measure,
+    "scale": scale.measure,
+    "failover": failover.measure,
+    "cache": cache.measure,
+    "throughput": throughput.measure,
+    "density": density.measure,
+    "cli": cli.measure,
+}
 
 
 def main() -> None:

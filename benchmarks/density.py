@@ -1,9 +1,9 @@
 """density: the memory of idle workers."""
 
 import statistics
-from pathlib import Path
 
 from benchmarks.platform import platform
+from benchmarks.presence import smaps
 from benchmarks.table import Table
 
 _WORKERS = 50
@@ -13,7 +13,7 @@ _MB = 1e6
 async def measure() -> Table:
     async with platform() as running:
         deployment = await running.run("echo", _WORKERS)
-        usages = [_smaps(worker.pid) for worker in deployment.workers]
+        usages = [smaps(worker.pid) for worker in deployment.workers]
     if len(usages) != _WORKERS:
         raise SystemExit(f"{len(usages)} workers are ready, not {_WORKERS}")
     pss = [usage["Pss"] / _MB for usage in usages]
@@ -24,12 +24,3 @@ async def measure() -> Table:
     table.add("USS, highest", max(uss), "MB")
     table.add("USS, median", statistics.median(uss), "MB")
     return table
-
-
-def _smaps(pid: int) -> dict[str, int]:
-    """Bytes by kind, of the whole process; proc(5)."""
-    sizes = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        key, value = line.split(":")
-        sizes[key] = int(value.split()[0]) * 1024
-    return sizes

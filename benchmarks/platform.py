@@ -44,6 +44,13 @@ class Platform:
             raise SystemExit(f"agent {' '.join(arguments)} failed: {done.stderr}")
         return json.loads(done.stdout) if done.stdout.strip() else None
 
+    # The generated stub's asynchronous form exists for type checkers only, hence the name in quotes.
+    @asynccontextmanager
+    async def pool(self) -> AsyncIterator["agent_pool_pb2_grpc.AgentPoolAsyncStub"]:
+        """The pool, through the gateway."""
+        async with aio.insecure_channel(f"unix:{self.home.gateway_socket}") as channel:
+            yield agent_pool_pb2_grpc.AgentPoolStub(channel)
+
     async def run(self, agent: str, replicas: int) -> agent_pool_pb2.Deployment:
         """Tells the pool, at its own socket, how many workers are wanted, and waits until they are ready."""
         async with aio.insecure_channel(f"unix:{self.home.pool_socket}") as channel:

@@ -7,8 +7,8 @@ import grpc
 from agentruntime import errors, interceptors
 from grpc import aio
 
+from uapi_gateway.forwarding import bytes_handler
 from uapi_gateway.registry import Registry
-from uapi_gateway.relay import bytes_handler
 from uapi_gateway.xds.routes import AGENT_HEADER
 
 

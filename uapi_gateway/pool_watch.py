@@ -8,6 +8,7 @@ import grpc
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
+from agentruntime.errors import DiskFull
 from grpc import aio
 
 from uapi_gateway.registry import Registry, from_deployment
@@ -104,7 +105,7 @@ class PoolWatch:
                 deployment = self._unsaved.pop(agent_id)
                 try:
                     await self._write(agent_id, deployment)
-                except sqlite3.Error as error:
+                except (sqlite3.Error, DiskFull) as error:
                     _log.error("an agent could not be written down; tried again", agent=agent_id, error=str(error))
                     # What the pool has said since is newer.
                     self._unsaved.setdefault(agent_id, deployment)

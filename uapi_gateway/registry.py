@@ -85,6 +85,7 @@ class Agent:
     endpoints: tuple[Endpoint, ...]
     capabilities: tuple[str, ...] = ()
     image: str = ""
+    image_digest: str = ""
     stopped: bool = False
     # It has no process; the next call wakes it.
     asleep: bool = False
@@ -140,6 +141,7 @@ class Agent:
             ],
             image=self.image,
             reason=self.reason,
+            idempotent=self.idempotent,
         )
         if self.lease is not None:
             info.lease_expires_at.FromMilliseconds(round(self.lease.expires_at * 1000))
@@ -179,6 +181,7 @@ def from_deployment(deployment: pool.Deployment) -> Agent:
             if worker.state in _LIVING
         ),
         image=deployment.image,
+        image_digest=deployment.image_digest,
         stopped=deployment.stopped,
         asleep=deployment.asleep,
         replicas=deployment.replicas,

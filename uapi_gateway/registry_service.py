@@ -10,7 +10,7 @@ from typing import Any
 from agentruntime import log, names
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
 from agentruntime._proto.uapi.v1 import agent_registry_pb2_grpc
-from agentruntime.errors import FailedPrecondition, InvalidArgument
+from agentruntime.errors import DiskFull, FailedPrecondition, InvalidArgument
 from google.protobuf import duration_pb2
 from grpc import aio
 
@@ -185,7 +185,7 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
                 _log.warning("the lease of an agent ran out", agent=agent_id)
                 try:
                     await self._store.remove_registered(agent_id)
-                except sqlite3.Error as error:
+                except (sqlite3.Error, DiskFull) as error:
                     # A later gateway restores it with a fresh lease, which runs out in its turn.
                     _log.error("an agent could not be struck off", agent=agent_id, error=str(error))
 

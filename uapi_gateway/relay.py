@@ -1,111 +1,259 @@
-"""Carries calls to agents that have no ready worker: holds each until one is ready, then passes bytes through.
+"""Carries the calls that Envoy cannot send to a worker: it holds each until one is ready, and passes bytes through.
 
-It is the last endpoint of every agent in Envoy. It knows no types: every call, of whatever cardinality, is two
-streams of messages as bytes, with metadata and a status around them.
+It is the last endpoint of every agent in Envoy, and the first for methods whose answers are kept. It knows no types:
+every call, of whatever cardinality, is two streams of messages as bytes, with metadata and a status around them.
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 from agentruntime import errors, log, names, status
 from grpc import aio
 
-from uapi_gateway.registry import Endpoint, Registry, Target
-from uapi_gateway.sockets import split_endpoint
-from uapi_gateway.xds import routes
-from uapi_gateway.xds.routes import AGENT_HEADER, CLUSTER_HEADER
+from uapi_gateway import caching, response_cache, waking
+from uapi_gateway.ejections import Ejections
+from uapi_gateway.forwarding import Allowance, Kept, Lease, Lines, Metadata, Reply, ask, bytes_handler, forward
+from uapi_gateway.load import Load
+from uapi_gateway.registry import Agent, Endpoint, Registry, Target
+from uapi_gateway.settings import Settings
+from uapi_gateway.xds.routes import AGENT_HEADER, CACHE_HEADER, CLUSTER_HEADER
 
 _log = log.get("uapi_gateway.relay")
 # The platform's limit for a message to an agent (text_generation.proto); what comes back only must not drown us.
 LONGEST_REQUEST_BYTES = 4 * 2**20
-_LONGEST_RESPONSE_BYTES = 64 * 2**20
 _HOP_BY_HOP = frozenset((CLUSTER_HEADER, "user-agent", "te", "content-type", "x-forwarded-proto"))
 # Between two looks at an endpoint that is said to be ready and does not accept.
 _RETRY_S = 0.1
 # Of a call whose worker is lost, in all.
 _ATTEMPTS = 3
+# What the caller's deadline is undercut by, so that the reason reaches it: a share, and a bound for it.
+_MARGIN_SHARE, _MARGIN_S, _HOP_S = 0.05, 0.25, 0.02
 
 
-def decide(target: Target | None, name: str, *, expired: bool) -> errors.AgentError | None:
+def decide(target: Target, *, expired: bool, pool_away: bool = False) -> errors.AgentError | None:
     """What a call must be told that cannot be forwarded now, or None if it should wait.
 
     Args:
         target: what the name stands for; it has no endpoint that can be reached.
-        name: as the caller gave it.
         expired: the call has waited for as long as it may.
+        pool_away: the pool, which would have to start a worker, does not answer.
     """
-    if target is None:
-        return errors.AgentNotFound(name)
     agent = target.agent
     if agent.stopped:
         return errors.AgentStopped(
             f"agent '{agent.agent_id}' is stopped; start it with: {names.run_command(agent.image, agent.agent_id)}",
             metadata={"agent": agent.agent_id, "image": agent.image},
         )
-    asleep = agent.lease is None and agent.replicas == 0
-    if expired or asleep:
-        why = next((e.reason for e in target.endpoints if e.reason), "") or agent.reason
-        if asleep:
-            why += f"; `{names.run_command(agent.image, agent.agent_id, 1)}` starts one"
-        return errors.AgentNotReady(
-            f"agent '{name}' is not ready: {why or 'its worker cannot be reached'}",
-            metadata={"agent": agent.agent_id},
-        )
-    return None
+    if not expired:
+        return None
+    why = next((e.reason for e in target.endpoints if e.reason), "") or agent.reason
+    if agent.asleep:
+        why = "it sleeps and has not woken in time"
+    if pool_away and agent.lease is None:
+        why += "; the pool does not answer, `agent status` says what runs"
+    return errors.AgentNotReady(
+        f"agent '{target.name}' is not ready: {why or 'its worker cannot be reached'}",
+        metadata={"agent": agent.agent_id},
+    )
+
+
+def patience_s(remaining_s: float | None) -> float | None:
+    """How long a call may wait that has so much time left: a little less, so that the reason reaches the caller."""
+    if remaining_s is None:
+        return None
+    return remaining_s - min(remaining_s * _MARGIN_SHARE, _MARGIN_S) - _HOP_S
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the relay does and has done, for the metrics page."""
+
+    # Calls that wait for a worker, by agent.
+    waiting: Mapping[str, int]
+    wakes: Iterable[tuple[str, waking.Figures]]
+    caches: Iterable[tuple[str, response_cache.Figures]]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call, as it came."""
+
+    method: str
+    name: str
+    metadata: Metadata
+    requests: Kept
+    context: aio.ServicerContext[Any, Any]
+
+
+@dataclass
+class _Wait:
+    """How far one call has got with waiting."""
+
+    placed: bool = False
+    wake: waking.Wake | None = None
 
 
 class Relay:
-    """The relay's wait for a worker, and its pass-through."""
+    """The wait for a worker, and the pass-through."""
 
-    def __init__(self, registry: Registry, wait_s: float) -> None:
+    def __init__(
+        self, registry: Registry, pool: aio.Channel, load: Load, ejections: Ejections, settings: Settings
+    ) -> None:
         self._registry = registry
-        self._wait_s = wait_s
-        self._turn = itertools.count()
-        self._waiting: set[asyncio.Event] = set()
+        self._load = load
+        self._ejections = ejections
+        self._wait_s = settings.relay_wait_s
+        self._wake_wait_s = settings.relay_wake_wait_s
+        self._allowance = Allowance(settings.relay_held_bytes)
+        self._lines = Lines()
+        self._waker = waking.Waker(registry, pool)
+        self.caching = caching.Caching(registry)
+        self._waiting: Counter[str] = Counter()
+        # Done as soon as the registry hears of the agent.
+        self._news: dict[str, asyncio.Future[None]] = {}
         registry.listeners.append(self._changed)
 
-    def _changed(self, _agent_id: str) -> None:
-        for event in self._waiting:
-            event.set()
+    def figures(self) -> Figures:
+        return Figures(dict(self._waiting), self._waker.figures(), self.caching.figures())
 
-    async def endpoint(self, name: str, remaining_s: float | None) -> Endpoint:
-        """An endpoint of an agent or worker that accepts connections, as soon as there is one.
+    async def close(self) -> None:
+        await self._lines.close()
+
+    def _changed(self, agent_id: str) -> None:
+        news = self._news.pop(agent_id, None)
+        if news is not None and not news.done():
+            news.set_result(None)
+
+    def _next_news(self, agent_id: str) -> "asyncio.Future[None]":
+        if agent_id not in self._news:
+            self._news[agent_id] = asyncio.get_running_loop().create_future()
+        return self._news[agent_id]
+
+    @contextlib.contextmanager
+    def _place(self, agent: Agent) -> Iterator[None]:
+        """A place among the calls that wait for an agent.
+
+        Raises:
+            QueueFull: as many wait as may.
+        """
+        if self._waiting[agent.agent_id] >= agent.queue:
+            raise errors.QueueFull(
+                f"{agent.queue} calls wait for agent '{agent.agent_id}' already; try again later",
+                metadata={"agent": agent.agent_id, "queue": str(agent.queue)},
+            )
+        self._waiting[agent.agent_id] += 1
+        try:
+            yield
+        finally:
+            self._waiting[agent.agent_id] -= 1
+            if not self._waiting[agent.agent_id]:
+                del self._waiting[agent.agent_id]
+
+    @contextlib.contextmanager
+    def _joined(self, agent_id: str) -> Iterator[waking.Wake]:
+        wake = self._waker.join(agent_id)
+        try:
+            yield wake
+        finally:
+            self._waker.leave(agent_id, wake)
+
+    @contextlib.asynccontextmanager
+    async def worker(self, name: str, remaining_s: float | None) -> AsyncIterator[Lease]:
+        """A worker of an agent, or that very worker, that accepts connections, as soon as there is one.
 
         Raises:
             AgentNotFound: nobody has that name.
             AgentStopped: it will not start by itself.
             AgentNotReady: none became ready within the caller's time, or the relay's own patience.
+            CircuitOpen: all fail, and get no calls for a while.
+            QueueFull: too many calls wait already.
+            AgentError: it sleeps, and the pool could not wake it.
         """
-        # A little less than the caller's own time, so that the reason reaches it.
-        patience_s = self._wait_s if remaining_s is None else min(self._wait_s, remaining_s * 0.95 - 0.02)
-        deadline = time.monotonic() + patience_s
-        changed = asyncio.Event()
-        self._waiting.add(changed)
-        try:
+        began = last_asleep = time.monotonic()
+        own_s = patience_s(remaining_s)
+        with contextlib.ExitStack() as place:
+            wait = _Wait()
             while True:
-                changed.clear()
-                target = self._registry.find(name)
-                ready = target.ready if target else ()
-                start = next(self._turn)
-                for index in range(len(ready)):
-                    candidate = ready[(start + index) % len(ready)]
-                    if await accepts(candidate.dialled):
-                        return candidate
-                left_s = deadline - time.monotonic()
-                if refusal := decide(target, name, expired=left_s <= 0):
+                target = self._registry.require(name)
+                ready = self._ready(target)
+                # Taken now: what changes from here on ends the wait.
+                news = self._next_news(target.agent.agent_id)
+                async with self._lines.to_any(ready) as lease:
+                    if lease is not None:
+                        place.close()
+                        yield lease
+                        return
+                now = time.monotonic()
+                wakes = self._wakes(target.agent)
+                if wakes:
+                    # Once it is awake, its workers have as long as those of any agent.
+                    last_asleep = now
+                until = began + self._wake_wait_s if wakes else last_asleep + self._wait_s
+                left_s = until - now if own_s is None else min(until, began + own_s) - now
+                if refusal := decide(target, expired=left_s <= 0, pool_away=self._waker.pool_away):
                     raise refusal
-                try:
+                if not wait.placed:
+                    place.enter_context(self._place(target.agent))
+                    wait.placed = True
+                if wakes:
+                    await self._wake(target.agent, news, left_s, wait, place)
+                else:
                     # What is said to be ready and is not may come without a change of the registry.
-                    async with asyncio.timeout(min(left_s, _RETRY_S) if ready else left_s):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
-        finally:
-            self._waiting.discard(changed)
+                    await asyncio.wait((news,), timeout=min(left_s, _RETRY_S) if ready else left_s)
+
+    def _ready(self, target: Target) -> tuple[Endpoint, ...]:
+        """The workers to try.
+
+        Raises:
+            CircuitOpen: trying is no use.
+        """
+        if target.agent.stopped:
+            return ()
+        agent_id = target.agent.agent_id
+        if self._ejections.circuit_open(target, time.monotonic()):
+            raise errors.CircuitOpen(
+                f"all workers of agent '{agent_id}' fail their calls and get none for some seconds; try again later",
+                metadata={"agent": agent_id},
+            )
+        if target.ready:
+            return target.ready
+        wake = self._waker.find(agent_id)
+        woken = wake.endpoints if wake else ()
+        return tuple(each for each in woken if target.name in (agent_id, each.worker_id))
+
+    def _wakes(self, agent: Agent) -> bool:
+        """The agent sleeps, or wakes just now."""
+        wake = self._waker.find(agent.agent_id)
+        return agent.lease is None and (agent.asleep or (wake is not None and not wake.task.done()))
+
+    async def _wake(
+        self, agent: Agent, news: "asyncio.Future[None]", left_s: float, wait: _Wait, place: contextlib.ExitStack
+    ) -> None:
+        """Waits until the agent is awake, or the registry has news of it.
+
+        Raises:
+            AgentError: it cannot be woken.
+        """
+        agent_id = agent.agent_id
+        found = self._waker.find(agent_id)
+        if found is not None and found.endpoints:
+            # It woke, and is not to be reached; the registry does not know yet.
+            self._waker.discard(agent_id)
+            await asyncio.wait((news,), timeout=min(left_s, _RETRY_S))
+            return
+        if wait.wake is None or wait.wake.task.done():
+            wait.wake = place.enter_context(self._joined(agent_id))
+        await asyncio.wait((news, wait.wake.task), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if wait.wake.error is not None:
+            # Without the frames that others who got the same one have left in it.
+            raise wait.wake.error.with_traceback(None)
 
     async def pass_through(
         self, method: str, requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
@@ -113,86 +261,81 @@ class Relay:
         """One call, from its first message to its status."""
         metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _HOP_BY_HOP]
         name = next((str(value) for key, value in metadata if key == AGENT_HEADER), "")
-        kept = Kept(requests)
-        for attempt in range(_ATTEMPTS):
-            try:
-                endpoint = await self.endpoint(name, context.time_remaining())
-            except errors.AgentError as error:
-                _finish(context, error)
-                return
-            try:
-                async for message in forward(endpoint.dialled, method, kept, context, metadata):
-                    yield message
-                return
-            except errors.Unavailable as lost:
-                again = kept.complete and routes.may_repeat(self._plan(), method, name, endpoint.worker_id)
-                if attempt + 1 == _ATTEMPTS or not again:
-                    _finish(context, lost)
-                    return
-
-    def _plan(self) -> routes.RoutePlan:
-        return routes.plan(self._registry.agents(), self._registry.worker_ids())
-
-
-class Kept:
-    """Request messages that can be sent once more, as long as they are not many bytes."""
-
-    def __init__(self, requests: AsyncIterator[bytes]) -> None:
-        self._requests = requests
-        self._messages: list[bytes] = []
-        self._bytes = 0
-
-    @property
-    def complete(self) -> bool:
-        """All that has been sent is still here."""
-        return self._bytes <= LONGEST_REQUEST_BYTES
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for message in list(self._messages):
-            yield message
-        async for message in self._requests:
-            self._bytes += len(message)
-            if self.complete:
-                self._messages.append(message)
-            else:
-                self._messages.clear()
-            yield message
-
-
-async def forward(
-    address: str,
-    method: str,
-    requests: Kept,
-    context: aio.ServicerContext[Any, Any],
-    metadata: list[tuple[str, str | bytes]],
-) -> AsyncIterator[bytes]:
-    """Makes the same call at `address`, and hands back all that comes: messages, metadata and status.
-
-    Raises:
-        Unavailable: the connection broke before anything came back.
-    """
-    # A channel of its own: one that is kept would wait out its back-off on a socket where another worker is by now.
-    async with relay_channel(address) as channel:
-        start: Any = channel.stream_stream(method)
-        call = start(aiter(requests), metadata=metadata, timeout=context.time_remaining())
+        kept = Kept(requests, self._allowance, LONGEST_REQUEST_BYTES)
         try:
-            initial = await call.initial_metadata()
-            # What the other side has sent has at least a content type of its own making; a broken connection nothing.
-            code = await call.code() if call.done() else None
-            if code is grpc.StatusCode.UNAVAILABLE and not initial and not await call.trailing_metadata():
-                raise errors.Unavailable("the worker ended during the call", reason="WORKER_LOST")
-            await context.send_initial_metadata(initial)
-            async for message in call:
+            async for message in self._answer(_Call(method, name, metadata, kept, context)):
                 yield message
-        except aio.AioRpcError:
-            # Its code, details and trailers are read below, as those of a call that went well.
-            pass
+        except errors.AgentError as error:
+            _finish(context, error)
         finally:
-            if not call.done():
-                call.cancel()
-        context.set_trailing_metadata(await call.trailing_metadata())
-        context.set_code(await call.code())
-        context.set_details(await call.details() or "")
+            kept.release()
+
+    async def _answer(self, call: _Call) -> AsyncIterator[bytes]:
+        target = self._registry.require(call.name)
+        request = await call.requests.only() if caching.is_unary(target.agent, call.method) else None
+        if request is None:
+            async for message in self._stream(call, target.agent):
+                yield message
+            return
+        question = self.caching.question(target, call.method, call.metadata, request)
+        if question and (kept := self.caching.look_up(question)):
+            reply = Reply(kept.message, kept.initial, _marked(kept.trailing, caching.HIT), grpc.StatusCode.OK, "")
+        else:
+            reply, endpoint = await self._ask(call, target.agent, request)
+            if question:
+                if reply.message is not None:
+                    answer = response_cache.Answer(reply.message, reply.initial, _unmarked(reply.trailing))
+                    self.caching.keep(question, endpoint, answer)
+                reply = replace(reply, trailing=_marked(reply.trailing, caching.MISS))
+        if reply.initial:
+            await call.context.send_initial_metadata(reply.initial)
+        if reply.message is not None:
+            yield reply.message
+        call.context.set_trailing_metadata(reply.trailing)
+        call.context.set_code(reply.code)
+        call.context.set_details(reply.details)
+
+    async def _ask(self, call: _Call, agent: Agent, request: bytes) -> tuple[Reply, Endpoint]:
+        """A worker's answer to a unary call, and whose it is."""
+        with self._load.call(agent.agent_id) as counted:
+            for attempt in itertools.count(1):
+                async with self.worker(call.name, call.context.time_remaining()) as lease:
+                    counted.carried()
+                    try:
+                        remaining_s = call.context.time_remaining()
+                        return await ask(
+                            lease.channel, call.method, request, call.metadata, remaining_s
+                        ), lease.endpoint
+                    except errors.Unavailable:
+                        if attempt == _ATTEMPTS or not caching.may_repeat(agent, call.method):
+                            raise
+                counted.waits()
+        raise AssertionError("never reached")
+
+    async def _stream(self, call: _Call, agent: Agent) -> AsyncIterator[bytes]:
+        with self._load.call(agent.agent_id) as counted:
+            for attempt in itertools.count(1):
+                async with self.worker(call.name, call.context.time_remaining()) as lease:
+                    counted.carried()
+                    try:
+                        async for message in forward(
+                            lease.channel, call.method, call.requests, call.context, call.metadata
+                        ):
+                            yield message
+                        return
+                    except errors.Unavailable:
+                        repeatable = call.requests.complete and caching.may_repeat(agent, call.method)
+                        if attempt == _ATTEMPTS or not repeatable:
+                            raise
+                counted.waits()
+
+
+def _unmarked(trailing: Metadata) -> Metadata:
+    return tuple((key, value) for key, value in trailing if key != CACHE_HEADER)
+
+
+def _marked(trailing: Metadata, how: str) -> Metadata:
+    return (*_unmarked(trailing), (CACHE_HEADER, how))
 
 
 def _finish(context: aio.ServicerContext[Any, Any], error: errors.AgentError) -> None:
@@ -202,32 +345,6 @@ def _finish(context: aio.ServicerContext[Any, Any], error: errors.AgentError) ->
     context.set_trailing_metadata(((status.DETAILS_KEY, status.encode(error)),))
 
 
-def relay_channel(address: str) -> aio.Channel:
-    """A channel to an endpoint that nobody else uses."""
-    target = address if address.startswith("unix:") else f"dns:///{address}"
-    return aio.insecure_channel(
-        target,
-        options=[
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_receive_message_length", _LONGEST_RESPONSE_BYTES),
-            ("grpc.enable_retries", 0),
-        ],
-    )
-
-
-async def accepts(address: str) -> bool:
-    """Somebody listens there. Local sockets answer at once; others get a second."""
-    host, port = split_endpoint(address)
-    try:
-        async with asyncio.timeout(1.0):
-            opening = asyncio.open_connection(host, port) if port else asyncio.open_unix_connection(host)
-            _reader, writer = await opening
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True
-
-
 class RelayHandler(grpc.GenericRpcHandler):
     """Takes every method there is."""
 
@@ -235,23 +352,4 @@ class RelayHandler(grpc.GenericRpcHandler):
         self._relay = relay
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return bytes_handler(
-            handler_call_details.method,
-            self._relay.pass_through,
-        )
-
-
-def bytes_handler(
-    method: str,
-    behaviour: Callable[
-        [str, AsyncIterator[bytes], aio.ServicerContext[Any, Any]],
-        AsyncIterator[bytes],
-    ],
-) -> Any:
-    """A handler for a method of any cardinality: on the wire, each is a stream both ways."""
-
-    async def handle(requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
-        async for response in behaviour(method, requests, context):
-            yield response
-
-    return grpc.stream_stream_rpc_method_handler(handle)
+        return bytes_handler(handler_call_details.method, self._relay.pass_through)

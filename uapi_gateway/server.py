@@ -98,7 +98,9 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryService(cache), xds)
         lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(LoadService(load, settings.load_interval_s), xds)
         relay = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
-        relay.add_generic_rpc_handlers((RelayHandler(Relay(registry, settings.relay_wait_s)),))
+        carrier = Relay(registry, pool, load, ejections, settings)
+        stack.push_async_callback(carrier.close)
+        relay.add_generic_rpc_handlers((RelayHandler(carrier),))
         control = _control_server(registry, service, registrar, watch)
         for grpc_server, path in (
             (xds, sockets.xds_socket(home)),
@@ -114,6 +116,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         await stack.enter_async_context(_http(http, http_socket))
         loops = (
             watch.run(),
+            carrier.caching.run(),
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),

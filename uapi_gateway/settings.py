@@ -29,6 +29,11 @@ class Settings(BaseSettings):
     drain_s: float = Field(default=5.0, ge=0)
     # How long a call waits for a worker to become ready, if the caller's deadline allows it.
     relay_wait_s: float = Field(default=10.0, ge=0)
+    # How long it waits for an agent that sleeps to wake: a model may have to be loaded. The pool gives up by itself
+    # after twice the agent's start timeout.
+    relay_wake_wait_s: float = Field(default=120.0, ge=0)
+    # Requests that the relay may hold in all, for calls that wait or could have to be made again.
+    relay_held_bytes: int = Field(default=256 * 2**20, ge=0)
     # Between two health checks of an agent that registered itself.
     health_interval_s: float = Field(default=10.0, gt=0)
     # After so many failed checks in a row it gets no calls, until one succeeds.

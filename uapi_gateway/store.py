@@ -9,6 +9,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from agentruntime import files
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 
 from uapi_gateway.registry import Agent, Endpoint, Lease
@@ -23,6 +24,7 @@ class Store:
     """An SQLite file, written by one thread, so that no disk holds up the event loop."""
 
     def __init__(self, path: Path) -> None:
+        self._directory = path.parent
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._database = self._thread.submit(_open, path).result()
 
@@ -47,7 +49,12 @@ class Store:
 
     async def _write(self, statement: str, values: tuple[object, ...]) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._database.execute, statement, values)
+        try:
+            await loop.run_in_executor(self._thread, self._database.execute, statement, values)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise files.full(self._directory) from error
 
     def close(self) -> None:
         self._thread.submit(self._database.close).result()

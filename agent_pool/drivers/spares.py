@@ -138,4 +138,8 @@ def any_worker(revision: Revision, slot: int) -> WorkerSpec:
         log_level=revision.log_level,
         concurrency=revision.concurrency,
         default_timeout_s=revision.default_timeout_s,
+        queue=revision.queue,
+        compression=revision.compression,
+        optimize_throughput=revision.optimize_throughput,
+        debug=revision.debug,
     )

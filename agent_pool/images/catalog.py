@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from agentruntime import files
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
 from agentruntime.names import ImageReference
@@ -33,7 +34,8 @@ class Catalog:
     """
 
     def __init__(self, home: Home, pip: list[str], in_use: Callable[[], Collection[str]]) -> None:
-        self._store = ImageLayout(home.images)
+        self._images = home.images
+        self._store = ImageLayout(self._images)
         self._bundles = home.bundles
         self._stamps = home.state / "builtin-images.json"
         self._pip = pip
@@ -54,12 +56,14 @@ class Catalog:
         Raises:
             ImageNotFound, InvalidArgument: the reference.
             DataLoss: the store is damaged.
+            DiskFull: there is no room for it.
         """
         image = self._store.find(ImageReference.parse(reference))
         bundle = unpack.bundle_path(self._bundles, image.digest)
         manifest = self._manifests.get(image.digest)
         if manifest is None or not bundle.is_dir():
-            await asyncio.to_thread(unpack.unpack, self._store, image.digest, self._bundles)
+            with files.room_in(self._bundles):
+                await asyncio.to_thread(unpack.unpack, self._store, image.digest, self._bundles)
             manifest = AgentManifest.load(bundle / "app")
             self._manifests[image.digest] = manifest
         return OpenImage(image, bundle, manifest)
@@ -73,7 +77,8 @@ class Catalog:
             with tempfile.TemporaryDirectory(prefix="agentruntime-build-") as scratch:
                 directory = Path(scratch)
                 await asyncio.to_thread(project.extract, archive, directory)
-                image = await build.build(self._store, directory, reference, pip=self._pip, progress=progress)
+                with files.room_in(self._images):
+                    image = await build.build(self._store, directory, reference, pip=self._pip, progress=progress)
             await self._collect()
             return image
 

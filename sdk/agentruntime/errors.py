@@ -14,10 +14,12 @@ class AgentError(Exception):
         message: one sentence that says what is wrong and, where known, what to do.
         metadata: machine-readable details, sent along as `google.rpc.ErrorInfo.metadata`.
 
-    The class attribute `reason` is the machine-readable name of what happened, `ErrorInfo.reason`.
+    The class attribute `reason` is the machine-readable name of what happened, `ErrorInfo.reason`. `begun` is False
+    where the call surely had no effect yet, so that anybody may repeat it.
     """
 
     reason = "UNKNOWN"
+    begun = True
 
     def __init__(self, message: str, *, reason: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -178,6 +180,25 @@ class QueueFull(ResourceExhausted):
     """So many calls wait for the agent already that one more is refused; it may be repeated later."""
 
     reason = "QUEUE_FULL"
+
+
+class DiskFull(ResourceExhausted):
+    """A disk of the platform's has no room for what must be written down; says which."""
+
+    reason = "DISK_FULL"
+
+
+class WorkerDraining(Unavailable):
+    """The worker takes no more calls, and has not begun this one: it may be repeated, whatever it does."""
+
+    reason = "WORKER_DRAINING"
+    begun = False
+
+
+class WorkerDrained(Unavailable):
+    """The worker's grace period was over before the call was; it may have had effects."""
+
+    reason = "WORKER_DRAINED"
 
 
 class AgentFailed(FailedPrecondition):

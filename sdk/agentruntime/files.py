@@ -1,26 +1,57 @@
 """Files that are whole whenever the machine stops."""
 
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from agentruntime.errors import DiskFull
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces a file, or makes it: the old bytes or the new ones are there, never a part; on disk when it returns.
 
     The file is the owner's alone (0600). Blocks until the disk has it.
+
+    Raises:
+        DiskFull: there is no room; the old bytes are there.
     """
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}.")
+    with room_in(path.parent):
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(scratch).replace(path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+@contextmanager
+def room_in(directory: Path) -> Iterator[None]:
+    """Around what writes below a directory.
+
+    Raises:
+        DiskFull: there is no room for it.
+    """
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise full(directory) from error
+
+
+def full(directory: Path) -> DiskFull:
+    """The error of a disk that has no room left."""
+    return DiskFull(f"no space is left on the disk that holds {directory}; make room there, then try again")
 
 
 def sync_directory(directory: Path) -> None:

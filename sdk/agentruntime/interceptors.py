@@ -132,8 +132,9 @@ async def abort(context: AioContext, error: Exception, method: str) -> None:
     await context.abort(status.code_of(told), told.message, _details(told))
 
 
-def _details(error: errors.AgentError) -> tuple[tuple[str, bytes], ...]:
-    return ((status.DETAILS_KEY, status.encode(error)),)
+def _details(error: errors.AgentError) -> tuple[tuple[str, str | bytes], ...]:
+    details = (status.DETAILS_KEY, status.encode(error))
+    return (details,) if error.begun else (details, (status.NOT_BEGUN_KEY, "1"))
 
 
 def _tellable(error: Exception, method: str) -> errors.AgentError:

@@ -41,6 +41,8 @@ of JSON. End of file tells the pool that the worker is gone; a worker lives on w
     worker to pool  {"event": "listening"}                        it serves on its socket
                     {"event": "failed", "stage": "import" or "start", "error": str, "traceback": str}
     pool to worker  {"op": "drain", "grace_s": 30.0}              finish calls, then exit with status 0
+                    {"op": "debug"} + [a connected stream socket]  carry the Debug Adapter Protocol over it; closed
+                                                                  at once by a worker that has no debugger
 """
 
 import json
@@ -60,6 +62,9 @@ SANDBOX_WORKERS_DIR = PurePosixPath("/run/agent")
 # A uid range for each agent, above what systemd gives to containers (systemd.io/UIDS-GIDS).
 UID_BASE = 0x70000000
 UIDS_PER_AGENT = 4096
+# Trailing metadata of a worker's answer to a health check: the longest that its event loop was blocked since the last
+# one, in milliseconds.
+LAG_KEY = "x-uapi-lag-ms"
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,16 @@ class WorkerSpec:
     slot: int
     env: dict[str, str] = field(default_factory=dict)
     log_level: str = "INFO"
-    # Calls handled at a time; more wait.
+    # Calls handled at a time.
     concurrency: int = 64
+    # Calls that wait beyond those; more are refused.
+    queue: int = 1024
+    # Of responses: "none" or "gzip".
+    compression: str = "none"
+    # Gather the pieces of StreamText.
+    optimize_throughput: bool = False
+    # Let a debugger in, see "debug" above.
+    debug: bool = False
     # For unary calls that come without a deadline.
     default_timeout_s: float = 60.0
     # For a SIGTERM, which says no grace of its own.

@@ -16,6 +16,8 @@ from agentruntime import errors
 
 DOMAIN = "uapi.v1"
 DETAILS_KEY = "grpc-status-details-bin"
+# Beside it where a call was not begun: a header that Envoy can read, which repeats the call then.
+NOT_BEGUN_KEY = "x-uapi-not-begun"
 
 CODES: dict[type[errors.AgentError], grpc.StatusCode] = {
     errors.AgentError: grpc.StatusCode.UNKNOWN,

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 import agentruntime
 from agentruntime import processes
+from agentruntime.errors import DiskFull
 from agentruntime.files import write_atomically
 from agentruntime.home import Home
 
@@ -328,7 +329,11 @@ class Supervisor:
                 if child.process is not None
             ],
         }
-        write_atomically(self._home.supervisor_file, json.dumps(record).encode())
+        try:
+            write_atomically(self._home.supervisor_file, json.dumps(record).encode())
+        except (OSError, DiskFull) as error:
+            # A full disk must not end the keeping. What reads the record checks start times, and finds an old one so.
+            _say_line(f"its record could not be written: {error}")
 
     def _say(self, event: dict[str, Any]) -> None:
         if self._report is None:

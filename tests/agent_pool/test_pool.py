@@ -22,7 +22,7 @@ from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
 from agent_pool.resources import Requested
 from agent_pool.settings import PoolSettings
-from agent_pool.state import StateFile
+from agent_pool.state import StateStore
 from tests.agent_pool import harness
 from tests.agent_pool.harness import RunningPool
 
@@ -264,7 +264,7 @@ async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(
     settings = PoolSettings(drain_delay_s=0)
     logs = LogStore(home.logs, settings.log_policy)
     driver = ProcessDriver(home, logs, None, settings.worker_environment)
-    pool = Pool(settings, driver, Ledger(Capacity(2000, 10**10)), Catalog(home, [], set), StateFile(home.state))
+    pool = Pool(settings, driver, Ledger(Capacity(2000, 10**10)), Catalog(home, [], set), StateStore(home.state))
     await pool.catalog.prepare()
     try:
         deployment = await pool.run(RunRequest("echo"))

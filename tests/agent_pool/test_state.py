@@ -1,5 +1,6 @@
 """What is saved comes back, and one pool at a time has it."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from agent_pool.lifecycle import State
 from agent_pool.resources import Requested, resolve
 from agent_pool.revision import Program, Spec
 from agent_pool.scaling.policy import AskedScaling
-from agent_pool.state import Saved, SavedDeployment, StateFile
+from agent_pool.state import SavedDeployment, StateStore
 
 
 def spec(number: int = 3, **fields: Any) -> Spec:
@@ -46,17 +47,15 @@ def deployment() -> Deployment:
 
 
 async def test_round_trip(tmp_path: Path) -> None:
-    state = StateFile(tmp_path)
-    assert state.load() == Saved()
+    state = StateStore(tmp_path)
+    assert state.load() == []
     before = deployment()
     [ended] = before.new_workers(1, revision=2)
     ended.state, ended.rests, ended.reason, ended.last_traceback = State.FAILED, True, "exit status 1", "Traceback"
     before.asleep, before.status = True, "could not wake: no room"
     before.roll = Roll("updating to revision 3", 3, 2, ("a-02",), 2, 30.0)
-    await state.save(Saved.model_construct(next_index=7, deployments=[SavedDeployment.of(before)]))
-    loaded = state.load()
-    assert loaded.next_index == 7
-    [saved] = loaded.deployments
+    await state.save({"a": SavedDeployment.of(before), "b": None})
+    [saved] = state.load()
     after = saved.restored()
     for name in ("revisions", "current", "asked", "policies", "replicas", "stopped", "asleep", "status", "roll"):
         assert getattr(after, name) == getattr(before, name), name
@@ -66,20 +65,42 @@ async def test_round_trip(tmp_path: Path) -> None:
     assert (worker.revision, worker.state) == (3, State.PENDING)
     assert (other.revision, other.state, other.rests, other.reason) == (2, State.FAILED, True, "exit status 1")
     assert after.launch(other) == before.launch(ended)
+    await state.save({"a": None})
+    assert state.load() == []
     state.close()
 
 
 def test_one_pool(tmp_path: Path) -> None:
-    first = StateFile(tmp_path)
+    first = StateStore(tmp_path)
     with pytest.raises(errors.FailedPrecondition, match="another pool already runs"):
-        StateFile(tmp_path)
+        StateStore(tmp_path)
     first.close()
-    StateFile(tmp_path).close()
+    StateStore(tmp_path).close()
 
 
-def test_damage(tmp_path: Path) -> None:
-    state = StateFile(tmp_path)
-    (tmp_path / "pool.json").write_text('{"deployments": [{"spec": 1}]}')
+async def test_damage(tmp_path: Path) -> None:
+    state = StateStore(tmp_path)
+    await state.save({"a": SavedDeployment.of(deployment())})
+    database = sqlite3.connect(tmp_path / "pool.db")
+    with database:
+        database.execute("UPDATE agents SET body = '{}'")
     with pytest.raises(errors.DataLoss, match="move it away"):
         state.load()
+    database.close()
+    state.close()
+    (tmp_path / "pool.db").write_bytes(b"none of ours" * 1000)
+    with pytest.raises(errors.DataLoss, match="move it away"):
+        StateStore(tmp_path)
+
+
+async def test_a_full_disk_says_so_and_keeps_what_was_there(tmp_path: Path) -> None:
+    state = StateStore(tmp_path)
+    await state.save({"a": SavedDeployment.of(deployment())})
+    pages = state._database.execute("PRAGMA page_count").fetchone()[0]
+    state._database.execute(f"PRAGMA max_page_count = {pages}")
+    large = deployment()
+    large.status = "x" * 100_000
+    with pytest.raises(errors.ResourceExhausted, match="full; free some of that disk"):
+        await state.save({"a": None, "b": SavedDeployment.of(large)})
+    assert [saved.agent for saved in state.load()] == ["a"]
     state.close()

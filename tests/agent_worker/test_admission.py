@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -9,12 +10,14 @@ from typing import Any
 
 import grpc
 import pytest
+from agentruntime import errors, status
 from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from agent_worker.admission import AdmissionInterceptor
+from agent_worker.admission import Admission, Slots
 from agent_worker.vitals import Vitals
+from tests.waiting import eventually
 
 CALL, STREAM = "/t.T/Call", "/t.T/Stream"
 
@@ -34,13 +37,12 @@ class Handlers(grpc.GenericRpcHandler):
 
 @asynccontextmanager
 async def served(
-    call: Any = None, stream: Any = None, *, concurrency: int = 4, timeout_s: float = 60.0
-) -> AsyncIterator[tuple[aio.Channel, Vitals]]:
+    call: Any = None, stream: Any = None, *, concurrency: int = 4, queue: int = 100, timeout_s: float = 60.0
+) -> AsyncIterator[tuple[aio.Channel, Any]]:
     vitals = Vitals()
-    server = aio.server(
-        ThreadPoolExecutor(concurrency),
-        interceptors=[ServerInterceptor(), AdmissionInterceptor(vitals, concurrency, timeout_s)],
-    )
+    executor = ThreadPoolExecutor(concurrency)
+    admission = Admission(vitals, executor, concurrency=concurrency, queue=queue, default_timeout_s=timeout_s)
+    server = aio.server(interceptors=[ServerInterceptor(), admission])
     server.add_generic_rpc_handlers((Handlers(call, stream),))
     probe = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(probe, server)
@@ -51,9 +53,10 @@ async def served(
         await server.start()
         try:
             async with aio.insecure_channel(address) as channel:
-                yield channel, vitals
+                yield channel, admission
         finally:
             await server.stop(0)
+            await asyncio.to_thread(executor.shutdown)
 
 
 async def async_call(request: bytes, context: Any) -> bytes:
@@ -80,22 +83,22 @@ async def failing_call(request: bytes, context: Any) -> bytes:
 
 @pytest.mark.parametrize(("call", "stream"), [(async_call, async_stream), (plain_call, plain_stream)])
 async def test_calls_of_every_form_are_answered_and_counted(call: Any, stream: Any) -> None:
-    async with served(call, stream) as (channel, vitals):
+    async with served(call, stream) as (channel, admission):
         unary: Any = channel.unary_unary(CALL)
         streaming: Any = channel.unary_stream(STREAM)
         assert await unary(b"x", timeout=5) == b"x"
         assert [piece async for piece in streaming(b"y", timeout=5)] == [b"y", b"y"]
-        assert vitals.requests_processed == 2
+        assert admission._vitals.requests_processed == 2
 
 
 async def test_a_failed_call_was_answered_too() -> None:
-    async with served(failing_call) as (channel, vitals):
+    async with served(failing_call) as (channel, admission):
         unary: Any = channel.unary_unary(CALL)
         with pytest.raises(aio.AioRpcError) as caught:
             await unary(b"x", timeout=5)
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert "mine" not in str(caught.value.details())
-        assert vitals.requests_processed == 1
+        assert admission._vitals.requests_processed == 1
 
 
 async def test_the_agents_deadline_is_for_unary_calls_without_one() -> None:
@@ -136,13 +139,147 @@ async def test_health_answers_while_all_slots_are_taken_and_is_not_counted() -> 
         await release.wait()
         return request
 
-    async with served(held, concurrency=1) as (channel, vitals):
+    async with served(held, concurrency=1) as (channel, admission):
         unary: Any = channel.unary_unary(CALL)
         calls = [asyncio.ensure_future(unary(b"x", timeout=10)) for _ in range(3)]
         stub: Any = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        assert vitals.requests_processed == 0
+        assert admission._vitals.requests_processed == 0
         release.set()
         assert await asyncio.gather(*calls) == [b"x"] * 3
-        assert vitals.requests_processed == 3
+        assert admission._vitals.requests_processed == 3
+
+
+class Held:
+    """Handlers of every form that wait until they are let go, and what they were begun with."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.begun: list[bytes] = []
+
+    async def async_call(self, request: bytes, context: Any) -> bytes:
+        self.begun.append(request)
+        while not self.go.is_set():
+            await asyncio.sleep(0.005)
+        return request
+
+    def plain_call(self, request: bytes, context: Any) -> bytes:
+        self.begun.append(request)
+        self.go.wait(20)
+        return request
+
+    async def async_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        self.begun.append(request)
+        yield b"1"
+        while not self.go.is_set():
+            await asyncio.sleep(0.005)
+        yield b"2"
+
+    def plain_stream(self, request: bytes, context: Any) -> Iterator[bytes]:
+        self.begun.append(request)
+        yield b"1"
+        self.go.wait(20)
+        yield b"2"
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    handlers = Held()
+    yield handlers
+    handlers.go.set()
+
+
+async def failure(call: Any) -> errors.AgentError:
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return status.decode(caught.value)
+
+
+@pytest.mark.parametrize("form", ["async_call", "plain_call"])
+async def test_a_full_queue_refuses_at_once_and_goes_on(held: Held, form: str) -> None:
+    async with served(getattr(held, form), concurrency=2, queue=3) as (channel, _):
+        unary: Any = channel.unary_unary(CALL)
+        calls = [asyncio.ensure_future(unary(b"x", timeout=20)) for _ in range(9)]
+        await eventually(lambda: sum(call.done() for call in calls) == 4)
+        for call in [call for call in calls if call.done()]:
+            error = await failure(call)
+            assert (type(error), error.reason) == (errors.QueueFull, "QUEUE_FULL")
+        held.go.set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert results.count(b"x") == len(held.begun) == 5
+        assert await unary(b"after", timeout=5) == b"after"
+
+
+@pytest.mark.parametrize("form", ["async_call", "plain_call"])
+async def test_a_call_whose_deadline_passes_while_it_waits_is_never_begun(held: Held, form: str) -> None:
+    async with served(getattr(held, form), concurrency=1) as (channel, _):
+        unary: Any = channel.unary_unary(CALL)
+        first = asyncio.ensure_future(unary(b"first", timeout=20))
+        await eventually(lambda: held.begun)
+        error = await failure(unary(b"late", timeout=0.1))
+        assert type(error) is errors.DeadlineExceeded
+        held.go.set()
+        assert await first == b"first"
+        assert await unary(b"next", timeout=5) == b"next"
+        assert held.begun == [b"first", b"next"]
+
+
+async def test_one_whose_deadline_passed_unnoticed_is_not_begun_either() -> None:
+    """The loop was too busy to hear of it before the slot was free."""
+
+    class Context:
+        def time_remaining(self) -> float:
+            return 0.0
+
+    slots = Slots(1, 1)
+    context: Any = Context()
+    with pytest.raises(errors.DeadlineExceeded):
+        await slots.take(context)
+    with pytest.raises(errors.DeadlineExceeded):  # the slot is free again, or this would wait
+        await asyncio.wait_for(slots.take(context), 5)
+
+
+@pytest.mark.parametrize("form", ["async_stream", "plain_stream"])
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_is_left_after_the_grace_period_ends_with_its_reason(held: Held, form: str, waits: bool) -> None:
+    async with served(held.async_call, getattr(held, form), concurrency=1) as (channel, admission):
+        streaming: Any = channel.unary_stream(STREAM)
+        stream = streaming(b"s", timeout=20)
+        assert await stream.read() == b"1"
+        unary: Any = channel.unary_unary(CALL)
+        behind = asyncio.ensure_future(unary(b"behind", timeout=20)) if waits else None
+        await eventually(lambda: len(admission._slots.waiting) == waits)
+        draining = asyncio.create_task(admission.drain(0.1))
+        await eventually(lambda: admission._drains)
+        refused = await failure(unary(b"new", timeout=5))
+        assert (type(refused), refused.begun) == (errors.WorkerDraining, False)
+        error = await failure(stream.read())
+        assert (type(error), error.reason) == (errors.WorkerDrained, "WORKER_DRAINED")
+        if behind is not None:
+            assert type(await failure(behind)) is errors.WorkerDraining
+        held.go.set()
+        await asyncio.wait_for(draining, 5)
+        assert b"behind" not in held.begun
+
+
+async def test_a_drain_ends_with_the_last_call(held: Held) -> None:
+    async with served(held.async_call, held.plain_stream) as (channel, admission):
+        streaming: Any = channel.unary_stream(STREAM)
+        stream = streaming(b"s", timeout=20)
+        assert await stream.read() == b"1"
+        draining = asyncio.create_task(admission.drain(20.0))
+        await eventually(lambda: admission._drains)
+        held.go.set()
+        assert await stream.read() == b"2"
+        await asyncio.wait_for(draining, 5)
+        assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_a_refusal_says_to_proxies_that_the_call_was_not_begun(held: Held) -> None:
+    async with served(held.async_call) as (channel, admission):
+        await admission.drain(0.0)
+        unary: Any = channel.unary_unary(CALL)
+        call = unary(b"x", timeout=5)
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert ("x-uapi-not-begun", "1") in list(await call.trailing_metadata())

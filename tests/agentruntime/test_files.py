@@ -3,6 +3,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from agentruntime import errors
 from agentruntime.files import write_atomically
 
 
@@ -37,7 +38,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(errors.DiskFull, match=f"the disk that holds {tmp_path}; make room"):
         write_atomically(path, b"new")
     assert path.read_text() == "old"
     assert [found.name for found in tmp_path.glob("*state*")] == ["state.json"]

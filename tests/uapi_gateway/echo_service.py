@@ -39,6 +39,8 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
             return proto.GenerateTextResponse(text=f"{context.time_remaining()}")
         if request.prompt == "fail":
             raise errors.InsufficientResources("no room", metadata={"free": "0"})
+        if request.prompt == "break":
+            raise errors.Unavailable("broken")
         if request.prompt.startswith("wait "):
             # Answers in one piece, as most do: what was begun and is cut cannot be repeated by anyone.
             await asyncio.sleep(float(request.prompt.split()[1]))

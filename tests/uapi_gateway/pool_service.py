@@ -3,15 +3,17 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime.home import Home
+from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 
 from tests.uapi_gateway.echo_service import SERVICE
+from tests.uapi_gateway.stand_ins import Gateway, generate, private_home
 from uapi_gateway.descriptors import platform_subset
 
 
@@ -39,6 +41,9 @@ class PoolStandIn:
 
     def __init__(self) -> None:
         self.deployments: dict[str, pool.Deployment] = {}
+        # What the gateway asked to wake, and what happens then: by default the test has put what is said already.
+        self.woken: list[str] = []
+        self.on_wake: Callable[[str], Awaitable[None]] | None = None
         # What the gateway has reported, in its order.
         self.reports: list[pool.ReportLoadRequest] = []
         self._queues: list[asyncio.Queue[pool.WatchDeploymentsResponse]] = []
@@ -68,6 +73,14 @@ class PoolStandIn:
                 yield await queue.get()
         finally:
             self._queues.remove(queue)
+
+    async def WakeAgent(
+        self, request: pool.WakeAgentRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pool.WakeAgentResponse:
+        self.woken.append(request.agent)
+        if self.on_wake is not None:
+            await self.on_wake(request.agent)
+        return pool.WakeAgentResponse(deployment=self.deployments[request.agent])
 
     async def ReportLoad(
         self, requests: AsyncIterator[pool.ReportLoadRequest], context: aio.ServicerContext[Any, Any]
@@ -99,6 +112,9 @@ class PoolStandIn:
                 pool.WatchDeploymentsRequest.FromString,
                 pool.WatchDeploymentsResponse.SerializeToString,
             ),
+            "WakeAgent": grpc.unary_unary_rpc_method_handler(
+                self.WakeAgent, pool.WakeAgentRequest.FromString, pool.WakeAgentResponse.SerializeToString
+            ),
             "ReportLoad": grpc.stream_unary_rpc_method_handler(
                 self.ReportLoad, pool.ReportLoadRequest.FromString, pool.ReportLoadResponse.SerializeToString
             ),
@@ -113,7 +129,7 @@ class PoolStandIn:
 
     @contextlib.asynccontextmanager
     async def serving(self, home: Home) -> AsyncIterator[None]:
-        server = aio.server()
+        server = aio.server(interceptors=[ServerInterceptor()])
         server.add_generic_rpc_handlers((self._handlers(),))
         server.add_insecure_port(f"unix:{home.pool_socket}")
         await server.start()
@@ -121,3 +137,24 @@ class PoolStandIn:
             yield
         finally:
             await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def running(pool: PoolStandIn, **environment: str) -> AsyncIterator[Gateway]:
+    """A gateway beside a pool, with a runtime directory of its own."""
+    with private_home() as home:
+        gateway = Gateway(home)
+        async with pool.serving(home):
+            try:
+                await gateway.start(**environment)
+                yield gateway
+            finally:
+                gateway.stop()
+
+
+async def answered(channel: aio.Channel, agent: str) -> bool:
+    """Whether a call to an agent goes well now."""
+    try:
+        return bool(await generate(channel, "x", agent=agent, timeout_s=1))
+    except aio.AioRpcError:
+        return False

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,12 @@ from agentruntime.home import Home
 from grpc import aio
 
 from tests.uapi_gateway.echo_service import echoing
-from tests.uapi_gateway.pool_service import PoolStandIn, deployment
-from tests.uapi_gateway.stand_ins import ROOT, Gateway, generate, private_home, worker_process
+from tests.uapi_gateway.pool_service import PoolStandIn, answered, deployment, running
+from tests.uapi_gateway.stand_ins import ROOT, Gateway, generate, worker_process
 from tests.waiting import eventually
 from uapi_gateway.admin import Admin
 
 pytestmark = pytest.mark.integration
-
-
-@contextlib.asynccontextmanager
-async def running(pool: PoolStandIn) -> AsyncIterator[Gateway]:
-    with private_home() as home:
-        gateway = Gateway(home)
-        async with pool.serving(home):
-            try:
-                await gateway.start()
-                yield gateway
-            finally:
-                gateway.stop()
-
-
-async def answered(channel: aio.Channel, agent: str) -> bool:
-    try:
-        return bool(await generate(channel, "x", agent=agent, timeout_s=1))
-    except aio.AioRpcError:
-        return False
 
 
 async def test_a_killed_worker_costs_no_idempotent_call(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ the cache is to be passed by.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,24 +110,6 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
         cached=cached,
         cacheable=idempotent - streaming - {_HEALTH} if cached else frozenset(),
     )
-
-
-def may_repeat(wanted: RoutePlan, path: str, *targets: str) -> bool:
-    """Whether a call of "/service/Method" to these agents or workers may be made again after a worker has seen it."""
-    return path in wanted.idempotent and not wanted.opted_out.intersection(targets)
-
-
-def may_cache(wanted: RoutePlan, path: str, name: str, headers: Collection[str]) -> bool:
-    """Whether the cache may answer a call of "/service/Method" to the agent of that name, and keep its answer.
-
-    Args:
-        wanted: the routes.
-        path: the method.
-        name: as in `x-uapi-agent`; a worker that is called by its name answers itself.
-        headers: the names of the call's metadata.
-    """
-    passes_by = CONVERSATION_HEADER in headers or CACHE_HEADER in headers
-    return path in wanted.cacheable and name in wanted.cached and not passes_by
 
 
 def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all: bool) -> Resource:

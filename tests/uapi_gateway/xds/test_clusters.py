@@ -44,7 +44,7 @@ def test_clusters_prefer_the_relay_to_dead_workers_and_eject_for_nothing_a_calle
     ("balancer", "policy"),
     [
         (pool.LOAD_BALANCER_ROUND_ROBIN, None),  # Envoy's default
-        (pool.LOAD_BALANCER_STICKY, "RING_HASH"),
+        (pool.LOAD_BALANCER_STICKY, "MAGLEV"),
         (pool.LOAD_BALANCER_HEALTH_BASED, "LEAST_REQUEST"),
         (pool.LOAD_BALANCER_LEAST_REQUEST, "LEAST_REQUEST"),
     ],

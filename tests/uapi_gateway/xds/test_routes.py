@@ -9,7 +9,7 @@ from google.protobuf import json_format
 
 from tests.uapi_gateway.test_registry import agent
 from uapi_gateway import descriptors
-from uapi_gateway.xds.routes import RoutePlan, may_repeat, plan, route_configuration
+from uapi_gateway.xds.routes import RoutePlan, plan, route_configuration
 
 GENERATE = "/uapi.v1.TextGenerationService/GenerateText"
 PLAN = RoutePlan(
@@ -177,9 +177,6 @@ def test_the_plan_of_agents() -> None:
     assert wanted.services == {"s.S": "a"}
     assert GENERATE in wanted.idempotent
     assert wanted.opted_out == {"b", "b-01"}
-    assert may_repeat(wanted, GENERATE, "a", "a-01")
-    assert not may_repeat(wanted, GENERATE, "b-01")
-    assert not may_repeat(wanted, "/s.S/Do", "a")
     assert plan(agents[:1], {}).services == {"s.S": "a", descriptors.TEXT_GENERATION: "a"}
     assert not any(path.startswith("/uapi.v1.AgentPool/") for path in wanted.idempotent)
 

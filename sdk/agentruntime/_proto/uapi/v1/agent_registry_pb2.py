@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cuapi/v1/agent_registry.proto\x12\x07uapi.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"u\n\x11\x41gentRegistration\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08services\x18\x02 \x03(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x14\n\x0chealth_check\x18\x05 \x01(\t\"B\n\rAgentEndpoint\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x11\n\tworker_id\x18\x03 \x01(\t\"\x8f\x02\n\tAgentInfo\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12$\n\x06source\x18\x02 \x01(\x0e\x32\x14.uapi.v1.AgentSource\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.uapi.v1.AgentState\x12\x10\n\x08services\x18\x04 \x03(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x05 \x03(\t\x12)\n\tendpoints\x18\x06 \x03(\x0b\x32\x16.uapi.v1.AgentEndpoint\x12\r\n\x05image\x18\x07 \x01(\t\x12\x34\n\x10lease_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\t \x01(\t\"v\n\x14RegisterAgentRequest\x12\x30\n\x0cregistration\x18\x01 \x01(\x0b\x32\x1a.uapi.v1.AgentRegistration\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"z\n\x15RegisterAgentResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x05\x61gent\x18\x03 \x01(\x0b\x32\x12.uapi.v1.AgentInfo\"$\n\x10KeepAliveRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"A\n\x11KeepAliveResponse\x12,\n\tlease_ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"*\n\x16\x44\x65registerAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x19\n\x17\x44\x65registerAgentResponse\"#\n\x0fGetAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"5\n\x10GetAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.uapi.v1.AgentInfo\"\x13\n\x11ListAgentsRequest\"8\n\x12ListAgentsResponse\x12\"\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.uapi.v1.AgentInfo\"\x14\n\x12WatchAgentsRequest\"j\n\x13WatchAgentsResponse\x12%\n\x07\x63hanged\x18\x01 \x01(\x0b\x32\x12.uapi.v1.AgentInfoH\x00\x12\x11\n\x07removed\x18\x02 \x01(\tH\x00\x12\x10\n\x06synced\x18\x03 \x01(\x08H\x00\x42\x07\n\x05\x65vent*_\n\x0b\x41gentSource\x12\x1c\n\x18\x41GENT_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_SOURCE_POOL\x10\x01\x12\x1b\n\x17\x41GENT_SOURCE_REGISTERED\x10\x02*v\n\nAgentState\x12\x1b\n\x17\x41GENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_STATE_READY\x10\x01\x12\x1b\n\x17\x41GENT_STATE_UNAVAILABLE\x10\x02\x12\x17\n\x13\x41GENT_STATE_STOPPED\x10\x03\x32\xeb\x03\n\rAgentRegistry\x12S\n\rRegisterAgent\x12\x1d.uapi.v1.RegisterAgentRequest\x1a\x1e.uapi.v1.RegisterAgentResponse\"\x03\x90\x02\x02\x12G\n\tKeepAlive\x12\x19.uapi.v1.KeepAliveRequest\x1a\x1a.uapi.v1.KeepAliveResponse\"\x03\x90\x02\x02\x12Y\n\x0f\x44\x65registerAgent\x12\x1f.uapi.v1.DeregisterAgentRequest\x1a .uapi.v1.DeregisterAgentResponse\"\x03\x90\x02\x02\x12\x44\n\x08GetAgent\x12\x18.uapi.v1.GetAgentRequest\x1a\x19.uapi.v1.GetAgentResponse\"\x03\x90\x02\x01\x12J\n\nListAgents\x12\x1a.uapi.v1.ListAgentsRequest\x1a\x1b.uapi.v1.ListAgentsResponse\"\x03\x90\x02\x01\x12O\n\x0bWatchAgents\x12\x1b.uapi.v1.WatchAgentsRequest\x1a\x1c.uapi.v1.WatchAgentsResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cuapi/v1/agent_registry.proto\x12\x07uapi.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"u\n\x11\x41gentRegistration\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08services\x18\x02 \x03(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x14\n\x0chealth_check\x18\x05 \x01(\t\"B\n\rAgentEndpoint\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x11\n\tworker_id\x18\x03 \x01(\t\"\xa3\x02\n\tAgentInfo\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12$\n\x06source\x18\x02 \x01(\x0e\x32\x14.uapi.v1.AgentSource\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.uapi.v1.AgentState\x12\x10\n\x08services\x18\x04 \x03(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x05 \x03(\t\x12)\n\tendpoints\x18\x06 \x03(\x0b\x32\x16.uapi.v1.AgentEndpoint\x12\r\n\x05image\x18\x07 \x01(\t\x12\x34\n\x10lease_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x12\n\nidempotent\x18\n \x01(\x08\"v\n\x14RegisterAgentRequest\x12\x30\n\x0cregistration\x18\x01 \x01(\x0b\x32\x1a.uapi.v1.AgentRegistration\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"z\n\x15RegisterAgentResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12,\n\tlease_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x05\x61gent\x18\x03 \x01(\x0b\x32\x12.uapi.v1.AgentInfo\"$\n\x10KeepAliveRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"A\n\x11KeepAliveResponse\x12,\n\tlease_ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"*\n\x16\x44\x65registerAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x19\n\x17\x44\x65registerAgentResponse\"#\n\x0fGetAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"5\n\x10GetAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.uapi.v1.AgentInfo\"\x13\n\x11ListAgentsRequest\"8\n\x12ListAgentsResponse\x12\"\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.uapi.v1.AgentInfo\"\x14\n\x12WatchAgentsRequest\"j\n\x13WatchAgentsResponse\x12%\n\x07\x63hanged\x18\x01 \x01(\x0b\x32\x12.uapi.v1.AgentInfoH\x00\x12\x11\n\x07removed\x18\x02 \x01(\tH\x00\x12\x10\n\x06synced\x18\x03 \x01(\x08H\x00\x42\x07\n\x05\x65vent*_\n\x0b\x41gentSource\x12\x1c\n\x18\x41GENT_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_SOURCE_POOL\x10\x01\x12\x1b\n\x17\x41GENT_SOURCE_REGISTERED\x10\x02*v\n\nAgentState\x12\x1b\n\x17\x41GENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_STATE_READY\x10\x01\x12\x1b\n\x17\x41GENT_STATE_UNAVAILABLE\x10\x02\x12\x17\n\x13\x41GENT_STATE_STOPPED\x10\x03\x32\xeb\x03\n\rAgentRegistry\x12S\n\rRegisterAgent\x12\x1d.uapi.v1.RegisterAgentRequest\x1a\x1e.uapi.v1.RegisterAgentResponse\"\x03\x90\x02\x02\x12G\n\tKeepAlive\x12\x19.uapi.v1.KeepAliveRequest\x1a\x1a.uapi.v1.KeepAliveResponse\"\x03\x90\x02\x02\x12Y\n\x0f\x44\x65registerAgent\x12\x1f.uapi.v1.DeregisterAgentRequest\x1a .uapi.v1.DeregisterAgentResponse\"\x03\x90\x02\x02\x12\x44\n\x08GetAgent\x12\x18.uapi.v1.GetAgentRequest\x1a\x19.uapi.v1.GetAgentResponse\"\x03\x90\x02\x01\x12J\n\nListAgents\x12\x1a.uapi.v1.ListAgentsRequest\x1a\x1b.uapi.v1.ListAgentsResponse\"\x03\x90\x02\x01\x12O\n\x0bWatchAgents\x12\x1b.uapi.v1.WatchAgentsRequest\x1a\x1c.uapi.v1.WatchAgentsResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,40 +45,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AGENTREGISTRY'].methods_by_name['ListAgents']._serialized_options = b'\220\002\001'
   _globals['_AGENTREGISTRY'].methods_by_name['WatchAgents']._loaded_options = None
   _globals['_AGENTREGISTRY'].methods_by_name['WatchAgents']._serialized_options = b'\220\002\001'
-  _globals['_AGENTSOURCE']._serialized_start=1288
-  _globals['_AGENTSOURCE']._serialized_end=1383
-  _globals['_AGENTSTATE']._serialized_start=1385
-  _globals['_AGENTSTATE']._serialized_end=1503
+  _globals['_AGENTSOURCE']._serialized_start=1308
+  _globals['_AGENTSOURCE']._serialized_end=1403
+  _globals['_AGENTSTATE']._serialized_start=1405
+  _globals['_AGENTSTATE']._serialized_end=1523
   _globals['_AGENTREGISTRATION']._serialized_start=106
   _globals['_AGENTREGISTRATION']._serialized_end=223
   _globals['_AGENTENDPOINT']._serialized_start=225
   _globals['_AGENTENDPOINT']._serialized_end=291
   _globals['_AGENTINFO']._serialized_start=294
-  _globals['_AGENTINFO']._serialized_end=565
-  _globals['_REGISTERAGENTREQUEST']._serialized_start=567
-  _globals['_REGISTERAGENTREQUEST']._serialized_end=685
-  _globals['_REGISTERAGENTRESPONSE']._serialized_start=687
-  _globals['_REGISTERAGENTRESPONSE']._serialized_end=809
-  _globals['_KEEPALIVEREQUEST']._serialized_start=811
-  _globals['_KEEPALIVEREQUEST']._serialized_end=847
-  _globals['_KEEPALIVERESPONSE']._serialized_start=849
-  _globals['_KEEPALIVERESPONSE']._serialized_end=914
-  _globals['_DEREGISTERAGENTREQUEST']._serialized_start=916
-  _globals['_DEREGISTERAGENTREQUEST']._serialized_end=958
-  _globals['_DEREGISTERAGENTRESPONSE']._serialized_start=960
-  _globals['_DEREGISTERAGENTRESPONSE']._serialized_end=985
-  _globals['_GETAGENTREQUEST']._serialized_start=987
-  _globals['_GETAGENTREQUEST']._serialized_end=1022
-  _globals['_GETAGENTRESPONSE']._serialized_start=1024
-  _globals['_GETAGENTRESPONSE']._serialized_end=1077
-  _globals['_LISTAGENTSREQUEST']._serialized_start=1079
-  _globals['_LISTAGENTSREQUEST']._serialized_end=1098
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=1100
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=1156
-  _globals['_WATCHAGENTSREQUEST']._serialized_start=1158
-  _globals['_WATCHAGENTSREQUEST']._serialized_end=1178
-  _globals['_WATCHAGENTSRESPONSE']._serialized_start=1180
-  _globals['_WATCHAGENTSRESPONSE']._serialized_end=1286
-  _globals['_AGENTREGISTRY']._serialized_start=1506
-  _globals['_AGENTREGISTRY']._serialized_end=1997
+  _globals['_AGENTINFO']._serialized_end=585
+  _globals['_REGISTERAGENTREQUEST']._serialized_start=587
+  _globals['_REGISTERAGENTREQUEST']._serialized_end=705
+  _globals['_REGISTERAGENTRESPONSE']._serialized_start=707
+  _globals['_REGISTERAGENTRESPONSE']._serialized_end=829
+  _globals['_KEEPALIVEREQUEST']._serialized_start=831
+  _globals['_KEEPALIVEREQUEST']._serialized_end=867
+  _globals['_KEEPALIVERESPONSE']._serialized_start=869
+  _globals['_KEEPALIVERESPONSE']._serialized_end=934
+  _globals['_DEREGISTERAGENTREQUEST']._serialized_start=936
+  _globals['_DEREGISTERAGENTREQUEST']._serialized_end=978
+  _globals['_DEREGISTERAGENTRESPONSE']._serialized_start=980
+  _globals['_DEREGISTERAGENTRESPONSE']._serialized_end=1005
+  _globals['_GETAGENTREQUEST']._serialized_start=1007
+  _globals['_GETAGENTREQUEST']._serialized_end=1042
+  _globals['_GETAGENTRESPONSE']._serialized_start=1044
+  _globals['_GETAGENTRESPONSE']._serialized_end=1097
+  _globals['_LISTAGENTSREQUEST']._serialized_start=1099
+  _globals['_LISTAGENTSREQUEST']._serialized_end=1118
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=1120
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=1176
+  _globals['_WATCHAGENTSREQUEST']._serialized_start=1178
+  _globals['_WATCHAGENTSREQUEST']._serialized_end=1198
+  _globals['_WATCHAGENTSRESPONSE']._serialized_start=1200
+  _globals['_WATCHAGENTSRESPONSE']._serialized_end=1306
+  _globals['_AGENTREGISTRY']._serialized_start=1526
+  _globals['_AGENTREGISTRY']._serialized_end=2017
 # @@protoc_insertion_point(module_scope)

@@ -147,6 +147,7 @@ class AgentInfo(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    IDEMPOTENT_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     source: Global___AgentSource.ValueType
     state: Global___AgentState.ValueType
@@ -154,6 +155,8 @@ class AgentInfo(_message.Message):
     """The image it runs, for the pool's agents."""
     reason: _builtins.str
     """Why it is not ready, in a sentence."""
+    idempotent: _builtins.bool
+    """False where agent.yaml says `idempotent: false`: then no call may be repeated once a worker may have seen it."""
     @_builtins.property
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -176,10 +179,11 @@ class AgentInfo(_message.Message):
         image: _builtins.str = ...,
         lease_expires_at: _timestamp_pb2.Timestamp | None = ...,
         reason: _builtins.str = ...,
+        idempotent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_expires_at", b"lease_expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "capabilities", b"capabilities", "endpoints", b"endpoints", "image", b"image", "lease_expires_at", b"lease_expires_at", "reason", b"reason", "services", b"services", "source", b"source", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "capabilities", b"capabilities", "endpoints", b"endpoints", "idempotent", b"idempotent", "image", b"image", "lease_expires_at", b"lease_expires_at", "reason", b"reason", "services", b"services", "source", b"source", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,297 @@
+"""Makes a caller's call once more, at a worker: shared channels to workers, and bytes passed both ways."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from agentruntime import errors
+from grpc import aio
+
+from uapi_gateway.registry import Endpoint
+from uapi_gateway.sockets import split_endpoint
+
+_LONGEST_RESPONSE_BYTES = 64 * 2**20
+# A channel that nobody uses is closed after so long.
+_IDLE_S = 10.0
+# What a channel says of itself while it can still carry calls, or will as soon as it has connected.
+_USABLE = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.CONNECTING)
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class Allowance:
+    """How many bytes may be held in all."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.held_bytes = 0
+
+    def take(self, size_bytes: int) -> bool:
+        """Says whether there is room, and takes it."""
+        if self.held_bytes + size_bytes > self._max_bytes:
+            return False
+        self.held_bytes += size_bytes
+        return True
+
+    def give_back(self, size_bytes: int) -> None:
+        self.held_bytes -= size_bytes
+
+
+class Kept:
+    """The request messages of one call, which can be sent once more as long as there is room to keep them."""
+
+    def __init__(self, requests: AsyncIterator[bytes], allowance: Allowance, longest_bytes: int) -> None:
+        self._requests = requests
+        self._allowance = allowance
+        self._longest_bytes = longest_bytes
+        self._messages: list[bytes] = []
+        self._bytes = 0
+        # All that has been sent is still here.
+        self.complete = True
+
+    async def only(self) -> bytes | None:
+        """The one message of a unary call; None if the caller sent none.
+
+        Raises:
+            QueueFull: the relay holds too much already.
+        """
+        message = await anext(aiter(self), None)
+        if not self.complete:
+            raise errors.QueueFull("the gateway holds as much for calls that wait as it may; try again later")
+        return message
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for message in list(self._messages):
+            yield message
+        async for message in self._requests:
+            self._keep(message)
+            yield message
+
+    def _keep(self, message: bytes) -> None:
+        if not self.complete:
+            return
+        fits = self._bytes + len(message) <= self._longest_bytes
+        if fits and self._allowance.take(len(message)):
+            self._messages.append(message)
+            self._bytes += len(message)
+        else:
+            self.complete = False
+            self.release()
+
+    def release(self) -> None:
+        """Keeps nothing any more."""
+        self._messages.clear()
+        self._allowance.give_back(self._bytes)
+        self._bytes = 0
+
+
+class _Line:
+    """A channel to one address, for all calls that go there at a time."""
+
+    def __init__(self, address: str) -> None:
+        self.calls = 0
+        self.channel = _channel(address)
+        self.accepted = asyncio.ensure_future(accepts(address))
+        self.closing: asyncio.TimerHandle | None = None
+        self._connected = False
+
+    @property
+    def usable(self) -> bool:
+        """Its connection has not broken. One that has would keep the next call waiting for its back-off."""
+        state = self.channel.get_state()
+        self._connected |= state is grpc.ChannelConnectivity.READY
+        # Idle is a channel that nobody has used yet, and one whose connection has ended.
+        return state in _USABLE or (state is grpc.ChannelConnectivity.IDLE and not self._connected)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The use of a channel by one call."""
+
+    endpoint: Endpoint
+    channel: aio.Channel
+
+
+class Lines:
+    """Channels to workers: one for each address, opened when it is needed and closed when it is not."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, _Line] = {}
+        self._turn = itertools.count()
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def calls(self, address: str) -> int:
+        """How many calls go there now."""
+        line = self._lines.get(address)
+        return line.calls if line else 0
+
+    @contextlib.asynccontextmanager
+    async def to_any(self, endpoints: Iterable[Endpoint]) -> AsyncIterator[Lease | None]:
+        """A channel to the endpoint with the fewest calls from here, of those that accept; None if none does."""
+        left = list(endpoints)
+        while left:
+            turn = next(self._turn)
+            order = [left[(turn + index) % len(left)] for index in range(len(left))]
+            chosen = min(order, key=lambda endpoint: self.calls(endpoint.dialled))
+            async with self._to(chosen) as lease:
+                if lease is not None:
+                    yield lease
+                    return
+            left.remove(chosen)
+        yield None
+
+    @contextlib.asynccontextmanager
+    async def _to(self, endpoint: Endpoint) -> AsyncIterator[Lease | None]:
+        address = endpoint.dialled
+        line = self._lines.get(address)
+        if line is None or not line.usable:
+            line = self._lines[address] = _Line(address)
+        # Before anything is waited for, so that a thousand calls at once spread.
+        line.calls += 1
+        if line.closing is not None:
+            line.closing.cancel()
+        try:
+            if await asyncio.shield(line.accepted):
+                yield Lease(endpoint, line.channel)
+            else:
+                self._forget(address, line)
+                yield None
+        finally:
+            line.calls -= 1
+            if line.calls == 0:
+                gone = self._lines.get(address) is not line or not line.usable
+                line.closing = asyncio.get_running_loop().call_later(
+                    0 if gone else _IDLE_S, self._close, address, line
+                )
+
+    def _forget(self, address: str, line: _Line) -> None:
+        if self._lines.get(address) is line:
+            del self._lines[address]
+
+    def _close(self, address: str, line: _Line) -> None:
+        self._forget(address, line)
+        task = asyncio.ensure_future(line.channel.close())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def close(self) -> None:
+        """Closes all of them."""
+        for line in list(self._lines.values()):
+            await line.channel.close()
+        await asyncio.gather(*self._ending)
+
+
+def _channel(address: str) -> aio.Channel:
+    target = address if address.startswith("unix:") else f"dns:///{address}"
+    return aio.insecure_channel(
+        target,
+        options=[
+            # Else it would share the connection, and its back-off, of one that was here before.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_receive_message_length", _LONGEST_RESPONSE_BYTES),
+            ("grpc.enable_retries", 0),
+        ],
+    )
+
+
+async def accepts(address: str) -> bool:
+    """Somebody listens there. Local sockets answer at once; others get a second."""
+    host, port = split_endpoint(address)
+    try:
+        async with asyncio.timeout(1.0):
+            opening = asyncio.open_connection(host, port) if port else asyncio.open_unix_connection(host)
+            _reader, writer = await opening
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How a unary call ended."""
+
+    # None unless it is OK.
+    message: bytes | None
+    initial: Metadata
+    trailing: Metadata
+    code: grpc.StatusCode
+    details: str
+
+
+async def ask(
+    channel: aio.Channel, method: str, request: bytes, metadata: Metadata, timeout_s: float | None
+) -> Reply:
+    """Makes a unary call.
+
+    Raises:
+        Unavailable: the connection broke before anything came back.
+    """
+    start: Any = channel.unary_unary(method)
+    call = start(request, metadata=metadata, timeout=timeout_s)
+    try:
+        initial = tuple(await call.initial_metadata())
+        code, trailing = await call.code(), tuple(await call.trailing_metadata())
+        _check_lost(code, initial, trailing)
+        message = await call if code is grpc.StatusCode.OK else None
+        return Reply(message, initial, trailing, code, await call.details() or "")
+    finally:
+        if not call.done():
+            call.cancel()
+
+
+async def forward(
+    channel: aio.Channel,
+    method: str,
+    requests: Kept,
+    context: aio.ServicerContext[Any, Any],
+    metadata: Metadata,
+) -> AsyncIterator[bytes]:
+    """Makes a call of any cardinality, and hands back all that comes: messages, metadata and status.
+
+    Raises:
+        Unavailable: the connection broke before anything came back.
+    """
+    start: Any = channel.stream_stream(method)
+    call = start(aiter(requests), metadata=metadata, timeout=context.time_remaining())
+    try:
+        initial = await call.initial_metadata()
+        if call.done():
+            _check_lost(await call.code(), initial, await call.trailing_metadata())
+        await context.send_initial_metadata(initial)
+        async for message in call:
+            yield message
+    except aio.AioRpcError:
+        # Its code, details and trailers are read below, as those of a call that went well.
+        pass
+    finally:
+        if not call.done():
+            call.cancel()
+    context.set_trailing_metadata(await call.trailing_metadata())
+    context.set_code(await call.code())
+    context.set_details(await call.details() or "")
+
+
+def _check_lost(code: grpc.StatusCode, initial: Metadata, trailing: Metadata) -> None:
+    # What the other side has sent has at least a content type of its own making; a broken connection nothing.
+    if code is grpc.StatusCode.UNAVAILABLE and not initial and not trailing:
+        raise errors.Unavailable("the worker ended during the call", reason="WORKER_LOST")
+
+
+def bytes_handler(
+    method: str,
+    behaviour: Callable[
+        [str, AsyncIterator[bytes], aio.ServicerContext[Any, Any]],
+        AsyncIterator[bytes],
+    ],
+) -> Any:
+    """A handler for a method of any cardinality: on the wire, each is a stream both ways."""
+
+    async def handle(requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        async for response in behaviour(method, requests, context):
+            yield response
+
+    return grpc.stream_stream_rpc_method_handler(handle)
