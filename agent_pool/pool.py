@@ -18,10 +18,11 @@ from agent_pool.drivers.base import Driver
 from agent_pool.images.catalog import Catalog, OpenImage
 from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger
-from agent_pool.loading import load
+from agent_pool.loading import Loader
 from agent_pool.revision import Spec
 from agent_pool.rolling import Rolls
 from agent_pool.saving import Saver
+from agent_pool.scaling.sleep import Sleep
 from agent_pool.settings import PoolSettings
 from agent_pool.state import SavedDeployment, StateStore
 from agent_pool.updates import Updates
@@ -45,6 +46,7 @@ class Pool:
         self.ledger = ledger
         self.catalog = catalog
         self.changes = Changes()
+        self.loader = Loader(driver)
         self._state = state
         self._saver = Saver(state, self._saved)
         self._next_index = 0
@@ -59,6 +61,14 @@ class Pool:
         )
         self._crew = Crew(ledger, self._keeper)
         self.updates = Updates(self, Rolls(self, self._crew, self._keeper))
+        self._sleep = Sleep(
+            self,
+            self._crew,
+            self._keeper,
+            self._saver,
+            backoff=settings.backoff,
+            warm_templates=settings.warm_templates,
+        )
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -135,8 +145,9 @@ class Pool:
         workers = self._crew.enlist(deployment, deployment.target)
         self._deployments[agent] = deployment
         try:
-            allow = request.allow_unenforced
-            deployment.keep(await load(self.driver, deployment.spec, deployment.asked, allow_unenforced=allow))
+            starts, allow = bool(workers), request.allow_unenforced
+            spec = deployment.spec
+            deployment.keep(await self.loader.load(spec, deployment.asked, starts=starts, allow_unenforced=allow))
             self.announce(agent)
             await self._crew.start(deployment, workers)
         except BaseException:
@@ -191,13 +202,13 @@ class Pool:
 
     async def _locked_set_workers(self, agent: str, replicas: int) -> Deployment:
         async with self.lock(agent):
-            deployment = self.running(agent)
+            deployment = self.startable(agent)
             await self._set_workers(deployment, replicas)
             return deployment
 
     async def _set_workers(self, deployment: Deployment, replicas: int) -> None:
         if replicas == 0:
-            await self._sleep(deployment)
+            await self._sleep.fall(deployment)
             return
         before = (deployment.replicas, deployment.asleep)
         if before == (replicas, False) and len(deployment.living()) == replicas:
@@ -212,6 +223,7 @@ class Pool:
                 saving = self.spawn(self._saver.save(deployment.agent))
                 await self._crew.start(deployment, workers)
                 await saving
+                self._sleep.awake(deployment)
             except BaseException:
                 deployment.replicas, deployment.asleep = before
                 self.announce(deployment.agent)
@@ -234,48 +246,18 @@ class Pool:
                 await self.save(agent)
             return deployment
 
-    async def sleep(self, agent: str) -> Deployment:
-        """Puts an agent to sleep: it is marked first, so that calls go where it is woken, then its workers drain.
-
-        Returns when it is marked, on disk, too. Its template stays.
-
-        Raises:
-            AgentStopped: it was stopped.
-        """
-        return await self.set_workers(agent, 0)
-
-    async def _sleep(self, deployment: Deployment) -> None:
-        if not deployment.asleep:
-            deployment.asleep = True
-            self.announce(deployment.agent)
-            for worker in deployment.surplus():
-                self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
-            await self._saver.save(deployment.agent)
-
     async def wake(self, agent: str) -> Deployment:
-        """Starts one worker of an agent that sleeps, and returns when that is ready; the others follow.
+        """See `Sleep.wake`."""
+        if self._closing:
+            raise errors.Unavailable("the pool is stopping")
+        return await self._sleep.wake(agent)
 
-        Does nothing for an agent that is awake. If the worker fails, the agent sleeps on.
+    def startable(self, agent: str) -> Deployment:
+        """One that runs or sleeps.
 
         Raises:
-            AgentStopped: it was stopped.
-            AgentError: as RunAgent.
+            AgentNotFound, AgentStopped: there is none, or an operator stopped it.
         """
-        return await self.finish(self._wake(agent))
-
-    async def _wake(self, agent: str) -> Deployment:
-        async with self.lock(agent):
-            deployment = self.running(agent)
-            if deployment.asleep:
-                replicas = deployment.replicas
-                await self._set_workers(deployment, 1)
-                deployment.replicas = replicas
-                if replicas > 1:
-                    self.spawn(self._locked_set_workers(agent, replicas))
-            return deployment
-
-    def running(self, agent: str) -> Deployment:
-        """An agent that is awake or asleep. Raises AgentNotFound, AgentStopped."""
         deployment = self.get(agent)
         if deployment.stopped:
             command = names.run_command(deployment.spec.image, agent)
@@ -313,8 +295,7 @@ class Pool:
                 if deployment.replicas > 1:
                     deployment.replicas -= 1
                 elif not deployment.stopped:
-                    deployment.asleep = True
-                    self.announce(deployment.agent)
+                    self._sleep.mark(deployment)
             await self._crew.stop(deployment, [worker], grace_s)
             await self._saver.save(deployment.agent)
             return [worker.worker_id]
@@ -326,6 +307,7 @@ class Pool:
         for deployment in await recovery.recover(self._state.load(), self.driver, self.ledger, self._keeper):
             self._deployments[deployment.agent] = deployment
             self._next_index = max(self._next_index, deployment.spec.agent_index + 1)
+            self.loader.recall(deployment)
             if deployment.roll is not None:
                 self.spawn(self.updates.resume(deployment))
 

@@ -69,7 +69,7 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         return pb.ListRevisionsResponse(revisions=[messages.revision(spec, deployment) for spec in newest_first])
 
     async def WakeAgent(self, request: pb.WakeAgentRequest, context: Context) -> pb.WakeAgentResponse:
-        raise errors.Unimplemented("WakeAgent is not there yet")
+        return pb.WakeAgentResponse(deployment=messages.deployment(await self._pool.wake(request.agent)))
 
     async def ReportLoad(
         self, request_iterator: AsyncIterator[pb.ReportLoadRequest], context: Context

@@ -13,7 +13,6 @@ from agentruntime import errors, log, names
 from agent_pool import enforcement
 from agent_pool.asked import Asked, AskedPolicies
 from agent_pool.deployment import DEFAULT_GRACE_S, Deployment, Roll
-from agent_pool.loading import load
 from agent_pool.resources import Requested, resolve
 from agent_pool.revision import Spec
 from agent_pool.rolling import Rolls
@@ -79,7 +78,7 @@ class Updates:
         agent = deployment.agent
         with self._alone(agent):
             async with self._pool.lock(agent):
-                self._pool.running(agent)
+                self._pool.startable(agent)
                 old = [one] if one else deployment.living()
                 started: list[Worker] = []
                 # Those of each revision for themselves: beside the current one, there may be a canary.
@@ -157,7 +156,7 @@ class Updates:
     async def _resize(self, agent: str, wanted: Requested, *, allow_unenforced: bool) -> Deployment:
         with self._alone(agent):
             async with self._pool.lock(agent):
-                deployment = self._pool.running(agent)
+                deployment = self._pool.startable(agent)
                 current = deployment.spec
                 asked = Asked(resources=wanted).over(current.asked)
                 resources = resolve(asked.resources, current.program.resources)
@@ -226,7 +225,9 @@ class Updates:
         try:
             if not known:
                 self._check_room(deployment, spec, roll)
-                spec = await load(self._pool.driver, spec, deployment.asked, allow_unenforced=allow_unenforced)
+                spec = await self._pool.loader.load(
+                    spec, deployment.asked, starts=roll.wanted > 0, allow_unenforced=allow_unenforced
+                )
             deployment.keep(spec)
             if isinstance(self._rolls.first_step(deployment, roll), Stuck):
                 # No new worker fits, and no old one can make room: says what is free.

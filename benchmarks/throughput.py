@@ -41,7 +41,7 @@ async def measure() -> Table:
         f"{_STREAMS * _TOKENS} tokens, every answer checked.",
     )
     ratio = statistics.median(map(float.__truediv__, cpu["gathering"], cpu["prompt"]))
-    table.add("CPU per token, with / without, median of pairs", ratio, "×")
+    table.add("CPU per token, with / without, median of pairs", ratio, "×", 1)
     for name, optimize in _AGENTS.items():
         said = "with" if optimize else "without"
         table.add(f"{said}: CPU per token", statistics.median(cpu[name]), "µs")

@@ -26,12 +26,13 @@ def serving_status(registry: Registry, name: str, *, pool_known: bool) -> int:
         return int(_Status.SERVING if pool_known else _Status.NOT_SERVING)
     if name == "" or name in descriptors.PLATFORM:
         return int(_Status.SERVING)
+    # An agent that sleeps takes calls: the next one wakes it.
     if target := registry.find(name):
-        return int(_Status.SERVING if target.ready else _Status.NOT_SERVING)
+        return int(_Status.SERVING if target.ready or target.agent.asleep else _Status.NOT_SERVING)
     serving = registry.serving(name)
     if not serving:
         return int(_Status.SERVICE_UNKNOWN)
-    return int(_Status.SERVING if any(agent.ready for agent in serving) else _Status.NOT_SERVING)
+    return int(_Status.SERVING if any(agent.ready or agent.asleep for agent in serving) else _Status.NOT_SERVING)
 
 
 class HealthService(health_pb2_grpc.HealthServicer):

@@ -130,6 +130,8 @@ class Agent:
         state = proto.AGENT_STATE_READY if self.ready else proto.AGENT_STATE_UNAVAILABLE
         if self.stopped:
             state = proto.AGENT_STATE_STOPPED
+        elif self.asleep:
+            state = proto.AGENT_STATE_ASLEEP
         info = proto.AgentInfo(
             agent_id=self.agent_id,
             source=proto.AGENT_SOURCE_POOL if self.lease is None else proto.AGENT_SOURCE_REGISTERED,

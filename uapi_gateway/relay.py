@@ -10,7 +10,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -76,9 +76,9 @@ class Figures:
     """What the relay does and has done, for the metrics page."""
 
     # Calls that wait for a worker, by agent.
-    waiting: Mapping[str, int]
-    wakes: Iterable[tuple[str, waking.Figures]]
-    caches: Iterable[tuple[str, response_cache.Figures]]
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    wakes: Iterable[tuple[str, waking.Figures]] = ()
+    caches: Iterable[tuple[str, response_cache.Figures]] = ()
 
 
 @dataclass(frozen=True)

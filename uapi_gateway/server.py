@@ -87,8 +87,9 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     service = GatewayService(registry, envoy, pool, home, own)
     registrar = RegistryService(registry, store, is_own=_own_addresses(settings, grpc_port))
     health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
-    observer = Observer(registry, envoy, pool)
     load, ejections = Load(registry), Ejections(registry)
+    carrier = Relay(registry, pool, load, ejections, settings)
+    observer = Observer(registry, envoy, pool, carrier)
     report = LoadReport(pool, load, ejections)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
@@ -98,7 +99,6 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryService(cache), xds)
         lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(LoadService(load, settings.load_interval_s), xds)
         relay = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
-        carrier = Relay(registry, pool, load, ejections, settings)
         stack.push_async_callback(carrier.close)
         relay.add_generic_rpc_handlers((RelayHandler(carrier),))
         control = _control_server(registry, service, registrar, watch)

@@ -14,7 +14,9 @@ NAMES = {
     "up": "SERVING",
     "up-01": "SERVING",
     "down": "NOT_SERVING",
+    "asleep": "SERVING",
     "s.S": "SERVING",
+    "s.Asleep": "SERVING",
     "s.Down": "NOT_SERVING",
     "s.Unknown": "SERVICE_UNKNOWN",
 }
@@ -25,6 +27,7 @@ def test_status(name: str, expected: str) -> None:
     registry = Registry()
     registry.put_pool_agent(agent("up", "up-01"))
     registry.put_pool_agent(agent("down", "down-01", ready=False, services=("s.S", "s.Down")))
+    registry.put_pool_agent(agent("asleep", asleep=True, services=("s.Asleep",)))
     found = serving_status(registry, name, pool_known=False)
     assert health_pb2.HealthCheckResponse.ServingStatus.Name(found) == expected
 

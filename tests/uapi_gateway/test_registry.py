@@ -169,10 +169,10 @@ def test_stopped_agents_serve_only_where_nobody_else_does() -> None:
         (agent("a", "a-01"), proto.AGENT_STATE_READY, ""),
         (agent("a", stopped=True), proto.AGENT_STATE_STOPPED, "stopped by an operator"),
         (agent("a", replicas=0), proto.AGENT_STATE_UNAVAILABLE, "it has 0 replicas"),
-        (agent("a", asleep=True), proto.AGENT_STATE_UNAVAILABLE, "asleep; the next call wakes it"),
+        (agent("a", asleep=True), proto.AGENT_STATE_ASLEEP, "asleep; the next call wakes it"),
         (
             agent("a", asleep=True, status="no room"),
-            proto.AGENT_STATE_UNAVAILABLE,
+            proto.AGENT_STATE_ASLEEP,
             "asleep; the next call wakes it (no room)",
         ),
         (agent("a"), proto.AGENT_STATE_UNAVAILABLE, "no worker is ready yet"),

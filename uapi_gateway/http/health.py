@@ -29,7 +29,7 @@ def platform_document(observed: Observation) -> dict[str, Any]:
 
 
 def agent_document(agent: Agent, observed: Observation, now: float) -> dict[str, Any]:
-    """The same for one agent. An agent from outside has no uptime, memory and CPU that anyone here can see.
+    """The same for one agent, and "state" if it sleeps. One from outside has no usage that anyone here sees.
 
     Args:
         agent: whose it is.
@@ -37,13 +37,15 @@ def agent_document(agent: Agent, observed: Observation, now: float) -> dict[str,
         now: seconds since the epoch.
     """
     calls = (observed.statistics or Statistics()).agents.get(agent.agent_id, AgentCalls())
-    problems = [] if agent.ready else [agent.reason]
+    # One that sleeps takes calls: the next one wakes it.
+    problems = [] if agent.ready or agent.asleep else [agent.reason]
     if agent.lease is not None:
         return _document(problems=problems, requests=calls.total)
     workers = [worker for worker in observed.workers or () if worker.agent == agent.agent_id]
     since = [w.ready_at.ToNanoseconds() / 1e9 for w in workers if w.state == pool.WORKER_STATE_READY]
     return _document(
         problems=problems,
+        state="asleep" if agent.asleep else "",
         uptime_s=max(0.0, now - min(since)) if since else 0.0,
         requests=calls.total,
         memory_bytes=sum(worker.usage.memory_bytes for worker in workers),
@@ -55,11 +57,14 @@ def _document(
     *,
     problems: list[str],
     requests: float,
+    state: str = "",
     uptime_s: float | None = None,
     memory_bytes: int | None = None,
     cpu_percent: float | None = None,
 ) -> dict[str, Any]:
     document: dict[str, Any] = {"status": "unhealthy" if problems else "healthy"}
+    if state:
+        document["state"] = state
     if uptime_s is not None:
         document["uptime"] = units.format_duration(uptime_s)
     document["requests_processed"] = int(requests)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_proto
@@ -9,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from uapi_gateway import waking
 from uapi_gateway.http.observation import Observation
 from uapi_gateway.http.statistics import Statistics
 from uapi_gateway.registry import Agent
@@ -20,7 +22,9 @@ def exposition(observed: Observation, agents: Iterable[Agent]) -> bytes:
     """The page's text."""
     known = list(agents)
     collector = CollectorRegistry(auto_describe=False)
-    collector.register(_Families([*_platform(observed), *_agents(observed, known), *_workers(observed)]))
+    collector.register(
+        _Families([*_platform(observed), *_agents(observed, known), *_relay(observed, known), *_workers(observed)])
+    )
     return generate_latest(collector)
 
 
@@ -85,6 +89,35 @@ def _agents(observed: Observation, agents: list[Agent]) -> Iterator[Metric]:
             ]
             durations.add_metric([agent_id], buckets, found.durations.sum_s)
     yield from (calls, retries, in_flight, durations)
+
+
+def _relay(observed: Observation, agents: list[Agent]) -> Iterator[Metric]:
+    """What goes by way of the relay: calls that wait, wakes, answers that are given again."""
+    label = ["agent"]
+    asleep = GaugeMetricFamily(
+        "uapi_agent_asleep", "1 if it has no process and the next call wakes it.", labels=label
+    )
+    queued = GaugeMetricFamily("uapi_relay_queued", "Calls that wait in the gateway for a worker.", labels=label)
+    for agent in agents:
+        asleep.add_metric([agent.agent_id], float(agent.asleep))
+        queued.add_metric([agent.agent_id], observed.relay.waiting.get(agent.agent_id, 0))
+    outcomes = CounterMetricFamily("uapi_wakes", "Wakes that calls asked for.", labels=["agent", "outcome"])
+    took = HistogramMetricFamily("uapi_wake_seconds", "From the first call to a ready worker.", labels=label)
+    for agent_id, wakes in observed.relay.wakes:
+        for outcome, count in sorted(wakes.outcomes.items()):
+            outcomes.add_metric([agent_id, outcome], count)
+        bounds = [*(f"{bound:g}" for bound in waking.BUCKETS_S), "+Inf"]
+        took.add_metric([agent_id], list(zip(bounds, accumulate(wakes.buckets), strict=True)), wakes.sum_s)
+    hits = CounterMetricFamily("uapi_cache_hits", "Calls answered by the response cache.", labels=label)
+    misses = CounterMetricFamily("uapi_cache_misses", "Calls that it could not answer.", labels=label)
+    evictions = CounterMetricFamily("uapi_cache_evictions", "Answers that had to make room for others.", labels=label)
+    size = GaugeMetricFamily("uapi_cache_bytes", "Held by answers that are kept.", labels=label)
+    for agent_id, figures in observed.relay.caches:
+        hits.add_metric([agent_id], figures.hits)
+        misses.add_metric([agent_id], figures.misses)
+        evictions.add_metric([agent_id], figures.evictions)
+        size.add_metric([agent_id], figures.size_bytes)
+    yield from (asleep, queued, outcomes, took, hits, misses, evictions, size)
 
 
 def _workers(observed: Observation) -> Iterator[Metric]:

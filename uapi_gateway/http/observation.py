@@ -16,6 +16,7 @@ from grpc import aio
 from uapi_gateway.envoy import Envoy
 from uapi_gateway.http.statistics import TARGET, Statistics, read_statistics
 from uapi_gateway.registry import Registry
+from uapi_gateway.relay import Figures, Relay
 
 _log = log.get("uapi_gateway.http")
 _POOL_TIMEOUT_S = 2.0
@@ -33,6 +34,7 @@ class Observation:
     own_cpu_percent: float = 0.0
     envoy_restarts: int = 0
     uptime_s: float = 0.0
+    relay: Figures = field(default_factory=Figures)
 
     @property
     def problems(self) -> list[str]:
@@ -52,6 +54,7 @@ class Observer:
     registry: Registry
     envoy: Envoy
     pool_channel: aio.Channel
+    relay: Relay
     _began: float = field(default_factory=time.monotonic)
     _processes: dict[int, psutil.Process] = field(default_factory=dict)
 
@@ -67,6 +70,7 @@ class Observer:
             own_cpu_percent=cpu_percent,
             envoy_restarts=self.envoy.restarts,
             uptime_s=time.monotonic() - self._began,
+            relay=self.relay.figures(),
         )
 
     async def _statistics(self) -> Statistics | None:

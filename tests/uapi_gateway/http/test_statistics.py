@@ -4,11 +4,13 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.uapi_gateway.test_registry import NOW, agent, outside
+from uapi_gateway import response_cache, waking
 from uapi_gateway.http.health import agent_document, platform_document
 from uapi_gateway.http.metrics import exposition
 from uapi_gateway.http.observation import Observation
 from uapi_gateway.http.statistics import read_statistics
 from uapi_gateway.registry import Registry
+from uapi_gateway.relay import Figures
 
 TEXT = """\
 # TYPE envoy_cluster_grpc_0 counter
@@ -102,5 +104,39 @@ def test_the_metrics_page() -> None:
     assert samples["uapi_worker_cpu_seconds_total", a, ("worker", "a-01")] == 7.5
     assert samples["uapi_node_cpu_cores", ("kind", "capacity")] == 2
     assert samples["uapi_up", ("process", "pool")] == 1
+    assert samples["uapi_agent_asleep", a] == 0
     empty = exposition(Observation(None, None, None), []).decode()
     assert 'uapi_up{process="envoy"} 0.0' in empty
+
+
+def test_the_metrics_page_shows_what_the_relay_does() -> None:
+    wakes = waking.Figures()
+    for outcome, took_s in ((waking.OK, 0.02), (waking.OK, 500.0), (waking.FAILED, 1.0)):
+        wakes.add(outcome, took_s)
+    caches = response_cache.Figures(hits=3, misses=2, evictions=1, size_bytes=4000)
+    figures = Figures(waiting={"a": 7}, wakes=[("a", wakes)], caches=[("a", caches)])
+    page = exposition(Observation(None, None, None, relay=figures), [agent("a", asleep=True)]).decode()
+    lines = page.splitlines()
+    for line in (
+        'uapi_agent_asleep{agent="a"} 1.0',
+        'uapi_agent_state{agent="a",state="asleep"} 1.0',
+        'uapi_relay_queued{agent="a"} 7.0',
+        'uapi_wakes_total{agent="a",outcome="ok"} 2.0',
+        'uapi_wakes_total{agent="a",outcome="failed"} 1.0',
+        'uapi_wake_seconds_bucket{agent="a",le="0.01"} 0.0',
+        'uapi_wake_seconds_bucket{agent="a",le="0.025"} 1.0',
+        'uapi_wake_seconds_bucket{agent="a",le="+Inf"} 2.0',
+        'uapi_wake_seconds_sum{agent="a"} 500.02',
+        'uapi_cache_hits_total{agent="a"} 3.0',
+        'uapi_cache_misses_total{agent="a"} 2.0',
+        'uapi_cache_evictions_total{agent="a"} 1.0',
+        'uapi_cache_bytes{agent="a"} 4000.0',
+    ):
+        assert line in lines
+
+
+def test_an_agent_that_sleeps_is_healthy() -> None:
+    document = agent_document(agent("a", asleep=True), observation(), 0)
+    assert (document["status"], document["state"]) == ("healthy", "asleep")
+    assert "reason" not in document
+    assert agent_document(agent("a"), observation(), 0)["status"] == "unhealthy"

@@ -55,6 +55,8 @@ class _AgentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentState
     """Endpoints are wanted, none is ready."""
     AGENT_STATE_STOPPED: _AgentState.ValueType  # 3
     """Stopped by an operator; calls are refused with FAILED_PRECONDITION."""
+    AGENT_STATE_ASLEEP: _AgentState.ValueType  # 4
+    """It has no process; the next call wakes it."""
 
 class AgentState(_AgentState, metaclass=_AgentStateEnumTypeWrapper): ...
 
@@ -65,6 +67,8 @@ AGENT_STATE_UNAVAILABLE: AgentState.ValueType  # 2
 """Endpoints are wanted, none is ready."""
 AGENT_STATE_STOPPED: AgentState.ValueType  # 3
 """Stopped by an operator; calls are refused with FAILED_PRECONDITION."""
+AGENT_STATE_ASLEEP: AgentState.ValueType  # 4
+"""It has no process; the next call wakes it."""
 Global___AgentState: _TypeAlias = AgentState  # noqa: Y015
 
 @_typing.final
