@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from agentruntime import errors, log, names
@@ -61,7 +61,7 @@ class Pool:
         )
         self._crew = Crew(ledger, self._keeper)
         self.updates = Updates(self, Rolls(self, self._crew, self._keeper))
-        self._sleep = Sleep(
+        self.sleeping = Sleep(
             self,
             self._crew,
             self._keeper,
@@ -208,7 +208,7 @@ class Pool:
 
     async def _set_workers(self, deployment: Deployment, replicas: int) -> None:
         if replicas == 0:
-            await self._sleep.fall(deployment)
+            await self.sleeping.fall(deployment)
             return
         before = (deployment.replicas, deployment.asleep)
         if before == (replicas, False) and len(deployment.living()) == replicas:
@@ -223,7 +223,7 @@ class Pool:
                 saving = self.spawn(self._saver.save(deployment.agent))
                 await self._crew.start(deployment, workers)
                 await saving
-                self._sleep.awake(deployment)
+                self.sleeping.awake(deployment)
             except BaseException:
                 deployment.replicas, deployment.asleep = before
                 self.announce(deployment.agent)
@@ -246,11 +246,32 @@ class Pool:
                 await self.save(agent)
             return deployment
 
+    async def adjust(self, agent: str, replicas: int) -> int:
+        """Brings an agent that is awake to so many workers, or as near as there is room; says how many they are now.
+
+        Raises:
+            AgentError: there is no room for one more, or a worker failed to start.
+        """
+        async with self.lock(agent):
+            deployment = self.get(agent)
+            if deployment.target:
+                living = len(deployment.living())
+                room = self.ledger.room(deployment.spec.resources)
+                await self._set_workers(deployment, min(replicas, living + max(1, room)))
+            return deployment.target
+
+    async def sleep_if(self, agent: str, still: Callable[[], bool]) -> None:
+        """Puts an agent to sleep if that is `still` to be done once nothing else changes it."""
+        async with self.lock(agent):
+            deployment = self.get(agent)
+            if deployment.target and still():
+                await self.sleeping.fall(deployment)
+
     async def wake(self, agent: str) -> Deployment:
         """See `Sleep.wake`."""
         if self._closing:
             raise errors.Unavailable("the pool is stopping")
-        return await self._sleep.wake(agent)
+        return await self.sleeping.wake(agent)
 
     def startable(self, agent: str) -> Deployment:
         """One that runs or sleeps.
@@ -295,7 +316,7 @@ class Pool:
                 if deployment.replicas > 1:
                     deployment.replicas -= 1
                 elif not deployment.stopped:
-                    self._sleep.mark(deployment)
+                    self.sleeping.mark(deployment)
             await self._crew.stop(deployment, [worker], grace_s)
             await self._saver.save(deployment.agent)
             return [worker.worker_id]

@@ -44,7 +44,7 @@ class Rolls:
             ready=sum(each.state is State.READY for each in new),
             draining=sum(not each.wanted or each.worker_id in leaving for each in old),
             others_serve=bool(others),
-            room=self._pool.ledger.fits(deployment.revisions[roll.target].resources),
+            room=self._pool.ledger.room(deployment.revisions[roll.target].resources) > 0,
         )
 
     def first_step(self, deployment: Deployment, roll: Roll) -> Step:

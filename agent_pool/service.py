@@ -12,12 +12,13 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from grpc import aio
 
-from agent_pool import messages
+from agent_pool import debugging, messages
 from agent_pool.asked import AskedPolicies
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
 from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
+from agent_pool.scaling.load import AgentLoad, LoadBook
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -25,8 +26,9 @@ Context = aio.ServicerContext[Any, Any]
 class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     """Over one pool."""
 
-    def __init__(self, pool: Pool, logs: LogStore) -> None:
+    def __init__(self, pool: Pool, logs: LogStore, book: LoadBook) -> None:
         self._pool = pool
+        self._book = book
         self._logs = logs
         self._started_s = time.monotonic()
 
@@ -74,13 +76,16 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     async def ReportLoad(
         self, request_iterator: AsyncIterator[pb.ReportLoadRequest], context: Context
     ) -> pb.ReportLoadResponse:
-        raise errors.Unimplemented("ReportLoad is not there yet")
+        async for report in request_iterator:
+            loads = [AgentLoad(load.agent, load.in_flight, load.begun, load.queued) for load in report.loads]
+            self._book.report(loads, time.monotonic())
+        return pb.ReportLoadResponse()
 
     async def DebugWorker(
         self, request_iterator: AsyncIterator[pb.DebugWorkerRequest], context: Context
     ) -> AsyncIterator[pb.DebugWorkerResponse]:
-        raise errors.Unimplemented("DebugWorker is not there yet")
-        yield
+        async for data in debugging.carry(self._pool, request_iterator):
+            yield pb.DebugWorkerResponse(data=data)
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         chosen = [self._pool.get(request.agent)] if request.agent else self._pool.deployments()

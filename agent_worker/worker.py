@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from agentruntime import errors, log
-from agentruntime.launch import TemplateSpec, WorkerSpec, socket_name
+from agentruntime.launch import MOST_DESCRIPTORS, TemplateSpec, WorkerSpec, socket_name
 
 from agent_worker import linux, loader, output, sandbox
+from agent_worker.debugging import Debugger
 from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
 from agent_worker.server import WorkerServer
@@ -32,6 +33,7 @@ class PoolChannel:
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(False)
         self._received = b""
+        self._descriptors: list[int] = []
 
     def tell(self, event: str, **fields: str) -> None:
         """Sends one event; if nobody listens, it is lost."""
@@ -47,15 +49,20 @@ class PoolChannel:
     def commands(self) -> list[dict[str, object]] | None:
         """What has come since the last time, or None once the pool is gone."""
         try:
-            part = self._socket.recv(65536)
+            part, descriptors, _, _ = socket.recv_fds(self._socket, 65536, MOST_DESCRIPTORS)
         except BlockingIOError:
             return []
         except OSError:
             return None
         if not part:
             return None
+        self._descriptors += descriptors
         *lines, self._received = (self._received + part).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def connection(self) -> socket.socket:
+        """The next of the sockets that came with commands."""
+        return socket.socket(fileno=self._descriptors.pop(0))
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ async def _serve(
 ) -> int:
     loop = asyncio.get_running_loop()
     drain: asyncio.Future[float] = loop.create_future()
+    debugger = Debugger(allowed=spec.debug)
     serves = False
 
     def begin_drain(grace_s: float) -> None:
@@ -164,6 +172,8 @@ async def _serve(
         for command in commands or ():
             if command.get("op") == "drain":
                 begin_drain(float(str(command.get("grace_s", spec.stop_grace_s))))
+            elif command.get("op") == "debug":
+                debugger.admit(channel.connection())
 
     loop.add_signal_handler(signal.SIGTERM, begin_drain, spec.stop_grace_s)
     loop.add_reader(channel.fileno(), hear)

@@ -1,5 +1,6 @@
 """What the pool asks of whatever launches workers."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -168,6 +169,14 @@ class Driver(ABC):
 
         Raises:
             FailedPrecondition: it uses more memory than that, or nothing caps it here.
+        """
+
+    @abstractmethod
+    async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the debugger of a worker that runs with `debug`: Debug Adapter Protocol.
+
+        Raises:
+            FailedPrecondition: this driver cannot reach it.
         """
 
     @abstractmethod

@@ -91,7 +91,7 @@ class ProcessDriver(Driver):
         ]
 
     async def check(self, revision: Revision) -> None:
-        await self._venvs.check(revision.venv)
+        await self._venvs.check(revision.venv, debug=revision.debug)
 
     async def prepare(self, revision: Revision) -> Prepared:
         return (await self._templates.get(revision)).prepared
@@ -171,6 +171,18 @@ class ProcessDriver(Driver):
         process.launch = replace(process.launch, revision=replace(process.launch.revision, limits=limits))
         # It has the old ones.
         await self._spares.drop(process.launch.revision.key)
+
+    async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        process = self._workers.get(worker_id)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            if process is None or not process.reports.hand_to_debugger(theirs):
+                ours.close()
+                raise errors.FailedPrecondition(
+                    f"the pool has no channel to worker '{worker_id}', as after a restart of the pool; "
+                    f"`agent restart {worker_id}` makes it one that can be debugged"
+                )
+        return await asyncio.open_unix_connection(sock=ours)
 
     async def destroy(self, worker_id: str) -> None:
         process = self._workers.get(worker_id)

@@ -6,6 +6,7 @@ pool more than a moment: one `recv` a call, and an end to it all.
 
 import json
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 # Before it listens, a worker has one line to say, with a traceback at most.
@@ -58,17 +59,25 @@ class Reports:
 
     def ask_to_drain(self, grace_s: float) -> bool:
         """Whether it could be asked."""
-        if self.connection is None:
-            return False
-        try:
-            self.connection.sendall(json.dumps({"op": "drain", "grace_s": grace_s}).encode() + b"\n")
-        except OSError:
-            return False
-        return True
+        return self._tell({"op": "drain", "grace_s": grace_s})
+
+    def hand_to_debugger(self, connection: socket.socket) -> bool:
+        """Gives the worker a socket over which somebody debugs it; whether it could be given."""
+        return self._tell({"op": "debug"}, [connection.fileno()])
 
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
+
+    def _tell(self, command: dict[str, Any], descriptors: Sequence[int] = ()) -> bool:
+        if self.connection is None:
+            return False
+        try:
+            # A line is shorter than what any socket takes at once.
+            socket.send_fds(self.connection, [json.dumps(command).encode() + b"\n"], descriptors)
+        except OSError:
+            return False
+        return True
 
     def _take(self, line: bytes) -> None:
         try:

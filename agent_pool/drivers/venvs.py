@@ -2,8 +2,10 @@
 
 import asyncio
 import importlib.metadata
+import importlib.util
 import json
 import shlex
+import sys
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,14 +30,25 @@ class Venvs:
         # Virtual environments that were found to be complete, and when something was installed in them last.
         self._checked: dict[str, int] = {}
 
-    async def check(self, venv: str) -> None:
-        """Makes sure that workers can run in a virtual environment.
+    async def check(self, venv: str, *, debug: bool = False) -> None:
+        """Makes sure that workers can run in a virtual environment; "" is the platform's own Python.
+
+        Args:
+            venv: its path.
+            debug: whether they must be able to let a debugger in.
 
         Raises:
             FailedPrecondition: they cannot; says what to install.
         """
-        if not venv:
-            return
+        if venv:
+            await self._check_complete(venv)
+        if debug and not _has_debugger(venv):
+            python = f"{venv}/bin/python" if venv else sys.executable
+            raise errors.FailedPrecondition(
+                f"debugging needs the package debugpy; install it: {python} -m pip install debugpy"
+            )
+
+    async def _check_complete(self, venv: str) -> None:
         changed_ns = _changed_ns(Path(venv))
         if self._checked.get(venv) == changed_ns:
             return
@@ -59,6 +72,12 @@ class Venvs:
                 f"{venv} lacks what a worker needs ({last}); install it: {venv}/bin/pip install {_own_source()}"
             )
         self._checked[venv] = changed_ns
+
+
+def _has_debugger(venv: str) -> bool:
+    if not venv:
+        return importlib.util.find_spec("debugpy") is not None
+    return any(Path(venv).glob("lib/python*/site-packages/debugpy/__init__.py"))
 
 
 def _changed_ns(venv: Path) -> int:

@@ -70,6 +70,9 @@ class RefusingDriver(Driver):
     async def limit(self, worker_id: str, limits: Limits) -> None:
         self._call("limit")
 
+    async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        raise NotImplementedError
+
     async def destroy(self, worker_id: str) -> None:
         self._call("destroy")
 
