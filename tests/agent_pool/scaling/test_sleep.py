@@ -100,12 +100,14 @@ async def test_a_wake_while_the_workers_drain(pool: RunningPool) -> None:
         "import asyncio\nfrom agentruntime import Agent\n"
         "class Tester(Agent):\n"
         "    async def generate(self, prompt, *, temperature, max_tokens):\n"
+        "        print('begun', flush=True)\n"
         "        await asyncio.sleep(float(prompt))\n"
         "        return 'done'\n"
     )
     await pool.build(harness.project("tester", code=code))
     [old] = ready(await pool.run("tester:1.0.0"))
     call = asyncio.create_task(harness.generate(old.address, "1"))
+    await eventually(lambda: "begun" in (pool.home.logs / "agents" / "tester" / "tester-01.log").read_text())
     await pool.run("tester:1.0.0", replicas=0)
     woken = await wake(pool, "tester")
     assert not woken.asleep
