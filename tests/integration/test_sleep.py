@@ -60,6 +60,12 @@ async def register(platform: Platform, image: str, agent: str = "", **settings: 
     await eventually(routed)
 
 
+async def workers(platform: Platform, agent: str) -> list[pb.Worker]:
+    async with aio.insecure_channel(f"unix:{platform.home.gateway_socket}") as channel:
+        request = pb.ListWorkersRequest(agent=agent)
+        return list((await agent_pool_pb2_grpc.AgentPoolStub(channel).ListWorkers(request, timeout=60)).workers)
+
+
 async def stop(platform: Platform, agent: str) -> None:
     async with aio.insecure_channel(f"unix:{platform.home.gateway_socket}") as channel:
         await agent_pool_pb2_grpc.AgentPoolStub(channel).StopAgent(pb.StopAgentRequest(name=agent), timeout=60)
@@ -124,10 +130,10 @@ async def test_a_wake_that_fails_answers_with_its_cause(platform: Platform, proj
 
 async def test_an_idle_agent_sleeps_by_itself_and_has_no_process(platform: Platform) -> None:
     scaling = pb.Scaling()
-    scaling.idle_timeout.FromMilliseconds(500)
+    scaling.idle_timeout.FromMilliseconds(1000)
     await register(platform, "echo:latest", "napper", scaling=scaling)
     assert await call_at_once(platform, "napper", 2) == ["0", "1"]
-    [worker] = platform.workers("napper")
-    await eventually(lambda: not psutil.pid_exists(worker["pid"]), timeout_s=15)
+    [worker] = await workers(platform, "napper")
+    await eventually(lambda: not psutil.pid_exists(worker.pid), timeout_s=15)
     assert await call_at_once(platform, "napper", 2) == ["0", "1"]
     await stop(platform, "napper")
