@@ -66,6 +66,16 @@ class Ledger:
         """Gives back what the holder has, if it has anything."""
         self._held.pop(holder, None)
 
+    def room(self, resources: Resources) -> int:
+        """How many more holders of so much would fit."""
+        reserved = self.reserved()
+        rooms = [(self.capacity.cpu_millis - reserved.cpu_millis) // resources.cpu_millis]
+        if resources.memory_bytes:
+            rooms.append((self.capacity.memory_bytes - reserved.memory_bytes) // resources.memory_bytes)
+        if resources.gpus:
+            rooms.append((len(self.capacity.gpus) - len(reserved.gpus)) // resources.gpus)
+        return max(0, min(rooms))
+
     def holding(self, holder: str) -> Reservation | None:
         return self._held.get(holder)
 

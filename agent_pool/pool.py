@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from agentruntime import errors, log, names
@@ -17,9 +17,11 @@ from agent_pool.deployment import Deployment, RunRequest
 from agent_pool.drivers.base import Driver
 from agent_pool.images.catalog import Catalog, OpenImage
 from agent_pool.keeper import Keeper
+from agent_pool.known import Known
 from agent_pool.ledger import Ledger
 from agent_pool.revision import Spec
 from agent_pool.saving import Saver
+from agent_pool.scaling.sleep import Sleep
 from agent_pool.settings import PoolSettings
 from agent_pool.state import SavedDeployment, StateStore
 from agent_pool.worker import Worker
@@ -50,12 +52,21 @@ class Pool:
         self._locks: dict[str, asyncio.Lock] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._known = Known()
         # Of runs in flight.
         self._held_digests: collections.Counter[str] = collections.Counter()
         self._keeper = Keeper(
             driver, ledger, settings.backoff, changed=self.announce, drain_delay_s=settings.drain_delay_s
         )
         self._crew = Crew(ledger, self._keeper)
+        self.sleeping = Sleep(
+            self,
+            self._crew,
+            self._keeper,
+            self._saver,
+            backoff=settings.backoff,
+            warm_templates=settings.warm_templates,
+        )
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -173,7 +184,7 @@ class Pool:
         return deployment
 
     async def load(self, deployment: Deployment, spec: Spec, *, allow_unenforced: bool) -> Spec:
-        """Checks a revision against this machine and loads its code; keeps it with what became known.
+        """Checks a revision against this machine, loads its code if need be, and keeps it with what is known of it.
 
         Raises:
             AgentError: it cannot be launched here, or its code fails; a template of it may be left.
@@ -181,12 +192,15 @@ class Pool:
         notes = enforcement.notes(self.driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
         revision = spec.driver_revision(deployment.policies.health.start_timeout_s)
         await self.driver.check(revision)
-        prepared = await self.driver.prepare(revision)
+        # What starts nothing yet need not be loaded, if its like was before.
+        prepared = None if deployment.target else self._known.find(revision)
+        if prepared is None:
+            prepared = self._known.learn(revision, await self.driver.prepare(revision))
         if prepared.degraded and spec.asked.network == "isolated":
             enforcement.refuse("network isolation", prepared.degraded[0], allow_unenforced=allow_unenforced)
-        known = spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
-        deployment.keep(known)
-        return known
+        loaded = spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
+        deployment.keep(loaded)
+        return loaded
 
     # --- how many ------------------------------------------------------------------------------------------------
 
@@ -203,13 +217,13 @@ class Pool:
 
     async def _locked_set_workers(self, agent: str, replicas: int) -> Deployment:
         async with self.lock(agent):
-            deployment = self._awake_or_asleep(agent)
+            deployment = self.startable(agent)
             await self._set_workers(deployment, replicas)
             return deployment
 
     async def _set_workers(self, deployment: Deployment, replicas: int) -> None:
         if replicas == 0:
-            await self._sleep(deployment)
+            await self.sleeping.fall(deployment)
             return
         before = (deployment.replicas, deployment.asleep)
         if before == (replicas, False) and len(deployment.living()) == replicas:
@@ -224,6 +238,7 @@ class Pool:
                 saving = self.spawn(self._saver.save(deployment.agent))
                 await self._crew.start(deployment, workers)
                 await saving
+                self.sleeping.awake(deployment)
             except BaseException:
                 deployment.replicas, deployment.asleep = before
                 self.announce(deployment.agent)
@@ -233,47 +248,39 @@ class Pool:
         self.announce(deployment.agent)
         await self._saver.save(deployment.agent)
 
-    async def sleep(self, agent: str) -> Deployment:
-        """Puts an agent to sleep: it is marked first, so that calls go where it is woken, then its workers drain.
-
-        Returns when it is marked, on disk, too. Its template stays.
+    async def adjust(self, agent: str, replicas: int) -> int:
+        """Brings an agent that is awake to so many workers, or as near as there is room; says how many they are now.
 
         Raises:
-            AgentStopped: it was stopped.
+            AgentError: there is no room for one more, or a worker failed to start.
         """
-        return await self.set_workers(agent, 0)
+        async with self.lock(agent):
+            deployment = self.get(agent)
+            if deployment.target:
+                living = len(deployment.living())
+                room = self.ledger.room(deployment.spec.resources)
+                await self._set_workers(deployment, min(replicas, living + max(1, room)))
+            return deployment.target
 
-    async def _sleep(self, deployment: Deployment) -> None:
-        if not deployment.asleep:
-            deployment.asleep = True
-            self.announce(deployment.agent)
-            for worker in deployment.surplus():
-                self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
-            await self._saver.save(deployment.agent)
+    async def sleep_if(self, agent: str, still: Callable[[], bool]) -> None:
+        """Puts an agent to sleep if that is `still` to be done once nothing else changes it."""
+        async with self.lock(agent):
+            deployment = self.get(agent)
+            if deployment.target and still():
+                await self.sleeping.fall(deployment)
 
     async def wake(self, agent: str) -> Deployment:
-        """Starts one worker of an agent that sleeps, and returns when that is ready; the others follow.
+        """See `Sleep.wake`."""
+        if self._closing:
+            raise errors.Unavailable("the pool is stopping")
+        return await self.sleeping.wake(agent)
 
-        Does nothing for an agent that is awake. If the worker fails, the agent sleeps on.
+    def startable(self, agent: str) -> Deployment:
+        """One that runs or sleeps.
 
         Raises:
-            AgentStopped: it was stopped.
-            AgentError: as RunAgent.
+            AgentNotFound, AgentStopped: there is none, or an operator stopped it.
         """
-        return await self.finish(self._wake(agent))
-
-    async def _wake(self, agent: str) -> Deployment:
-        async with self.lock(agent):
-            deployment = self._awake_or_asleep(agent)
-            if deployment.asleep:
-                replicas = deployment.replicas
-                await self._set_workers(deployment, 1)
-                deployment.replicas = replicas
-                if replicas > 1:
-                    self.spawn(self._locked_set_workers(agent, replicas))
-            return deployment
-
-    def _awake_or_asleep(self, agent: str) -> Deployment:
         deployment = self.get(agent)
         if deployment.stopped:
             command = names.run_command(deployment.spec.image, agent)
@@ -311,8 +318,7 @@ class Pool:
                 if deployment.replicas > 1:
                     deployment.replicas -= 1
                 elif not deployment.stopped:
-                    deployment.asleep = True
-                    self.announce(deployment.agent)
+                    self.sleeping.mark(deployment)
             await self._crew.stop(deployment, [worker], grace_s)
             await self._saver.save(deployment.agent)
             return [worker.worker_id]
@@ -324,6 +330,11 @@ class Pool:
         for deployment in await recovery.recover(self._state.load(), self.driver, self.ledger, self._keeper):
             self._deployments[deployment.agent] = deployment
             self._next_index = max(self._next_index, deployment.spec.agent_index + 1)
+            for number, spec in deployment.revisions.items():
+                if not spec.prepared.services:
+                    continue  # it never loaded
+                prepared = self._known.learn(deployment.revision(number), spec.prepared)
+                deployment.revisions[number] = spec.model_copy(update={"prepared": prepared})
 
     async def close(self, grace_s: float) -> None:
         """Drains and stops every worker. What is desired stays on disk."""

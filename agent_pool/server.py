@@ -21,6 +21,8 @@ from agent_pool.images.catalog import Catalog
 from agent_pool.ledger import Ledger
 from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
+from agent_pool.scaling.autoscale import Autoscaler
+from agent_pool.scaling.load import LoadBook
 from agent_pool.service import AgentPoolService
 from agent_pool.settings import PoolSettings
 from agent_pool.state import StateStore
@@ -51,14 +53,18 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     pool = Pool(settings, driver, ledger, catalog, state)
     await catalog.prepare()
     await pool.recover()
-    server = await _listen(home, pool, catalog, logs)
+    book = LoadBook()
+    server = await _listen(home, AgentPoolService(pool, logs, book), ImageStoreService(pool, catalog))
+    autoscaler = Autoscaler(pool, book, settings.scale_windows, settings.backoff)
+    scaling = asyncio.create_task(autoscaler.run(settings.scale_interval_s))
     housekeeping = asyncio.create_task(_keep_house(pool, logs, settings.housekeeping_interval_s))
     _log.info("pool serves", address=f"unix:{home.pool_socket}", capacity=vars(ledger.capacity))
     await stopped.wait()
     _log.info("pool stops")
     housekeeping.cancel()
+    scaling.cancel()
     # Waited for, not awaited: what went wrong there must not keep the workers from being stopped.
-    await asyncio.wait([housekeeping])
+    await asyncio.wait([housekeeping, scaling])
     closing = asyncio.create_task(pool.close(settings.stop_grace_s))
     await closing
     await server.stop(_CALLS_GRACE_S)
@@ -77,13 +83,13 @@ def _prepared(hierarchy: Hierarchy | None) -> Hierarchy | None:
     return hierarchy
 
 
-async def _listen(home: Home, pool: Pool, catalog: Catalog, logs: LogStore) -> aio.Server:
+async def _listen(home: Home, agents: AgentPoolService, images: ImageStoreService) -> aio.Server:
     server = aio.server(
         interceptors=[ServerInterceptor()],
         options=(("grpc.max_receive_message_length", _LARGEST_MESSAGE_BYTES),),
     )
-    agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(AgentPoolService(pool, logs), server)
-    image_service_pb2_grpc.add_ImageServiceServicer_to_server(ImageStoreService(pool, catalog), server)
+    agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(agents, server)
+    image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = [

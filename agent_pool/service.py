@@ -17,6 +17,7 @@ from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
 from agent_pool.logs import LogStore
 from agent_pool.pool import DEFAULT_GRACE_S, Pool
+from agent_pool.scaling.load import AgentLoad, LoadBook
 
 Context = aio.ServicerContext[Any, Any]
 _LONGEST_GRACE_S = 3600.0
@@ -25,8 +26,9 @@ _LONGEST_GRACE_S = 3600.0
 class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     """Over one pool."""
 
-    def __init__(self, pool: Pool, logs: LogStore) -> None:
+    def __init__(self, pool: Pool, logs: LogStore, book: LoadBook) -> None:
         self._pool = pool
+        self._book = book
         self._logs = logs
         self._started_s = time.monotonic()
 
@@ -57,7 +59,7 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         raise errors.Unimplemented("ScaleAgent is not there yet")
 
     async def WakeAgent(self, request: pb.WakeAgentRequest, context: Context) -> pb.WakeAgentResponse:
-        raise errors.Unimplemented("WakeAgent is not there yet")
+        return pb.WakeAgentResponse(deployment=messages.deployment(await self._pool.wake(request.agent)))
 
     async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
         raise errors.Unimplemented("ListRevisions is not there yet")
@@ -65,7 +67,10 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     async def ReportLoad(
         self, request_iterator: AsyncIterator[pb.ReportLoadRequest], context: Context
     ) -> pb.ReportLoadResponse:
-        raise errors.Unimplemented("ReportLoad is not there yet")
+        async for report in request_iterator:
+            loads = [AgentLoad(load.agent, load.in_flight, load.begun, load.queued) for load in report.loads]
+            self._book.report(loads, time.monotonic())
+        return pb.ReportLoadResponse()
 
     async def DebugWorker(
         self, request_iterator: AsyncIterator[pb.DebugWorkerRequest], context: Context

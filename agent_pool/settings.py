@@ -5,6 +5,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agent_pool.logs import LogPolicy
 from agent_pool.restart import Backoff
+from agent_pool.scaling.scaler import Windows
 
 
 class PoolSettings(BaseSettings):
@@ -20,6 +21,13 @@ class PoolSettings(BaseSettings):
     housekeeping_interval_s: float = Field(3.0, gt=0)
     restart_first_delay_s: float = Field(0.1, gt=0)
     restart_longest_delay_s: float = Field(60.0, gt=0)
+    # So many of the agents that slept last keep their template, which makes them quick to wake.
+    warm_templates: int = Field(16, ge=0)
+    # How often agents are looked at, to be scaled or put to sleep, and over which times: see the scaler.
+    scale_interval_s: float = Field(0.5, gt=0)
+    scale_mean_s: float = Field(10.0, gt=0)
+    scale_calm_s: float = Field(60.0, gt=0)
+    scale_step_s: float = Field(2.0, gt=0)
     log_rotate_bytes: int = Field(10_000_000, ge=65536)
     log_keep_parts: int = Field(4, ge=0)
     log_keep_agent_bytes: int = Field(200_000_000, ge=0)
@@ -31,6 +39,10 @@ class PoolSettings(BaseSettings):
     @property
     def backoff(self) -> Backoff:
         return Backoff(first_delay_s=self.restart_first_delay_s, longest_delay_s=self.restart_longest_delay_s)
+
+    @property
+    def scale_windows(self) -> Windows:
+        return Windows(self.scale_mean_s, self.scale_calm_s, self.scale_step_s)
 
     @property
     def log_policy(self) -> LogPolicy:

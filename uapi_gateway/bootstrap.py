@@ -10,6 +10,18 @@ from uapi_gateway.sockets import ejections_pipe, xds_socket
 from uapi_gateway.xds.resources import typed
 
 _CONTROL_PLANE = "xds"
+_STATISTICS = [
+    {"suffix": suffix}
+    for suffix in (
+        ".upstream_rq_time",
+        ".upstream_rq_active",
+        ".upstream_rq_retry",
+        ".downstream_rq_active",
+        ".downstream_rq_total",
+        ".downstream_rq_completed",
+        ".update_rejected",
+    )
+] + [{"contains": ".grpc."}, {"prefix": "server."}, {"prefix": "overload."}]
 
 
 def bootstrap(home: Home) -> dict[str, Any]:
@@ -35,6 +47,8 @@ def bootstrap(home: Home) -> dict[str, Any]:
             },
             "outlier_detection": {"event_log_path": str(ejections_pipe(home))},
         },
+        # Only what somebody reads: all of a cluster's statistics cost more than the rest of it.
+        "stats_config": {"stats_matcher": {"inclusion_list": {"patterns": _STATISTICS}}},
         "static_resources": {"clusters": [_control_plane_cluster(xds_socket(home))]},
         # Keeps Envoy from reading a limit of connections into its absence.
         "overload_manager": {

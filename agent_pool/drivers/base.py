@@ -135,6 +135,10 @@ class Driver(ABC):
         """
 
     @abstractmethod
+    async def rest(self, revision: Revision) -> None:
+        """No worker of it is expected soon: keeps no process for it but what `prepare` made. Idempotent."""
+
+    @abstractmethod
     async def release(self, revision: Revision) -> None:
         """Undoes `prepare`; workers that run go on. Idempotent."""
 

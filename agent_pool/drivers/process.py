@@ -96,6 +96,9 @@ class ProcessDriver(Driver):
     async def prepare(self, revision: Revision) -> Prepared:
         return (await self._templates.get(revision)).prepared
 
+    async def rest(self, revision: Revision) -> None:
+        await self._spares.drop(revision.key)
+
     async def release(self, revision: Revision) -> None:
         await self._spares.drop(revision.key)
         await self._templates.release(revision.key)

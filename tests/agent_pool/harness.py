@@ -172,6 +172,12 @@ def processes(home: Home) -> list[int]:
     return found
 
 
+def of_agent(home: Home, agent: str) -> list[str]:
+    """Names of an agent's processes: "template a", "spare a", "a-01"."""
+    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes(home)]
+    return sorted(name for name in names if name in (f"template {agent}", f"spare {agent}") or name[:-3] == agent)
+
+
 async def generate(address: str, prompt: str, timeout_s: float = 10.0) -> str:
     """One call to a worker."""
     async with aio.insecure_channel(address) as channel:

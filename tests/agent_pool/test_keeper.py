@@ -48,6 +48,9 @@ class RefusingDriver(Driver):
     def cpu_s(self, worker_id: str) -> float:
         return 0.0
 
+    async def rest(self, revision: Revision) -> None:
+        self._call("rest")
+
     async def release(self, revision: Revision) -> None:
         self._call("release")
 

@@ -81,3 +81,14 @@ def test_never_more_than_there_is(steps: list[tuple[str, bool, int, int, int]]) 
         assert reserved.cpu_millis <= 100
         assert reserved.memory_bytes <= 100
         assert len(set(reserved.gpus)) == len(reserved.gpus) <= 2
+
+
+def test_room_is_what_would_still_fit() -> None:
+    ledger = Ledger(Capacity(250, 10_000, (0, 1)))
+    assert ledger.room(SMALL) == 2
+    ledger.reserve(["a"], SMALL)
+    assert ledger.room(SMALL) == 1
+    assert ledger.room(Resources(cpu_millis=10, memory_bytes=5_000)) == 1
+    assert ledger.room(Resources(cpu_millis=10, memory_bytes=100, gpus=2)) == 1
+    ledger.adopt("b", Reservation(10_000, 100))
+    assert ledger.room(SMALL) == 0

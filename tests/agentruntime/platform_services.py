@@ -36,6 +36,8 @@ class Record:
         self.metadata: dict[str, Any] = {}
         self.time_remaining_s: float | None = None
         self.raises: dict[str, errors.AgentError] = {}
+        # Raised once each, in this order, before anything else.
+        self.failures: list[errors.AgentError] = []
         self.leases: set[str] = set()
         self.registrations = 0
         self.deployments = [agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", workers=[worker()])]
@@ -49,6 +51,8 @@ class Record:
             self.metadata = dict(context.invocation_metadata())
             self.time_remaining_s = context.time_remaining()
             self._changed.notify_all()
+        if self.failures and not isinstance(request, agent_registry_pb2.GetAgentRequest):
+            abort(context, self.failures.pop(0))
         if error := self.raises.get(type(request).__name__.removesuffix("Request")):
             abort(context, error)
 
@@ -134,7 +138,9 @@ class Registry(agent_registry_pb2_grpc.AgentRegistryServicer):
         return agent_registry_pb2.DeregisterAgentResponse()
 
     def GetAgent(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
+        self._record.add(request, context)
+        agent = agent_registry_pb2.AgentInfo(agent_id=request.agent_id, idempotent=request.agent_id != "once")
+        return agent_registry_pb2.GetAgentResponse(agent=agent)
 
     def ListAgents(self, request: Any, context: Any) -> Any:
         return agent_registry_pb2.ListAgentsResponse(agents=self._record.outside)

@@ -144,7 +144,7 @@ async def test_envoy_is_started_again_when_it_is_killed(tmp_path: Path) -> None:
             began = time.monotonic()
             async with gateway.channel() as channel:
                 await eventually(lambda channel=channel: answered(channel, "a"))  # type: ignore[misc]  # bound now
-            assert time.monotonic() - began < 2.5
+            assert time.monotonic() - began < 2.5  # 0.25 s on a quiet machine
             assert gateway.envoy_pid != before
 
 

@@ -168,6 +168,51 @@ async def _left(gateway: Gateway, agent: str, workers: int) -> bool:
     return len(await health_flags(gateway, agent)) == workers + 1
 
 
+async def test_a_circuit_opens_and_closes_again(tmp_path: Path) -> None:
+    pool = PoolStandIn()
+    guarded, plain = places("guarded", tmp_path, 1), places("plain", tmp_path, 1)
+    pool.put(policy("guarded", guarded, threshold=3))
+    pool.put(policy("plain", plain))
+    async with serving({**guarded, **plain}), running(pool) as gateway, gateway.channel() as channel:
+        for agent in ("guarded", "plain"):
+            await eventually(lambda agent=agent: answered(channel, agent))  # type: ignore[misc]  # bound now
+        # What is the caller's affair, or not in a row, opens nothing; without a circuit breaker nothing does.
+        for prompt in ("fail", "fail", "fail", "fail", "break", "break", "x", "break", "break", "x"):
+            assert await _code(channel, "guarded", prompt) != "CIRCUIT_OPEN"
+        for _ in range(10):
+            assert await _code(channel, "plain", "break") == "UNAVAILABLE"
+        assert await _code(channel, "plain", "x") == "OK"
+        for _ in range(3):
+            assert await _code(channel, "guarded", "break") == "UNAVAILABLE"
+        await eventually(lambda: _is(channel, "guarded", "CIRCUIT_OPEN"), timeout_s=1)
+        opened = time.monotonic()
+        assert await _code(channel, "guarded", "x") == "CIRCUIT_OPEN"
+        assert any("guarded-01" in report.ejected_worker_ids for report in pool.reports)
+        await eventually(lambda: _is(channel, "guarded", "OK"), timeout_s=8)
+        assert time.monotonic() - opened > 3
+        # A worker that is replaced at the same address begins anew.
+        for _ in range(3):
+            assert await _code(channel, "guarded", "break") == "UNAVAILABLE"
+        await eventually(lambda: _is(channel, "guarded", "CIRCUIT_OPEN"), timeout_s=1)
+        pool.put(policy("guarded", {}, threshold=3))
+        await eventually(lambda: _left(gateway, "guarded", 0))
+        pool.put(policy("guarded", guarded, threshold=3))
+        await eventually(lambda: _is(channel, "guarded", "OK"), timeout_s=1)
+
+
+async def _code(channel: aio.Channel, agent: str, prompt: str) -> str:
+    """OK, or the reason of the error."""
+    try:
+        await generate(channel, prompt, agent=agent)
+    except aio.AioRpcError as error:
+        return status.decode(error).reason or error.code().name
+    return "OK"
+
+
+async def _is(channel: aio.Channel, agent: str, code: str) -> bool:
+    return await _code(channel, agent, "x") == code
+
+
 async def test_a_change_of_policy_loses_no_call(tmp_path: Path) -> None:
     pool = PoolStandIn()
     workers = places("a", tmp_path, 2)

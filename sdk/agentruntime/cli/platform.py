@@ -18,6 +18,7 @@ from agentruntime.home import Home
 _START_TIMEOUT_S = 70.0
 _POLL_S = 0.05
 _STATUS_TIMEOUT_S = 2.0
+_CONNECTED_WITHIN_S = 3.0
 
 
 @contextmanager
@@ -31,19 +32,16 @@ def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
     home = Home.default()
     if config.uapi.endpoint is None and not supervisor.is_running(home):
         raise errors.Unavailable("no platform runs on this machine; start it with `agent up`", reason="NO_PLATFORM")
-    client = Client(config.uapi.endpoint, config.uapi.auth_token, config.uapi.timeout_s)
-    try:
-        yield client
-    except errors.Unavailable as error:
-        # gRPC's own words for "nobody listens there" name no remedy.
-        if error.reason == "UNAVAILABLE" and error.message.startswith("failed to connect"):
+    with Client(config.uapi.endpoint, config.uapi.auth_token, config.uapi.timeout_s) as client:
+        try:
+            # A part of the platform that died is back within a second or two; who waits longer wants to know why.
+            client.await_connection(_CONNECTED_WITHIN_S)
+        except errors.Unavailable:
             where = config.uapi.endpoint or f"the socket {home.gateway_socket}"
             raise errors.Unavailable(
                 f"nothing answers at {where}; `agent status` says what runs", reason="NO_ANSWER"
             ) from None
-        raise
-    finally:
-        client.close()
+        yield client
 
 
 def is_local(config: RuntimeConfig) -> bool:
@@ -106,7 +104,7 @@ def _await_answer(home: Home) -> None:
     with Client(f"unix:{home.gateway_socket}", timeout_s=_STATUS_TIMEOUT_S) as client:
         while True:
             try:
-                status = client.gateway.GetStatus(gateway_pb2.GetStatusRequest())
+                status = client.gateway.GetStatus(gateway_pb2.GetStatusRequest(), wait_for_ready=False)
                 if {"gateway", "pool"} <= {process.name for process in status.processes}:
                     return
             except (errors.Unavailable, errors.DeadlineExceeded, errors.NotFound) as error:

@@ -1,6 +1,7 @@
 """What every call of a client gets: a deadline, the trace, the credential, the agent's name. No I/O in here."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from agentruntime.client.target import Target
 AGENT_KEY = "x-uapi-agent"
 # Between the gateway's clock for a deadline and ours.
 _DEADLINE_SKEW_S = 0.1
+# What gRPC's core says of a connection that ended under a call.
+_BROKEN = re.compile(r"Stream removed|Socket closed|Connection (reset|aborted)|Broken pipe|GOAWAY|Transport closed")
 Metadata = list[tuple[str, str | bytes]]
 
 
@@ -52,26 +55,56 @@ class CallPolicy:
         return result
 
 
-def failure(error: grpc.RpcError, timeout_s: float | None, elapsed_s: float) -> errors.AgentError:
-    """The error of a call that failed after so many seconds of those it had.
+def agent_in(metadata: Metadata) -> str:
+    """The agent or worker that a call with this metadata goes to; "" if the gateway chooses."""
+    return next((str(value) for key, value in metadata if key == AGENT_KEY), "")
+
+
+def failure(
+    error: grpc.RpcError, timeout_s: float | None, elapsed_s: float, before: errors.AgentError | None = None
+) -> errors.AgentError:
+    """The error of a call that failed after so many seconds of those it had, and after an attempt that failed before.
 
     A gateway that ends a stream at its deadline is seen as a cut stream when its reset arrives before our own clock
-    strikes; that is no lost worker.
+    strikes; that is no lost worker. And gRPC has no name of its own for a connection that broke.
     """
     decoded = status.decode(error)
+    if decoded.reason == "UNAVAILABLE" and _BROKEN.search(decoded.message):
+        return errors.Unavailable(
+            f"the connection to the gateway broke during the call; it may have been carried out ({decoded.message})",
+            reason="CONNECTION_LOST",
+        )
     if timeout_s is None or decoded.reason not in ("DEADLINE_EXCEEDED", "WORKER_LOST"):
         return decoded
     if decoded.reason == "WORKER_LOST" and elapsed_s < timeout_s - _DEADLINE_SKEW_S:
         return decoded
-    return errors.DeadlineExceeded(f"the answer was not complete within the {timeout_s:g} s that the call had")
+    why = f"; the attempt before failed: {before.message}" if before else ""
+    return errors.DeadlineExceeded(f"the answer was not complete within the {timeout_s:g} s that the call had{why}")
+
+
+def not_connected(address: str, timeout_s: float) -> errors.Unavailable:
+    """The error where the gateway could not be reached in so many seconds."""
+    return errors.Unavailable(
+        f"nothing answered at {address} within {timeout_s:g} s; `agent status` says what runs, `agent up` starts it",
+        reason="NOT_CONNECTED",
+    )
 
 
 def channel_options(target: Target, version: str) -> list[tuple[str, str | int]]:
     """Of a channel to that target (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html)."""
     options: list[tuple[str, str | int]] = [("grpc.primary_user_agent", f"agentruntime/{version}")]
     if target.local:
-        # A proxy named in the environment is not the way to this machine itself.
-        options.append(("grpc.enable_http_proxy", 0))
+        # A proxy named in the environment is not the way to this machine itself. And whoever listens here answers at
+        # once: a gateway that was restarted is found again in a moment.
+        options += [
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 300),
+            # Not a back-off, despite its name, but the least time that a connection gets to be made.
+            ("grpc.min_reconnect_backoff_ms", 2000),
+        ]
+    else:
+        options += [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 5000)]
     return options
 
 

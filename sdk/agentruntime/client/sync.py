@@ -1,6 +1,8 @@
 """`Client`: what a caller uses."""
 
 import logging
+import math
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +22,14 @@ from agentruntime._proto.uapi.v1 import (
     text_generation_pb2_grpc,
 )
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
-from agentruntime.client import dynamic, policy, target
+from agentruntime.client import dynamic, policy, repeat, target
 from agentruntime.client.registration import Lease, register_request
 
 # The standard library's: a library leaves it to its program how logs are written.
 _log = logging.getLogger("agentruntime.client")
 StubT = TypeVar("StubT")
+# For a look at a connection: it is there or it is not.
+_LOOK_S = 0.3
 
 
 class Client:
@@ -165,6 +169,19 @@ class Client:
             keeper.stop()
         self.registry.DeregisterAgent(registry_pb2.DeregisterAgentRequest(agent_id=agent_id))
 
+    def await_connection(self, timeout_s: float | None = None) -> None:
+        """Waits until the gateway is reached; calls do so by themselves, within their own time.
+
+        Args:
+            timeout_s: seconds; the client's if None.
+
+        Raises:
+            Unavailable: it is not reached in time (reason NOT_CONNECTED).
+        """
+        wait_s = self._connection.target.timeout_s if timeout_s is None else timeout_s
+        if not self._connection.connected(wait_s):
+            raise policy.not_connected(self._connection.target.address, wait_s)
+
     def close(self) -> None:
         """Ends the connection; agents registered here stay until their leases run out."""
         while self._leases:
@@ -200,10 +217,11 @@ class _LeaseKeeper:
         while not self._stopped.wait(self._lease.delay_s):
             request = self._lease.request()
             try:
+                # Without waiting for a connection: whoever ends the lease waits for this thread.
                 if isinstance(request, registry_pb2.KeepAliveRequest):
-                    self._lease.answered(self._registry.KeepAlive(request, timeout=5))
+                    self._lease.answered(self._registry.KeepAlive(request, timeout=5, wait_for_ready=False))
                 else:
-                    self._lease.answered(self._registry.RegisterAgent(request, timeout=10))
+                    self._lease.answered(self._registry.RegisterAgent(request, timeout=10, wait_for_ready=False))
             except errors.AgentError as error:
                 self._lease.failed(error)
                 _log.warning("the lease of %s was not renewed: %s", self._lease.agent_id, error.message)
@@ -223,7 +241,7 @@ class _Connection:
             if self._closed:
                 raise errors.FailedPrecondition("this client is closed; make a new one")
             if agent not in self._channels:
-                interceptor = CallInterceptor(policy.CallPolicy.of(self.target, agent))
+                interceptor = CallInterceptor(policy.CallPolicy.of(self.target, agent), self)
                 options = policy.channel_options(self.target, agentruntime.__version__)
                 encrypted = policy.credentials(self.target)
                 if encrypted is None:
@@ -232,6 +250,31 @@ class _Connection:
                     raw = grpc.secure_channel(self.target.address, encrypted, options)
                 self._channels[agent] = (raw, grpc.intercept_channel(raw, interceptor))
             return self._channels[agent][1]
+
+    def connected(self, within_s: float) -> bool:
+        """Whether the gateway is reached within so many seconds."""
+        ready = grpc.channel_ready_future(self.channel(""))
+        try:
+            ready.result(within_s)
+        except grpc.FutureTimeoutError:
+            return False
+        finally:
+            ready.cancel()
+        return True
+
+    def may_repeat(self, attempts: repeat.Attempts, agent: str) -> bool:
+        """What the registry says of repeating a call that a worker may have seen; False where it says nothing."""
+        registry = agent_registry_pb2_grpc.AgentRegistryStub(self.channel(""))
+        left_s = attempts.left_s(time.monotonic())
+        timeout_s = math.inf if left_s is None else left_s
+        try:
+            if agent:
+                request = registry_pb2.GetAgentRequest(agent_id=agent)
+                return bool(registry.GetAgent(request, timeout=timeout_s).agent.idempotent)
+            listed = registry.ListAgents(registry_pb2.ListAgentsRequest(), timeout=timeout_s)
+        except errors.AgentError:
+            return False
+        return repeat.may_repeat(listed.agents, attempts.service)
 
     def close(self) -> None:
         with self._lock:
@@ -243,12 +286,12 @@ class _Connection:
 class _Details(grpc.ClientCallDetails):
     """A call's details with ours put in: grpc has no way to copy its own."""
 
-    def __init__(self, given: grpc.ClientCallDetails, timeout: float | None, metadata: policy.Metadata) -> None:
+    def __init__(self, given: Any, timeout: float | None, metadata: policy.Metadata, wait_for_ready: bool) -> None:
         self.method = given.method
         self.timeout = timeout
         self.metadata = tuple(metadata)
         self.credentials = given.credentials
-        self.wait_for_ready = getattr(given, "wait_for_ready", None)
+        self.wait_for_ready = wait_for_ready
         self.compression = getattr(given, "compression", None)
 
 
@@ -258,37 +301,57 @@ class CallInterceptor(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Applies a `CallPolicy` to every call of a channel, and raises `agentruntime.errors`."""
+    """Applies a `CallPolicy` to every call of a channel, repeats what may be, and raises `agentruntime.errors`."""
 
-    def __init__(self, of: policy.CallPolicy) -> None:
+    def __init__(self, of: policy.CallPolicy, connection: _Connection) -> None:
         self._policy = of
+        self._connection = connection
 
-    def _intercept(self, continuation: Any, details: grpc.ClientCallDetails, request: Any) -> Any:
-        timeout = self._policy.deadline_s(details.timeout)
-        called_at = time.monotonic()
-        call = continuation(_Details(details, timeout, self._policy.metadata(details.metadata)), request)
-        return _TypedCall(call, timeout, called_at)
+    def _intercept(self, continuation: Any, details: Any, request: Any, *, streamed: bool = False) -> "_TypedCall":
+        waits = getattr(details, "wait_for_ready", None) is not False
+        timeout_s = self._policy.deadline_s(details.timeout)
+        attempts = repeat.Attempts(details.method, timeout_s, time.monotonic(), repeatable=waits and not streamed)
+        metadata = self._policy.metadata(details.metadata)
+
+        def start() -> Any:
+            left_s = attempts.left_s(time.monotonic())
+            return continuation(_Details(details, left_s, metadata, waits), request)
+
+        return _TypedCall(start, attempts, self._connection, policy.agent_in(metadata))
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._intercept(continuation, client_call_details, request)
+        call = self._intercept(continuation, client_call_details, request)
+        # A call that was made as a future is under way, and nobody would repeat it before it is asked for.
+        if call.done():
+            call.settle()
+        return call
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return self._intercept(continuation, client_call_details, request)
 
     def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self._intercept(continuation, client_call_details, request_iterator)
+        return self._intercept(continuation, client_call_details, request_iterator, streamed=True)
 
     def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self._intercept(continuation, client_call_details, request_iterator)
+        return self._intercept(continuation, client_call_details, request_iterator, streamed=True)
 
 
 class _TypedCall:
-    """A call (grpc.Call, grpc.Future and, for streams, an iterator) whose failures are `agentruntime.errors`."""
+    """A call (grpc.Call, grpc.Future and, for streams, an iterator) whose failures are `agentruntime.errors`.
 
-    def __init__(self, call: Any, timeout_s: float | None, called_at: float) -> None:
-        self._call = call
-        self._timeout_s = timeout_s
-        self._called_at = called_at
+    It is the last of its attempts: a stream is begun anew as long as nothing of it was handed over.
+    """
+
+    def __init__(
+        self, start: Callable[[], Any], attempts: repeat.Attempts, connection: _Connection, agent: str
+    ) -> None:
+        self._start = start
+        self._attempts = attempts
+        self._connection = connection
+        self._agent = agent
+        self._delivered = False
+        self._cancelled = threading.Event()
+        self._call = start()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
@@ -297,10 +360,22 @@ class _TypedCall:
         return self
 
     def __next__(self) -> Any:
-        try:
-            return next(self._call)
-        except grpc.RpcError as error:
-            raise self._typed(error) from error
+        while True:
+            try:
+                message = next(self._call)
+            except grpc.RpcError as error:
+                typed = self._typed(error)
+                if self._delivered or not self._again(typed):
+                    raise typed from error
+            else:
+                self._delivered = True
+                return message
+
+    def settle(self) -> None:
+        """Repeats a call that is done until it is well, or has failed for good."""
+        error = self._call.exception()
+        while isinstance(error, grpc.RpcError) and self._again(self._typed(error)):
+            error = self._call.exception()
 
     def result(self, timeout: float | None = None) -> Any:
         try:
@@ -312,5 +387,29 @@ class _TypedCall:
         error: BaseException | None = self._call.exception(timeout)
         return self._typed(error) if isinstance(error, grpc.RpcError) else error
 
+    def cancel(self) -> bool:
+        self._cancelled.set()
+        return bool(self._call.cancel())
+
+    def _again(self, error: errors.AgentError) -> bool:
+        """Makes the call once more, after a while, if it may be."""
+        again = self._attempts.again(error, time.monotonic(), random.random())  # noqa: S311 — because nobody gains by guessing it
+        if again is None or self._cancelled.wait(again.delay_s):
+            return False
+        if again.ask and not self._connection.may_repeat(self._attempts, self._agent):
+            return False
+        try:
+            self._call = self._start()
+        except ValueError:
+            # The client was closed meanwhile.
+            return False
+        return True
+
     def _typed(self, error: grpc.RpcError) -> errors.AgentError:
-        return policy.failure(error, self._timeout_s, time.monotonic() - self._called_at)
+        timeout_s, elapsed_s = self._attempts.timeout_s, self._attempts.elapsed_s(time.monotonic())
+        typed = policy.failure(error, timeout_s, elapsed_s, self._attempts.failure)
+        if timeout_s is None or not isinstance(typed, errors.DeadlineExceeded):
+            return typed
+        if not self._connection.connected(_LOOK_S):
+            return policy.not_connected(self._connection.target.address, timeout_s)
+        return typed

@@ -9,6 +9,7 @@ from agentruntime._proto.uapi.v1 import text_generation_pb2
 
 from tests.agentruntime.client.test_dynamic import REQUEST
 from tests.agentruntime.client.test_registration import DATA
+from tests.agentruntime.client.test_sync import LOST, NOT_READY, kinds
 from tests.agentruntime.platform_services import Record
 
 
@@ -37,9 +38,51 @@ async def test_errors_are_ours(endpoint: str, record: Record) -> None:
 
 
 async def test_nobody_there() -> None:
-    async with AsyncClient("127.0.0.1:1", timeout_s=5) as client:
-        with pytest.raises(errors.Unavailable):
+    async with AsyncClient("127.0.0.1:1", timeout_s=0.5) as client:
+        with pytest.raises(errors.Unavailable, match=r"nothing answered at 127.0.0.1:1 within 0.5"):
             await client.generate_text("my-agent", "x")
+        with pytest.raises(errors.Unavailable, match="nothing answered"):
+            await client.await_connection(0.1)
+
+
+async def test_what_may_be_repeated_is(endpoint: str, record: Record) -> None:
+    async with AsyncClient(endpoint) as client:
+        record.failures = [LOST, NOT_READY]
+        assert (await client.generate_text("my-agent", "hi")).text == "echo: hi"
+        assert kinds(record) == ["GenerateText", "GetAgent", "GenerateText", "GenerateText"]
+        record.failures = [LOST, NOT_READY]
+        assert [piece.text async for piece in client.stream_text("my-agent", "a b")] == ["a ", "b "]
+        record.failures = [NOT_READY]
+        assert (await client.call_agent("my-agent", REQUEST))["text"] == "hi"
+
+
+async def test_what_must_not_be_done_twice_is_not_repeated(endpoint: str, record: Record) -> None:
+    async with AsyncClient(endpoint) as client:
+        for call in (
+            lambda: client.generate_text("once", "hi"),
+            lambda: client.call_agent("my-agent", REQUEST),
+            lambda: client.text_generation.GetHealth(text_generation_pb2.HealthRequest(), wait_for_ready=False),
+        ):
+            record.failures = [LOST]
+            with pytest.raises(errors.Unavailable, match="the worker ended"):
+                await call()
+        record.requests.clear()
+        pieces = client.stream_text("my-agent", "a cut")
+        assert (await anext(pieces)).text == "a "
+        with pytest.raises(errors.Unavailable, match="the worker ended"):
+            _ = [piece async for piece in pieces]
+    assert kinds(record) == ["StreamText"]
+
+
+async def test_a_stream_that_waits_for_its_first_piece_can_be_cancelled(endpoint: str, record: Record) -> None:
+    record.raises["StreamText"] = NOT_READY
+    async with AsyncClient(endpoint) as client:
+        call = client.text_generation.StreamText(text_generation_pb2.StreamTextRequest(prompt="x"))
+        await asyncio.to_thread(record.wait_for, lambda seen: len(seen.requests) >= 2)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            async for _ in call:
+                pass
 
 
 async def test_a_call_s_code_can_still_be_asked(endpoint: str) -> None:

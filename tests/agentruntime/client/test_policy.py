@@ -26,6 +26,10 @@ def test_deadlines() -> None:
         (StatusCode.INTERNAL, "RST_STREAM", 2.0, 0.5, "WORKER_LOST"),
         (StatusCode.INTERNAL, "RST_STREAM", None, 99.0, "WORKER_LOST"),
         (StatusCode.NOT_FOUND, "no", 2.0, 2.0, "NOT_FOUND"),
+        (StatusCode.UNAVAILABLE, "Stream removed (Socket closed)", 2.0, 2.0, "CONNECTION_LOST"),
+        (StatusCode.UNAVAILABLE, "recvmsg: Connection reset by peer", None, 2.0, "CONNECTION_LOST"),
+        (StatusCode.UNAVAILABLE, "GOAWAY received", None, 2.0, "CONNECTION_LOST"),
+        (StatusCode.UNAVAILABLE, "the database is away", None, 2.0, "UNAVAILABLE"),
     ],
 )
 def test_failures(code: StatusCode, details: str, *, timeout_s: float | None, elapsed_s: float, reason: str) -> None:

@@ -2,15 +2,16 @@
 
 import math
 import threading
+import time
 
 import grpc
 import pytest
 from agentruntime import Client, errors
-from agentruntime._proto.uapi.v1 import text_generation_pb2, text_generation_pb2_grpc
+from agentruntime._proto.uapi.v1 import agent_registry_pb2, text_generation_pb2, text_generation_pb2_grpc
 
 from tests.agentruntime.client.test_dynamic import REQUEST
 from tests.agentruntime.client.test_registration import DATA
-from tests.agentruntime.platform_services import Record
+from tests.agentruntime.platform_services import TEXT_SERVICE, Record
 
 
 def test_a_call_has_deadline_trace_agent_and_token(endpoint: str, record: Record) -> None:
@@ -59,8 +60,84 @@ def test_errors_are_ours_in_every_form_of_call(endpoint: str, record: Record) ->
 
 
 def test_nobody_there() -> None:
-    with Client("127.0.0.1:1", timeout_s=5) as client, pytest.raises(errors.Unavailable):
-        client.generate_text("my-agent", "x")
+    with Client("127.0.0.1:1", timeout_s=0.5) as client:
+        with pytest.raises(errors.Unavailable, match=r"nothing answered at 127.0.0.1:1 within 0.5") as caught:
+            client.generate_text("my-agent", "x")
+        assert caught.value.reason == "NOT_CONNECTED"
+        with pytest.raises(errors.Unavailable, match="nothing answered"):
+            client.await_connection(0.1)
+        with pytest.raises(errors.Unavailable, match="failed to connect"):
+            client.text_generation.GetHealth(text_generation_pb2.HealthRequest(), wait_for_ready=False)
+
+
+LOST = errors.Unavailable("the worker ended", reason="WORKER_LOST")
+NOT_READY = errors.AgentNotReady("no worker is ready")
+
+
+def kinds(record: Record) -> list[str]:
+    return [type(request).__name__.removesuffix("Request") for request in record.requests]
+
+
+def test_an_idempotent_call_is_repeated_once_the_registry_allows_it(endpoint: str, record: Record) -> None:
+    record.failures = [LOST, NOT_READY]
+    with Client(endpoint) as client:
+        assert client.generate_text("my-agent", "hi").text == "echo: hi"
+        assert kinds(record) == ["GenerateText", "GetAgent", "GenerateText", "GenerateText"]
+        record.failures = [LOST]
+        response, call = client.agent("my-agent").text_generation.GetHealth.with_call(
+            text_generation_pb2.HealthRequest()
+        )
+        assert (response.status, call.code()) == ("healthy", grpc.StatusCode.OK)
+        record.failures = [LOST]
+        assert [piece.text for piece in client.stream_text("my-agent", "a b")] == ["a ", "b "]
+
+
+def test_without_a_name_the_registry_is_asked_who_serves(endpoint: str, record: Record) -> None:
+    info = agent_registry_pb2.AgentInfo(agent_id="a", services=[TEXT_SERVICE], idempotent=True)
+    record.failures, record.outside = [LOST], [info]
+    with Client(endpoint) as client:
+        assert client.text_generation.GetHealth(text_generation_pb2.HealthRequest()).status == "healthy"
+        record.failures, info.idempotent = [LOST], False
+        with pytest.raises(errors.Unavailable, match="the worker ended"):
+            client.text_generation.GetHealth(text_generation_pb2.HealthRequest())
+
+
+def test_what_must_not_be_done_twice_is_not_repeated(endpoint: str, record: Record) -> None:
+    with Client(endpoint) as client:
+        record.failures = [LOST, LOST, LOST, LOST]
+        with pytest.raises(errors.Unavailable, match="the worker ended"):
+            client.generate_text("once", "hi")
+        with pytest.raises(errors.Unavailable, match="the worker ended"):
+            client.call_agent("my-agent", REQUEST)
+        request = text_generation_pb2.HealthRequest()
+        with pytest.raises(errors.Unavailable, match="the worker ended"):
+            client.text_generation.GetHealth(request, wait_for_ready=False)
+        with pytest.raises(errors.Unavailable, match="the worker ended"):
+            client.text_generation.GetHealth.future(request).result()
+        assert kinds(record) == ["GenerateText", "GetAgent", "CallAgent", "Health", "Health"]
+        # This one no worker has seen.
+        record.failures = [NOT_READY]
+        assert client.call_agent("my-agent", REQUEST)["text"] == "hi"
+
+
+def test_a_stream_is_not_begun_anew_once_a_piece_was_handed_over(endpoint: str, record: Record) -> None:
+    with Client(endpoint) as client:
+        stream = client.stream_text("my-agent", "a cut")
+        assert next(stream).text == "a "
+        with pytest.raises(errors.Unavailable, match="the worker ended"):
+            list(stream)
+    assert kinds(record) == ["StreamText"]
+
+
+def test_the_deadline_is_that_of_all_attempts(endpoint: str, record: Record) -> None:
+    record.raises["GenerateText"] = LOST
+    began = time.monotonic()
+    # Between two attempts the one error is known, within the last one the other.
+    expected = (errors.Unavailable, errors.DeadlineExceeded)
+    with Client(endpoint) as client, pytest.raises(expected, match="the worker ended"):
+        client.generate_text("my-agent", "hi", timeout_s=0.5)
+    assert time.monotonic() - began < 2
+    assert kinds(record).count("GenerateText") > 2
 
 
 def test_a_stub_of_an_own_proto_goes_to_its_agent(endpoint: str, record: Record) -> None:
