@@ -1,8 +1,8 @@
 """`agent debug`."""
 
-import json
 import math
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,11 +25,14 @@ _REMOTE_ROOT = "/agent/app"
 def command(
     worker: Annotated[str, typer.Argument(metavar="WORKER", help="One worker, like my-agent-01.")],
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of this machine; 0 takes any.")] = _PORT,
+    format_: output.Output = None,
 ) -> None:
     """Attach a debugger to a worker that runs with --debug.
 
-    Listens on localhost for one that speaks the Debug Adapter Protocol, like VS Code's, until Ctrl-C.
+    Listens on localhost for one that speaks the Debug Adapter Protocol, like VS Code's, until Ctrl-C. With --output
+    json, prints just what goes into VS Code's launch.json.
     """
+    as_json = output.wants_json(format_)
     with platform.connect() as client:
         _check(client, worker)
         try:
@@ -39,7 +42,7 @@ def command(
                 f"port {port} cannot be listened on ({error.strerror}); name another with --port"
             ) from None
         with listener, suppress(KeyboardInterrupt):
-            print(_how_to(worker, listener.getsockname()[1]), flush=True)
+            _say_how_to(worker, listener.getsockname()[1], as_json=as_json)
             while True:
                 connection, _ = listener.accept()
                 threading.Thread(target=_carry, args=(client, worker, connection), daemon=True).start()
@@ -53,7 +56,7 @@ def _check(client: Client, worker_id: str) -> None:
         raise errors.FailedPrecondition(f"agent '{found.agent}' does not run with debug; {remedy}")
 
 
-def _how_to(worker_id: str, port: int) -> str:
+def _say_how_to(worker_id: str, port: int, *, as_json: bool) -> None:
     launch = {
         "name": f"Attach to {worker_id}",
         "type": "debugpy",
@@ -61,11 +64,11 @@ def _how_to(worker_id: str, port: int) -> str:
         "connect": {"host": "127.0.0.1", "port": port},
         "pathMappings": [{"localRoot": "${workspaceFolder}", "remoteRoot": _REMOTE_ROOT}],
     }
-    return (
-        f"waiting on 127.0.0.1:{port} for a debugger of {worker_id}, until Ctrl-C\n"
-        f"In VS Code, with the agent's project open, a configuration of .vscode/launch.json:\n"
-        f"{json.dumps(launch, indent=2)}"
-    )
+    if not as_json:
+        print(f"waiting on 127.0.0.1:{port} for a debugger of {worker_id}, until Ctrl-C")
+        print("In VS Code, with the agent's project open, a configuration of .vscode/launch.json:")
+    output.print_json(launch)
+    sys.stdout.flush()
 
 
 def _carry(client: Client, worker_id: str, connection: socket.socket) -> None:
