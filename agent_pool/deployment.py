@@ -12,6 +12,7 @@ from agent_pool.policies import Policies
 from agent_pool.revision import Spec
 from agent_pool.worker import Worker
 
+DEFAULT_GRACE_S = 30.0
 # Revisions of an agent that are remembered.
 _MOST_REVISIONS = 10
 
@@ -32,14 +33,16 @@ class RunRequest:
 class Roll:
     """A roll that goes on: so much of it as a pool that takes over needs."""
 
-    # "update", "canary", "restart", …: the status names it.
+    # "updating to revision 4": the status says it.
     what: str
     # The revision of the new workers.
     target: int
     # The revision to go back to, if a new worker fails; 0 for nowhere.
     back_to: int
-    # Workers that are yet to be replaced.
+    # Workers to be replaced.
     old: tuple[str, ...]
+    # New ones that there are to be in the end.
+    wanted: int
     grace_s: float
 
 

@@ -1,7 +1,7 @@
 """What of the machine is promised to whom: CPU, memory, GPUs. It refuses what does not fit."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentruntime import errors, units
 
@@ -35,10 +35,15 @@ class Ledger:
 
     def reserved(self) -> Capacity:
         """The sum of what is held."""
+        return self._sum(self._held.values())
+
+    @staticmethod
+    def _sum(reservations: Iterable[Reservation]) -> Capacity:
+        held = list(reservations)
         return Capacity(
-            sum(held.cpu_millis for held in self._held.values()),
-            sum(held.memory_bytes for held in self._held.values()),
-            tuple(sorted(gpu for held in self._held.values() for gpu in held.gpus)),
+            sum(each.cpu_millis for each in held),
+            sum(each.memory_bytes for each in held),
+            tuple(sorted(gpu for each in held for gpu in each.gpus)),
         )
 
     def reserve(self, holders: Iterable[str], resources: Resources) -> dict[str, Reservation]:
@@ -50,7 +55,7 @@ class Ledger:
         """
         wanted = [holder for holder in holders if holder not in self._held]
         if wanted:
-            self._check(len(wanted), resources)
+            self.check(len(wanted), resources)
             leased = set(self.reserved().gpus)
             free = [gpu for gpu in self.capacity.gpus if gpu not in leased]
             for index, holder in enumerate(wanted):
@@ -79,8 +84,27 @@ class Ledger:
     def holding(self, holder: str) -> Reservation | None:
         return self._held.get(holder)
 
-    def _check(self, count: int, resources: Resources) -> None:
-        reserved = self.reserved()
+    def change(self, holders: Iterable[str], resources: Resources) -> None:
+        """Changes the CPU and memory that each of them has, or of none of them. GPUs stay as they are.
+
+        Raises:
+            InsufficientResources: it does not fit; says what was asked and what is free.
+        """
+        before = {holder: held for holder in holders if (held := self._held.get(holder))}
+        for holder in before:
+            del self._held[holder]
+        try:
+            self.check(len(before), replace(resources, gpus=0))
+        except BaseException:
+            self._held |= before
+            raise
+        for holder, held in before.items():
+            self._held[holder] = Reservation(resources.cpu_millis, resources.memory_bytes, held.gpus)
+
+    def check(self, count: int, resources: Resources, *, besides: Iterable[str] = ()) -> None:
+        """Raises as `reserve` does if so many more holders do not fit, were those `besides` gone."""
+        leaving = set(besides)
+        reserved = self._sum(held for holder, held in self._held.items() if holder not in leaving)
         gpus = count * resources.gpus
         if resources.gpus > len(self.capacity.gpus):
             have = len(self.capacity.gpus)

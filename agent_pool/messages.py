@@ -25,7 +25,7 @@ from agent_pool.asked import (
     LoadBalancer,
     RestartMode,
 )
-from agent_pool.deployment import Deployment, RunRequest
+from agent_pool.deployment import DEFAULT_GRACE_S, Deployment, RunRequest
 from agent_pool.drivers.base import Enforcement, Stats
 from agent_pool.images.layout import StoredImage
 from agent_pool.ledger import Capacity
@@ -34,8 +34,10 @@ from agent_pool.logs.lines import Line
 from agent_pool.resources import Requested, Resources
 from agent_pool.revision import Spec
 from agent_pool.scaling.policy import AskedScaling
+from agent_pool.updates import UpdateRequest
 from agent_pool.worker import Worker
 
+Graceful = pb.StopAgentRequest | pb.RestartAgentRequest | pb.UpdateAgentRequest | pb.RollbackAgentRequest
 Choice = TypeVar("Choice", bound=str)
 Code = TypeVar("Code", bound=int)
 STATES: Final = {
@@ -76,6 +78,7 @@ _MOST_CONCURRENCY = 10_000
 _MOST_QUEUE = 100_000
 _MOST_FAILURES = 1000
 _MOST_REPLICAS = 1000
+_LONGEST_GRACE_S = 3600.0
 _LONGEST_ENV_BYTES = 128 * 1024
 
 
@@ -87,17 +90,55 @@ def run_request(message: pb.RunAgentRequest) -> RunRequest:
     """
     if not message.image:
         raise errors.InvalidArgument("name an image to run, like echo:latest")
-    if message.replicas > _MOST_REPLICAS:
-        raise errors.InvalidArgument(f"{message.replicas} replicas are more than one pool keeps ({_MOST_REPLICAS})")
-    replicas = message.replicas if message.HasField("replicas") else None
     return RunRequest(
         message.image,
         message.agent,
-        replicas,
+        replicas(message),
         asked(message.settings),
         asked_policies(message.settings),
         message.allow_unenforced,
     )
+
+
+def update_request(message: pb.UpdateAgentRequest) -> UpdateRequest:
+    """Reads an UpdateAgentRequest.
+
+    Raises:
+        InvalidArgument: a field has no sensible value.
+    """
+    return UpdateRequest(
+        message.name,
+        message.image,
+        asked(message.settings),
+        asked_policies(message.settings),
+        grace_s(message),
+        message.allow_unenforced,
+    )
+
+
+def grace_s(message: Graceful) -> float:
+    """The grace period that a request sets, in seconds.
+
+    Raises:
+        InvalidArgument: it is negative, or longer than anybody waits.
+    """
+    if not message.HasField("grace_period"):
+        return DEFAULT_GRACE_S
+    given_s = message.grace_period.ToNanoseconds() / 1e9
+    if not 0 <= given_s <= _LONGEST_GRACE_S:
+        raise errors.InvalidArgument(f"a grace period of {given_s:g}s is not between 0 and {_LONGEST_GRACE_S:g}s")
+    return given_s
+
+
+def replicas(message: pb.RunAgentRequest | pb.ScaleAgentRequest) -> int | None:
+    """How many workers a request wants, if it says.
+
+    Raises:
+        InvalidArgument: more than one pool keeps.
+    """
+    if message.replicas > _MOST_REPLICAS:
+        raise errors.InvalidArgument(f"{message.replicas} replicas are more than one pool keeps ({_MOST_REPLICAS})")
+    return message.replicas if message.HasField("replicas") else None
 
 
 def asked(message: pb.AgentSettings) -> Asked:

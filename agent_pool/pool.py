@@ -9,24 +9,25 @@ from typing import Any, TypeVar
 
 from agentruntime import errors, log, names
 
-from agent_pool import enforcement, recovery
-from agent_pool.asked import Asked
+from agent_pool import recovery
+from agent_pool.asked import Asked, AskedPolicies
 from agent_pool.changes import Changes
 from agent_pool.crew import Crew
-from agent_pool.deployment import Deployment, RunRequest
+from agent_pool.deployment import DEFAULT_GRACE_S, Deployment, RunRequest
 from agent_pool.drivers.base import Driver
 from agent_pool.images.catalog import Catalog, OpenImage
 from agent_pool.keeper import Keeper
-from agent_pool.known import Known
 from agent_pool.ledger import Ledger
+from agent_pool.loading import Loader
 from agent_pool.revision import Spec
+from agent_pool.rolling import Rolls
 from agent_pool.saving import Saver
 from agent_pool.scaling.sleep import Sleep
 from agent_pool.settings import PoolSettings
 from agent_pool.state import SavedDeployment, StateStore
+from agent_pool.updates import Updates
 from agent_pool.worker import Worker
 
-DEFAULT_GRACE_S = 30.0
 Result = TypeVar("Result")
 _log = log.get("agent_pool")
 
@@ -45,6 +46,7 @@ class Pool:
         self.ledger = ledger
         self.catalog = catalog
         self.changes = Changes()
+        self.loader = Loader(driver)
         self._state = state
         self._saver = Saver(state, self._saved)
         self._next_index = 0
@@ -52,13 +54,13 @@ class Pool:
         self._locks: dict[str, asyncio.Lock] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
-        self._known = Known()
         # Of runs in flight.
         self._held_digests: collections.Counter[str] = collections.Counter()
         self._keeper = Keeper(
             driver, ledger, settings.backoff, changed=self.announce, drain_delay_s=settings.drain_delay_s
         )
         self._crew = Crew(ledger, self._keeper)
+        self.updates = Updates(self, Rolls(self, self._crew, self._keeper))
         self.sleeping = Sleep(
             self,
             self._crew,
@@ -118,7 +120,7 @@ class Pool:
         return await self.finish(self._run(request))
 
     async def _run(self, request: RunRequest) -> Deployment:
-        with self._held(self.catalog.find(request.image).digest):
+        with self.held(self.catalog.find(request.image).digest):
             return await self._run_image(request)
 
     async def _run_image(self, request: RunRequest) -> Deployment:
@@ -143,7 +145,9 @@ class Pool:
         workers = self._crew.enlist(deployment, deployment.target)
         self._deployments[agent] = deployment
         try:
-            await self.load(deployment, deployment.spec, allow_unenforced=request.allow_unenforced)
+            starts, allow = bool(workers), request.allow_unenforced
+            spec = deployment.spec
+            deployment.keep(await self.loader.load(spec, deployment.asked, starts=starts, allow_unenforced=allow))
             self.announce(agent)
             await self._crew.start(deployment, workers)
         except BaseException:
@@ -182,25 +186,6 @@ class Pool:
         least = max(1, scaling.min_replicas) if scaling.auto_scale else 1
         deployment.replicas = request.replicas or (before.replicas if before else least)
         return deployment
-
-    async def load(self, deployment: Deployment, spec: Spec, *, allow_unenforced: bool) -> Spec:
-        """Checks a revision against this machine, loads its code if need be, and keeps it with what is known of it.
-
-        Raises:
-            AgentError: it cannot be launched here, or its code fails; a template of it may be left.
-        """
-        notes = enforcement.notes(self.driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
-        revision = spec.driver_revision(deployment.policies.health.start_timeout_s)
-        await self.driver.check(revision)
-        # What starts nothing yet need not be loaded, if its like was before.
-        prepared = None if deployment.target else self._known.find(revision)
-        if prepared is None:
-            prepared = self._known.learn(revision, await self.driver.prepare(revision))
-        if prepared.degraded and spec.asked.network == "isolated":
-            enforcement.refuse("network isolation", prepared.degraded[0], allow_unenforced=allow_unenforced)
-        loaded = spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
-        deployment.keep(loaded)
-        return loaded
 
     # --- how many ------------------------------------------------------------------------------------------------
 
@@ -247,6 +232,19 @@ class Pool:
             self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
         self.announce(deployment.agent)
         await self._saver.save(deployment.agent)
+
+    async def set_policies(self, agent: str, asked: AskedPolicies) -> Deployment:
+        """Puts policies in force, over those asked for before.
+
+        Raises:
+            InvalidArgument: a value that makes no sense.
+        """
+        async with self.lock(agent):
+            deployment = self.get(agent)
+            if deployment.take_up(asked):
+                self.announce(agent)
+                await self.save(agent)
+            return deployment
 
     async def adjust(self, agent: str, replicas: int) -> int:
         """Brings an agent that is awake to so many workers, or as near as there is room; says how many they are now.
@@ -330,11 +328,9 @@ class Pool:
         for deployment in await recovery.recover(self._state.load(), self.driver, self.ledger, self._keeper):
             self._deployments[deployment.agent] = deployment
             self._next_index = max(self._next_index, deployment.spec.agent_index + 1)
-            for number, spec in deployment.revisions.items():
-                if not spec.prepared.services:
-                    continue  # it never loaded
-                prepared = self._known.learn(deployment.revision(number), spec.prepared)
-                deployment.revisions[number] = spec.model_copy(update={"prepared": prepared})
+            self.loader.recall(deployment)
+            if deployment.roll is not None:
+                self.spawn(self.updates.resume(deployment))
 
     async def close(self, grace_s: float) -> None:
         """Drains and stops every worker. What is desired stays on disk."""
@@ -370,6 +366,10 @@ class Pool:
         self.changes.publish(agent)
         self._saver.soon(agent)
 
+    async def save(self, agent: str) -> None:
+        """Has an agent on disk as it is now."""
+        await self._saver.save(agent)
+
     def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Does something in the background, until the pool closes."""
         task = asyncio.create_task(work)
@@ -394,7 +394,7 @@ class Pool:
             _log.error("unforeseen error", exc_info=error)
 
     @contextlib.contextmanager
-    def _held(self, digest: str) -> Iterator[None]:
+    def held(self, digest: str) -> Iterator[None]:
         """Keeps an image that no agent is known to use yet."""
         self._held_digests[digest] += 1
         try:

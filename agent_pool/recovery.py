@@ -54,6 +54,9 @@ def _revisions(deployments: list[Deployment]) -> dict[str, Prepared]:
 
 def _keep(deployment: Deployment, keeper: Keeper) -> None:
     missing: list[Worker] = []
+    if deployment.roll is not None and not deployment.roll.back_to:
+        # A restart: whoever asked for it has heard that the pool was lost.
+        deployment.roll, deployment.status = None, ""
     if deployment.roll is None:
         missing = deployment.new_workers(max(0, deployment.target - len(deployment.workers)))
     for worker in (*deployment.workers.values(), *missing):

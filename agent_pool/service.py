@@ -13,14 +13,14 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from grpc import aio
 
 from agent_pool import debugging, messages
+from agent_pool.asked import AskedPolicies
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
 from agent_pool.logs import LogStore
-from agent_pool.pool import DEFAULT_GRACE_S, Pool
+from agent_pool.pool import Pool
 from agent_pool.scaling.load import AgentLoad, LoadBook
 
 Context = aio.ServicerContext[Any, Any]
-_LONGEST_GRACE_S = 3600.0
 
 
 class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
@@ -37,32 +37,41 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         return pb.RunAgentResponse(deployment=messages.deployment(deployment))
 
     async def StopAgent(self, request: pb.StopAgentRequest, context: Context) -> pb.StopAgentResponse:
-        grace_s = DEFAULT_GRACE_S
-        if request.HasField("grace_period"):
-            grace_s = request.grace_period.ToNanoseconds() / 1e9
-            if not 0 <= grace_s <= _LONGEST_GRACE_S:
-                raise errors.InvalidArgument(
-                    f"a grace period of {grace_s:g}s is not between 0 and {_LONGEST_GRACE_S:g}s"
-                )
-        return pb.StopAgentResponse(worker_ids=await self._pool.stop(request.name, grace_s))
+        worker_ids = await self._pool.stop(request.name, messages.grace_s(request))
+        return pb.StopAgentResponse(worker_ids=worker_ids)
 
     async def RestartAgent(self, request: pb.RestartAgentRequest, context: Context) -> pb.RestartAgentResponse:
-        raise errors.Unimplemented("RestartAgent is not there yet")
+        worker_ids = await self._pool.updates.restart(request.name, messages.grace_s(request))
+        return pb.RestartAgentResponse(worker_ids=worker_ids)
 
     async def UpdateAgent(self, request: pb.UpdateAgentRequest, context: Context) -> pb.UpdateAgentResponse:
-        raise errors.Unimplemented("UpdateAgent is not there yet")
+        deployment = await self._pool.updates.update(messages.update_request(request))
+        return pb.UpdateAgentResponse(deployment=messages.deployment(deployment))
 
     async def RollbackAgent(self, request: pb.RollbackAgentRequest, context: Context) -> pb.RollbackAgentResponse:
-        raise errors.Unimplemented("RollbackAgent is not there yet")
+        number = request.revision if request.HasField("revision") else None
+        deployment = await self._pool.updates.roll_back(request.agent, number, messages.grace_s(request))
+        return pb.RollbackAgentResponse(deployment=messages.deployment(deployment))
 
     async def ScaleAgent(self, request: pb.ScaleAgentRequest, context: Context) -> pb.ScaleAgentResponse:
-        raise errors.Unimplemented("ScaleAgent is not there yet")
+        agent, replicas = request.agent, messages.replicas(request)
+        if request.HasField("scaling"):
+            asked = AskedPolicies(scaling=messages.asked_scaling(request.scaling))
+            await self._pool.set_policies(agent, asked)
+        if request.HasField("resources"):
+            wanted = messages.requested(request.resources)
+            await self._pool.updates.resize(agent, wanted, allow_unenforced=request.allow_unenforced)
+        if replicas is not None:
+            await self._pool.set_workers(agent, replicas)
+        return pb.ScaleAgentResponse(deployment=messages.deployment(self._pool.get(agent)))
+
+    async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
+        deployment = self._pool.get(request.agent)
+        newest_first = sorted(deployment.revisions.values(), key=lambda spec: -spec.number)
+        return pb.ListRevisionsResponse(revisions=[messages.revision(spec, deployment) for spec in newest_first])
 
     async def WakeAgent(self, request: pb.WakeAgentRequest, context: Context) -> pb.WakeAgentResponse:
         return pb.WakeAgentResponse(deployment=messages.deployment(await self._pool.wake(request.agent)))
-
-    async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
-        raise errors.Unimplemented("ListRevisions is not there yet")
 
     async def ReportLoad(
         self, request_iterator: AsyncIterator[pb.ReportLoadRequest], context: Context

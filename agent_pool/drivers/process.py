@@ -102,8 +102,10 @@ class ProcessDriver(Driver):
     async def release(self, revision: Revision) -> None:
         await self._spares.drop(revision.key)
         await self._templates.release(revision.key)
-        with contextlib.suppress(OSError):  # workers still have their sockets there
-            self._templates.workers_dir(revision.agent).rmdir()
+        # Another revision's template has this very directory in its view of the file system.
+        if not any(key.rpartition("@")[0] == revision.agent for key in self.warm()):
+            with contextlib.suppress(OSError):  # workers still have their sockets there
+                self._templates.workers_dir(revision.agent).rmdir()
 
     async def start(self, launch_: Launch) -> Running:
         revision = launch_.revision
@@ -167,6 +169,8 @@ class ProcessDriver(Driver):
             raise errors.FailedPrecondition(f"nothing caps worker {worker_id} here; `agent doctor` says why")
         await asyncio.to_thread(_move_caps, process.group, process.launch.revision.limits, limits)
         process.launch = replace(process.launch, revision=replace(process.launch.revision, limits=limits))
+        # It has the old ones.
+        await self._spares.drop(process.launch.revision.key)
 
     async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         process = self._workers.get(worker_id)

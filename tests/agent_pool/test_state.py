@@ -53,7 +53,7 @@ async def test_round_trip(tmp_path: Path) -> None:
     [ended] = before.new_workers(1, revision=2)
     ended.state, ended.rests, ended.reason, ended.last_traceback = State.FAILED, True, "exit status 1", "Traceback"
     before.asleep, before.status = True, "could not wake: no room"
-    before.roll = Roll("update", 3, 2, ("a-02",), 30.0)
+    before.roll = Roll("updating to revision 3", 3, 2, ("a-02",), 2, 30.0)
     await state.save({"a": SavedDeployment.of(before), "b": None})
     [saved] = state.load()
     after = saved.restored()

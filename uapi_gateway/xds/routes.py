@@ -50,8 +50,8 @@ OPERATOR_PREFIXES = (
 WELL_FORMED = {"grpc-timeout": "[0-9]{1,8}[HMSmun]", "grpc-encoding": "identity|gzip|deflate"}
 # Of the same kind, but nothing that a caller needs to say to a worker.
 UNREADABLE = ("grpc-previous-rpc-attempts", "grpc-retry-pushback-ms", "grpc-status", "lb-cost-bin")
-# An answer that is only true when it is given.
-_HEALTH = f"/{descriptors.TEXT_GENERATION}/GetHealth"
+# Of a method whose answer is only true when it is given.
+_HEALTH = "/GetHealth"
 _SAFE = "connect-failure,refused-stream,reset-before-request"
 
 
@@ -108,7 +108,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
         idempotent=idempotent,
         opted_out=frozenset(out | {worker for worker, agent in workers.items() if agent in out}),
         cached=cached,
-        cacheable=idempotent - streaming - {_HEALTH} if cached else frozenset(),
+        cacheable=frozenset(path for path in idempotent - streaming if cached and not path.endswith(_HEALTH)),
     )
 
 

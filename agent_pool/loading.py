@@ -1,0 +1,47 @@
+"""A revision is checked against this machine, and its code is loaded, before anything runs from it."""
+
+from agent_pool import enforcement
+from agent_pool.asked import AskedPolicies
+from agent_pool.deployment import Deployment
+from agent_pool.drivers.base import Driver
+from agent_pool.known import Known
+from agent_pool.policies import Policies
+from agent_pool.revision import Spec
+
+
+class Loader:
+    """Of one pool."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._known = Known()
+
+    async def load(self, spec: Spec, asked: AskedPolicies, *, starts: bool, allow_unenforced: bool) -> Spec:
+        """The revision, with what became known of it.
+
+        Args:
+            spec: the revision.
+            asked: the agent's policies, as far as they were asked for.
+            starts: whether workers of it are to start now. Otherwise it is not loaded, if its like was before.
+            allow_unenforced: whether limits that were asked for may go unenforced.
+
+        Raises:
+            AgentError: it cannot be launched here, or its code fails; a template of it may be left.
+        """
+        notes = enforcement.notes(self._driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
+        policies = Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)
+        revision = spec.driver_revision(policies.health.start_timeout_s)
+        await self._driver.check(revision)
+        prepared = None if starts else self._known.find(revision)
+        if prepared is None:
+            prepared = self._known.learn(revision, await self._driver.prepare(revision))
+        if prepared.degraded and spec.asked.network == "isolated":
+            enforcement.refuse("network isolation", prepared.degraded[0], allow_unenforced=allow_unenforced)
+        return spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
+
+    def recall(self, deployment: Deployment) -> None:
+        """Takes in what is known of an agent that comes from disk; the same content is then kept once."""
+        for number, spec in deployment.revisions.items():
+            if spec.prepared.services:  # it was loaded
+                prepared = self._known.learn(deployment.revision(number), spec.prepared)
+                deployment.revisions[number] = spec.model_copy(update={"prepared": prepared})
