@@ -37,7 +37,7 @@ def platform() -> Iterator[Home]:
     """One that all tests of this module share."""
     with tempfile.TemporaryDirectory(prefix="uapi-dev-") as folder:
         environment = {**os.environ, "UAPI_HOME": folder}
-        up = [PROGRAM, "up", "--grpc-port", "0", "--http-port", "0"]
+        up = [str(PROGRAM), "up", "--grpc-port", "0", "--http-port", "0"]
         subprocess.run(up, check=True, timeout=60, env=environment)
         yield Home(Path(folder))
         subprocess.run([PROGRAM, "down"], check=True, timeout=60, env=environment)
