@@ -258,7 +258,7 @@ class _Connection:
         Seen by a call, whatever its answer: grpc's own way to ask costs a thread, and 0.2 s when the channel closes.
         """
         self.channel("")
-        check = self._channels[""][0].unary_unary("/grpc.health.v1.Health/Check")
+        check: Any = self._channels[""][0].unary_unary("/grpc.health.v1.Health/Check")
         try:
             check(b"", timeout=within_s, wait_for_ready=wait)
         except grpc.RpcError as error:
