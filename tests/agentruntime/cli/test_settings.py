@@ -1,16 +1,19 @@
 """The flags that say how an agent runs: what each sends, and every `agent …` line of the user's document."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
-from agentruntime.cli.settings import taken
+from agentruntime.cli.settings import ALL, taken
+from agentruntime.config import ENVIRONMENT
 from google.protobuf import json_format
 
 from tests.agentruntime.cli.conftest import Agent
 from tests.agentruntime.platform_services import Record
 
+ROOT = Path(__file__).parents[3]
 MB, GB = 10**6, 10**9
 RUN = "agent run my-agent:latest"
 
@@ -195,6 +198,16 @@ def test_what_cannot_be_is_said_with_the_flag(
     assert (result.status, result.out, result.err.count("\n")) == (status, "", 1)
     assert says in result.err
     assert record.requests == []
+
+
+def test_the_documentation_has_every_flag_and_setting() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    rows = {row.split("|")[1].strip(" `"): row for row in page.splitlines() if row.startswith("| `")}
+    for flag in ALL:
+        assert f"`{flag.written}`" in rows[flag.path].split("|")[2]
+    assert all(f"`{variable}`" in page for variable in ENVIRONMENT)
+    verbs = (ROOT / "docs/cli.md").read_text()
+    assert [flag.written for flag in ALL if f"`{flag.written}" not in verbs] == []
 
 
 def test_only_verbs_that_take_flags_have_them() -> None:
