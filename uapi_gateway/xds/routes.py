@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentruntime import status
+
 from uapi_gateway import descriptors
 from uapi_gateway.xds import clusters, resources
 from uapi_gateway.xds.resources import Resource, typed
@@ -52,7 +54,8 @@ WELL_FORMED = {"grpc-timeout": "[0-9]{1,8}[HMSmun]", "grpc-encoding": "identity|
 UNREADABLE = ("grpc-previous-rpc-attempts", "grpc-retry-pushback-ms", "grpc-status", "lb-cost-bin")
 # Of a method whose answer is only true when it is given.
 _HEALTH = "/GetHealth"
-_SAFE = "connect-failure,refused-stream,reset-before-request"
+# Never reached a worker, or one that drains says that it has not begun it.
+_SAFE = "connect-failure,refused-stream,reset-before-request,retriable-headers"
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,7 @@ def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat:
             "max_stream_duration": {"grpc_timeout_header_max": f"{LONGEST_DEADLINE_S}s"},
             "retry_policy": {
                 "retry_on": f"{_SAFE},reset" if repeat else _SAFE,
+                "retriable_headers": [{"name": status.NOT_BEGUN_KEY, "present_match": True}],
                 "num_retries": 3,
                 "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
                 "retry_host_predicate": [
