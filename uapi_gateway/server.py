@@ -90,7 +90,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings)
     observer = Observer(registry, envoy, pool, carrier)
-    report = LoadReport(pool, load, ejections)
+    report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
         stack.push_async_callback(pool.close)

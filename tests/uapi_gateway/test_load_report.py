@@ -12,6 +12,7 @@ from tests.uapi_gateway.pool_service import PoolStandIn
 from tests.uapi_gateway.test_load import said
 from tests.uapi_gateway.test_registry import agent
 from tests.waiting import eventually
+from uapi_gateway.admin import Admin
 from uapi_gateway.ejections import Ejections
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
@@ -25,7 +26,7 @@ async def reporting(home: Home) -> AsyncIterator[tuple[Load, Ejections]]:
     registry.put_pool_agent(agent("a", "a-01"))
     load, ejections = Load(registry), Ejections(registry)
     async with pool_channel(home.pool_socket) as channel:
-        task = asyncio.create_task(LoadReport(channel, load, ejections).run())
+        task = asyncio.create_task(LoadReport(channel, load, ejections, Admin(home.envoy_admin_socket)).run())
         yield load, ejections
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -43,7 +43,8 @@ class Client:
         timeout_s: seconds that a call without a timeout of its own may take, streams included (`timeout=math.inf`
             asks for none). By default `UAPI_TIMEOUT`, else 30.
 
-    Every call raises the classes of `agentruntime.errors`.
+    Every call waits for the gateway within its time, is repeated where that cannot do something twice, and raises the
+    classes of `agentruntime.errors`: docs/client.md has the rules.
 
     Raises:
         InvalidArgument: an argument, or a variable of the environment, cannot be read.

@@ -12,6 +12,7 @@ from google.protobuf import json_format
 
 from tests.agentruntime.cli.conftest import Agent
 from tests.agentruntime.platform_services import Record
+from tests.agentruntime.test_config import DOCUMENT_FILE
 
 ROOT = Path(__file__).parents[3]
 MB, GB = 10**6, 10**9
@@ -163,6 +164,21 @@ def test_flags(agent: Agent, record: Record, flags: str, asks: dict[str, Any]) -
     assert sent(record) == asks
     assert agent("update", "my-agent", *flags.split()).status == 0
     assert sent(record) == {"name": "my-agent", **asks}
+
+
+def test_the_document_s_file(agent: Agent, record: Record) -> None:
+    Path("runtime-config.yaml").write_text(DOCUMENT_FILE.replace("mode: container", "mode: native"))
+    assert agent("run", "my-agent:latest", "--max", "4").status == 0
+    assert sent(record) == settings(
+        resources={"memory_bytes": 2 * GB, "cpu_millis": 2000, "gpus": 1},
+        health_check={"interval_seconds": 30.0, "timeout_seconds": 10.0, "retries": 3},
+        scaling={"auto_scale": True, "min_replicas": 2, "max_replicas": 4, "cpu_threshold_percent": 80.0},
+    )
+    # These say what shall change, and nothing else.
+    assert agent("update", "my-agent", "--cpu", "1").status == 0
+    assert sent(record) == {"name": "my-agent", **settings(resources={"cpu_millis": 1000})}
+    assert agent("scale", "my-agent", "--replicas", "1").status == 0
+    assert sent(record) == {"agent": "my-agent", "replicas": 1}
 
 
 def test_a_time_to_live_alone_is_a_cache_where_an_agent_is_run(agent: Agent, record: Record) -> None:
