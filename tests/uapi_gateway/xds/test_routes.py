@@ -150,7 +150,7 @@ def test_without_a_name_the_service_decides(path: str, cluster: str, repeated: b
 def test_what_a_cache_may_answer_goes_to_the_relay(headers: dict[str, str], cached: bool) -> None:
     for more in ({}, TOKEN):
         route = decide({**headers, **more})
-        assert (route["route"].get("cluster") == "relay") is cached
+        assert (route["route"].get("cluster") == "cached/kept") is cached
         assert ("authorization" in route.get("request_headers_to_remove", [])) is bool(more)
         if cached:
             assert repeats(route)
