@@ -187,6 +187,8 @@ class Relay:
                 news = self._next_news(target.agent.agent_id)
                 async with self._lines.to_any(ready) as lease:
                     if lease is not None:
+                        if wait.wake is not None:
+                            wait.wake.served = True
                         place.close()
                         yield lease
                         return

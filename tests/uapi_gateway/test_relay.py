@@ -104,6 +104,22 @@ async def test_a_thousand_calls_are_one_wake(home: Home, tmp_path: Path) -> None
         ]
 
 
+async def test_the_watch_may_be_faster_than_the_pools_answer(home: Home, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/1.sock"
+    async with relaying(home) as server, server.pool.serving(home), echoing(address, "a-01"):
+        server.put("a", {}, **asleep())
+        answered = asyncio.Event()
+
+        async def start(_agent: str) -> None:
+            server.put("a", {"a-01": address})
+            await answered.wait()
+
+        server.pool.on_wake = start
+        assert await server.call("x", "a") == "a-01: x"
+        answered.set()
+        await eventually(lambda: [wakes.outcomes for _, wakes in server.relay.figures().wakes] == [{"ok": 1}])
+
+
 async def test_a_failed_wake_answers_all_that_wait_with_its_cause(home: Home) -> None:
     async with relaying(home) as server, server.pool.serving(home):
         server.put("a", {}, **asleep())
