@@ -48,12 +48,14 @@ def record_file(home: Home) -> Path:
 
 
 def read_record(home: Home) -> EnvoyRecord | None:
-    """The Envoy of this runtime directory that is still alive, or None."""
+    """The Envoy that ran last in this runtime directory and was not told to end; None if there is none.
+
+    It may be dead by now.
+    """
     try:
-        record = EnvoyRecord(**json.loads(record_file(home).read_text()))
+        return EnvoyRecord(**json.loads(record_file(home).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return record if record.alive() else None
 
 
 class Envoy:
@@ -80,7 +82,8 @@ class Envoy:
         Raises:
             Unavailable: it does not come up.
         """
-        if found := read_record(self._home):
+        found = read_record(self._home)
+        if found is not None and found.alive():
             if found.fingerprint == self._fingerprint:
                 self.record = found
                 _log.info("took over the running envoy", pid=found.pid)

@@ -163,6 +163,13 @@ async def test_envoy_is_started_again_when_it_is_killed(tmp_path: Path) -> None:
                 await eventually(lambda channel=channel: answered(channel, "a"))  # type: ignore[misc]  # bound now
             assert time.monotonic() - began < 2.5  # 0.25 s on a quiet machine
             assert gateway.envoy_pid != before
+        # Both at once: callers keep the address.
+        address, before = gateway.address, gateway.envoy_pid
+        gateway.kill()
+        os.kill(before, signal.SIGKILL)
+        await eventually(lambda: ended(before))
+        await gateway.start()
+        assert gateway.address == address
 
 
 def ended(pid: int) -> bool:
