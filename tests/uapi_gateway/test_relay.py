@@ -265,6 +265,16 @@ async def test_a_lost_worker(home: Home, tmp_path: Path) -> None:
             assert await server.call("x", "b", timeout_s=1) == "a-03: x"
 
 
+async def test_a_worker_that_drains_has_not_begun_the_call(home: Home, tmp_path: Path) -> None:
+    addresses = {f"a-0{n}": f"unix:{tmp_path}/{n}.sock" for n in (1, 2)}
+    async with relaying(home) as server, echoing(addresses["a-01"], "a-01"), echoing(addresses["a-02"], "a-02"):
+        server.put("a", addresses, idempotent=False)
+        for _ in range(4):
+            assert await server.call("not a-01", "a") == "a-02: not a-01"
+        error = await refusal(server, "a-01", prompt="not a-01")
+        assert isinstance(error, errors.WorkerDraining)
+
+
 async def test_an_open_circuit_is_said_at_once(home: Home, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/1.sock"
     async with relaying(home) as server, echoing(address, "a-01"):
