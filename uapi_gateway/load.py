@@ -16,7 +16,7 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from uapi_gateway.registry import Registry
 from uapi_gateway.xds.clusters import AGENT_PREFIX
 
-# Of an agent's endpoints in Envoy; the relay has the next one.
+# Priority of an agent's workers among its endpoints in Envoy; the relay has the next one.
 _WORKERS = 0
 
 
@@ -53,8 +53,12 @@ class Load:
         self._begun: Counter[str] = Counter()
         self._queued: Counter[str] = Counter()
         self._carried: Counter[str] = Counter()
-        # As Envoy last said.
+        # As Envoy last said: at the agents' workers, and at the relay.
         self._in_envoy: Counter[str] = Counter()
+        self._at_relay: Counter[str] = Counter()
+        # Calls that Envoy carries and does not report, by agent, for those where there may be any.
+        self._unseen = {agent.agent_id: 0 for agent in registry.agents()}
+        registry.listeners.append(self._changed)
         # Without it nothing may be said of the load, for silence about an agent means that it is idle.
         self.envoy_reports = False
         self.due = asyncio.Event()
@@ -72,6 +76,7 @@ class Load:
     def take(self, request: Any) -> None:
         """Takes in Envoy's LoadStatsRequest. A cluster that is not in it has no calls."""
         self._in_envoy.clear()
+        self._at_relay.clear()
         for stats in request.cluster_stats:
             if not stats.upstream_locality_stats or not stats.cluster_name.startswith(AGENT_PREFIX):
                 continue
@@ -79,16 +84,39 @@ class Load:
             target = self._registry.find(stats.cluster_name.removeprefix(AGENT_PREFIX))
             if target is None:
                 continue
+            agent_id = target.agent.agent_id
             for place in stats.upstream_locality_stats:
                 if place.priority == _WORKERS:
-                    self._in_envoy[target.agent.agent_id] += place.total_requests_in_progress
-                    self._begun[target.agent.agent_id] += place.total_issued_requests
+                    self._in_envoy[agent_id] += place.total_requests_in_progress
+                    self._begun[agent_id] += place.total_issued_requests
+                else:
+                    self._at_relay[agent_id] += place.total_requests_in_progress
         self.envoy_reports = True
         self.due.set()
+
+    @property
+    def doubtful(self) -> list[str]:
+        """Agents that may only seem to have no calls.
+
+        A call whose worker has left the endpoints since, or whose cluster was changed, goes on, but Envoy reports it
+        no more. So when an agent that was changed has no calls any more, Envoy's gauge must say so too.
+        """
+        return sorted(agent_id for agent_id in self._unseen if not self._in_envoy[agent_id])
+
+    def take_active(self, agent_id: str, active: int) -> None:
+        """Takes in an agent's gauge of calls in flight, those that wait at the relay included."""
+        self._unseen[agent_id] = max(0, active - self._at_relay[agent_id])
+        if not self._unseen[agent_id]:
+            del self._unseen[agent_id]
+
+    def _changed(self, agent_id: str) -> None:
+        self._unseen.setdefault(agent_id, 0)
 
     def envoy_left(self) -> None:
         """Envoy's reports have ended, with all calls that it carried."""
         self._in_envoy.clear()
+        self._at_relay.clear()
+        self._unseen.clear()
         self.envoy_reports = False
 
     def report(self) -> list[pool.AgentLoad]:
@@ -97,11 +125,11 @@ class Load:
         loads = [
             pool.AgentLoad(
                 agent=agent_id,
-                in_flight=self._in_envoy[agent_id] + self._carried[agent_id],
+                in_flight=(self._in_envoy[agent_id] or self._unseen.get(agent_id, 0)) + self._carried[agent_id],
                 begun=begun[agent_id],
                 queued=self._queued[agent_id],
             )
-            for agent_id in sorted({*self._in_envoy, *self._carried, *self._queued, *begun})
+            for agent_id in sorted({*self._in_envoy, *self._unseen, *self._carried, *self._queued, *begun})
         ]
         # Counters keep what has come down to zero.
         for counter in (self._queued, self._carried):

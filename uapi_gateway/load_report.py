@@ -1,13 +1,17 @@
 """Tells the pool, for as long as the gateway runs, how much the agents are called and which workers Envoy ejected."""
 
 import asyncio
+from collections import Counter
+from urllib.parse import quote
 
 import grpc
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
+from agentruntime.errors import Unavailable
 from grpc import aio
 
+from uapi_gateway.admin import Admin
 from uapi_gateway.ejections import Ejections
 from uapi_gateway.load import Load
 
@@ -18,10 +22,11 @@ _RETRY_S = 0.5
 class LoadReport:
     """Keeps one `ReportLoad` stream open: a message for each report of Envoy, and at once when it ejects a worker."""
 
-    def __init__(self, channel: aio.Channel, load: Load, ejections: Ejections) -> None:
+    def __init__(self, channel: aio.Channel, load: Load, ejections: Ejections, admin: Admin) -> None:
         self._stub: agent_pool_pb2_grpc.AgentPoolAsyncStub = agent_pool_pb2_grpc.AgentPoolStub(channel)
         self._load = load
         self._ejections = ejections
+        self._admin = admin
         ejections.listeners.append(load.due.set)
 
     async def run(self) -> None:
@@ -42,8 +47,26 @@ class LoadReport:
             await self._load.due.wait()
             self._load.due.clear()
             if self._load.envoy_reports:
+                if doubtful := self._load.doubtful:
+                    await self._look(doubtful)
                 # All of it each time: silence about an agent would mean that it has no calls.
                 message = pool.ReportLoadRequest(
                     loads=self._load.report(), ejected_worker_ids=self._ejections.workers()
                 )
                 await call.write(message)
+
+    async def _look(self, agent_ids: list[str]) -> None:
+        """Reads Envoy's gauges of the calls in flight of these agents and their workers."""
+        wanted = rf"^cluster\.agent/({'|'.join(agent_ids)})(-[0-9]+)?\.upstream_rq_active$"
+        try:
+            text = await self._admin.get("/stats?filter=" + quote(wanted, safe=""))
+        except Unavailable as error:
+            _log.warning("envoy's gauges cannot be read", error=error.message)
+            return
+        active: Counter[str] = Counter()
+        for line in text.splitlines():
+            name, _, value = line.rpartition(": ")
+            cluster = name.removeprefix("cluster.agent/").removesuffix(".upstream_rq_active")
+            active[cluster if cluster in agent_ids else cluster.rpartition("-")[0]] += int(value)
+        for agent_id in agent_ids:
+            self._load.take_active(agent_id, active[agent_id])

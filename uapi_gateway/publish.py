@@ -24,7 +24,7 @@ class Publisher:
 
     def publish_platform(self, *, control: Path, pool: Path) -> None:
         """The clusters that are always there."""
-        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool), (clusters.RELAY, self._relay)):
+        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool)):
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
 
     def publish_listeners(self, *, host: str, port: int, socket: Path, access_log: Path) -> None:
@@ -53,6 +53,7 @@ class Publisher:
         if agent is not None:
             wanted.add(agent_id)
             self._put(agent_id, agent, agent.endpoints)
+            self._put_cached(agent)
             for endpoint in agent.endpoints:
                 # An exact agent id wins over the name of a worker.
                 if endpoint.worker_id and self._registry.get(endpoint.worker_id) is None:
@@ -68,15 +69,25 @@ class Publisher:
                 self._put(name, target.agent, target.endpoints)
                 self._names.setdefault(target.agent.agent_id, set()).add(name)
                 continue
-            cluster = clusters.AGENT_PREFIX + name
-            self._cache.remove(resources.CLUSTER, cluster)
-            self._cache.remove(resources.ENDPOINTS, cluster)
+            self._remove(clusters.AGENT_PREFIX + name)
+        if agent is None:
+            self._remove(clusters.CACHED_PREFIX + agent_id)
 
     def _put(self, name: str, agent: Agent, endpoints: tuple[Endpoint, ...]) -> None:
-        weighed = agent.traffic.load_balancer == pool.LOAD_BALANCER_HEALTH_BASED
-        ready = {each.dialled: each.weight if weighed else 0 for each in endpoints if each.ready}
         self._cache.put(resources.CLUSTER, clusters.agent_cluster(name, agent.traffic))
-        self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(name, ready, self._relay))
+        self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(name, _weights(agent, endpoints), self._relay))
+
+    def _put_cached(self, agent: Agent) -> None:
+        if agent.agent_id not in routes.cached([agent]):
+            self._remove(clusters.CACHED_PREFIX + agent.agent_id)
+            return
+        weights = _weights(agent, agent.endpoints)
+        self._cache.put(resources.CLUSTER, clusters.cached_cluster(agent.agent_id))
+        self._cache.put(resources.ENDPOINTS, clusters.cached_endpoints(agent.agent_id, weights, self._relay))
+
+    def _remove(self, cluster: str) -> None:
+        self._cache.remove(resources.CLUSTER, cluster)
+        self._cache.remove(resources.ENDPOINTS, cluster)
 
     def _publish_routes(self) -> None:
         wanted = routes.plan(self._registry.agents(), self._registry.worker_ids())
@@ -86,6 +97,12 @@ class Publisher:
         for name, open_to_all in ((listeners.TCP, False), (listeners.UNIX, True)):
             resource = routes.route_configuration(name, wanted, self._token, open_to_all=open_to_all)
             self._cache.put(resources.ROUTE, resource)
+
+
+def _weights(agent: Agent, endpoints: tuple[Endpoint, ...]) -> dict[str, int]:
+    """The addresses that are ready, with their weights."""
+    weighed = agent.traffic.load_balancer == pool.LOAD_BALANCER_HEALTH_BASED
+    return {each.dialled: each.weight if weighed else 0 for each in endpoints if each.ready}
 
 
 def _shape(agent: Agent | None) -> object:

@@ -1,9 +1,11 @@
 """The directory of agents: the pool's and those that registered themselves. Plain memory; time is an argument."""
 
+import itertools
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from agentruntime import names
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
 from agentruntime.errors import AgentNotFound, AlreadyExists, LeaseNotFound
@@ -27,7 +29,7 @@ _LIVING = frozenset(
 class Endpoint:
     """One place where an agent serves."""
 
-    # "host:port" or "unix:/path", as it was given.
+    # "host:port" or "unix:/path", as it was given; empty for a worker that does not exist yet.
     address: str
     ready: bool
     worker_id: str = ""
@@ -139,7 +141,9 @@ class Agent:
             services=self.services,
             capabilities=self.capabilities,
             endpoints=[
-                proto.AgentEndpoint(address=e.address, ready=e.ready, worker_id=e.worker_id) for e in self.endpoints
+                proto.AgentEndpoint(address=e.address, ready=e.ready, worker_id=e.worker_id)
+                for e in self.endpoints
+                if e.address
             ],
             image=self.image,
             reason=self.reason,
@@ -165,23 +169,12 @@ class Target:
 
 def from_deployment(deployment: pool.Deployment) -> Agent:
     """The agent that a deployment of the pool is. Settings that it does not say have their defaults."""
+    present = tuple(_endpoint(worker, deployment) for worker in deployment.workers if worker.state in _LIVING)
     serving = deployment.settings.serving
     return Agent(
         agent_id=deployment.agent,
         services=tuple(deployment.services),
-        endpoints=tuple(
-            Endpoint(
-                address=worker.address,
-                # One that falls asleep still has its workers: they finish their calls and get no more.
-                ready=worker.state == pool.WORKER_STATE_READY and bool(worker.address) and not deployment.asleep,
-                worker_id=worker.worker_id,
-                reason="" if worker.state == pool.WORKER_STATE_READY else _worker_reason(worker),
-                weight=worker.weight or 100,
-                revision=worker.revision,
-            )
-            for worker in deployment.workers
-            if worker.state in _LIVING
-        ),
+        endpoints=(*present, *_to_come(deployment)),
         image=deployment.image,
         image_digest=deployment.image_digest,
         stopped=deployment.stopped,
@@ -195,6 +188,32 @@ def from_deployment(deployment: pool.Deployment) -> Agent:
         idempotent=deployment.idempotent,
         descriptors=deployment.descriptors,
     )
+
+
+def _endpoint(worker: pool.Worker, deployment: pool.Deployment) -> Endpoint:
+    ready = worker.state == pool.WORKER_STATE_READY
+    return Endpoint(
+        address=worker.address,
+        # One that falls asleep still has its workers: they finish their calls and get no more.
+        ready=ready and bool(worker.address) and not deployment.asleep,
+        worker_id=worker.worker_id,
+        reason="" if ready else _worker_reason(worker),
+        weight=worker.weight or 100,
+        revision=worker.revision,
+    )
+
+
+def _to_come(deployment: pool.Deployment) -> tuple[Endpoint, ...]:
+    """Workers that are wanted and not there, those of an agent that sleeps above all: a call that names one wakes it.
+
+    The pool gives new workers the lowest numbers that are free.
+    """
+    if deployment.stopped:
+        return ()
+    present = {worker.worker_id for worker in deployment.workers if worker.state in _LIVING}
+    free = (each for n in itertools.count(1) if (each := names.worker_id(deployment.agent, n)) not in present)
+    missing = max(0, deployment.replicas - len(present))
+    return tuple(Endpoint("", ready=False, worker_id=worker_id) for worker_id in itertools.islice(free, missing))
 
 
 def _traffic(said: pool.Traffic) -> Traffic:

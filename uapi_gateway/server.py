@@ -90,7 +90,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings)
     observer = Observer(registry, envoy, pool, carrier)
-    report = LoadReport(pool, load, ejections)
+    report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
         stack.push_async_callback(pool.close)
@@ -151,10 +151,14 @@ def raise_descriptor_limit() -> None:
 
 
 def _grpc_port(settings: Settings) -> int:
-    """The port for Envoy: that of the one that runs already, if it is wanted, else one that is free."""
-    running = read_record(settings.home)
-    if running is not None and settings.grpc_port in (0, running.grpc_port):
-        return running.grpc_port
+    """The port for Envoy: that of the one before, if any will do and it can be had, else the wanted or a free one."""
+    last = read_record(settings.home)
+    if last is not None and settings.grpc_port in (0, last.grpc_port):
+        if last.alive():
+            return last.grpc_port
+        # It was killed together with its gateway, and callers have that port.
+        with contextlib.suppress(FailedPrecondition):
+            return sockets.free_port(settings.address, last.grpc_port, "gRPC")
     return sockets.free_port(settings.address, settings.grpc_port, "gRPC")
 
 

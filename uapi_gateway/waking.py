@@ -143,8 +143,8 @@ class Waker:
                 answer = await self._stub.WakeAgent(pool.WakeAgentRequest(agent=agent_id), wait_for_ready=True)
             except aio.AioRpcError as failure:
                 error = status.decode(failure)
-                # A pool that ends cancels what it was asked.
-                if not isinstance(error, errors.Unavailable | errors.Cancelled):
+                # A pool that is away or ends; other reasons for being unavailable are its answer.
+                if error.reason not in (errors.Unavailable.reason, errors.Cancelled.reason):
                     raise error from failure
             else:
                 return answer.deployment

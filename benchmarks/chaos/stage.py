@@ -159,7 +159,10 @@ class Stage:
         request.grace_period.FromMilliseconds(int(self._plan.grace_s * 1000))
         async with aio.insecure_channel(f"unix:{self._home.gateway_socket}") as channel:
             stub = agent_pool_pb2_grpc.AgentPoolStub(channel)
-            updated = (await stub.UpdateAgent(request, timeout=_UPDATE_TIMEOUT_S)).deployment
+            try:
+                updated = (await stub.UpdateAgent(request, timeout=_UPDATE_TIMEOUT_S)).deployment
+            except aio.AioRpcError as error:
+                raise SystemExit(f"the update failed: {error.code().name} {error.details()}") from error
         pids = {worker.pid for worker in updated.workers}
         if updated.image != self._update_to or len(pids) != self._plan.replicas or pids & before:
             raise SystemExit(f"the update left other workers than it should: {updated}")

@@ -11,7 +11,7 @@ from pathlib import PurePath
 PATTERNS = (
     ".git", ".hg", ".svn", ".venv", "venv", "__pycache__", "*.pyc", "*.pyo", "*.egg-info", "node_modules",
     ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", ".tox", ".nox", ".idea", ".vscode", ".DS_Store",
-    ".env",
+    ".env", "*.swp", "*~", ".#*",
 )  # fmt: skip
 _LEFT_OUT = re.compile("|".join(fnmatch.translate(pattern) for pattern in PATTERNS))
 

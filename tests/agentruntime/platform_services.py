@@ -42,6 +42,9 @@ class Record:
         self.registrations = 0
         self.deployments = [agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", workers=[worker()])]
         self.outside: list[agent_registry_pb2.AgentInfo] = []
+        # While it is not set, RunAgent does not answer.
+        self.holds = threading.Event()
+        self.holds.set()
         self._changed = threading.Condition()
         self._statuses: list[agent_pool_pb2.Deployment] = []
 
@@ -173,6 +176,7 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
 
     def RunAgent(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
+        self._record.holds.wait()
         deployment = agent_pool_pb2.Deployment(
             agent=request.agent or request.image.partition(":")[0],
             image=request.image,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from agentruntime.errors import InvalidManifest
 from agentruntime.manifest import AgentManifest
 
@@ -65,3 +66,12 @@ def test_load(tmp_path: Path) -> None:
         AgentManifest.load(tmp_path)
     (tmp_path / "agent.yaml").write_text(MINIMAL)
     assert AgentManifest.load(tmp_path).name == "my-agent"
+
+
+def test_the_page_s_example_has_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs/agents.md").read_text()
+    text = page.split("## agent.yaml")[1].split("```")[1].removeprefix("yaml")
+    manifest = AgentManifest.parse(text)
+    assert set(yaml.safe_load(text)) == {field.alias or name for name, field in AgentManifest.model_fields.items()}
+    for section in (manifest.scaling, manifest.traffic, manifest.cache, manifest.health):
+        assert section.model_fields_set == set(type(section).model_fields)

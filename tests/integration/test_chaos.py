@@ -6,9 +6,7 @@ from benchmarks.chaos import course, stage
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]
 
-_PHASES = ("workers", "pool", "gateway", "template")
-
 
 async def test_no_call_is_lost() -> None:
-    grid, bars = await course.measure(stage.SHORT, _PHASES)
+    grid, bars = await course.measure(stage.SHORT, stage.PHASES)
     assert [row.what for row in bars.rows if row.missed] == [], grid.render()

@@ -80,10 +80,11 @@ async def test_a_pool_killed_while_it_saves_forgets_nothing_that_it_said(tmp_pat
         await pool.start()
         try:
             for round_ in range(_POOL_KILLS):
-                begun = asyncio.Event()
-                adding = asyncio.create_task(_add_agents(pool, round_, said, begun))
+                begun, ended = asyncio.Event(), asyncio.Event()
+                adding = asyncio.create_task(_add_agents(pool, round_, said, begun, ended))
                 await asyncio.wait_for(begun.wait(), 30)
                 await asyncio.sleep(chance.uniform(0, 0.2))
+                ended.set()
                 await pool.kill()
                 await adding
                 await pool.start()
@@ -94,11 +95,13 @@ async def test_a_pool_killed_while_it_saves_forgets_nothing_that_it_said(tmp_pat
         assert pool.leftovers() == []
 
 
-async def _add_agents(pool: RunningPool, round_: int, said: set[str], begun: asyncio.Event) -> None:
+async def _add_agents(
+    pool: RunningPool, round_: int, said: set[str], begun: asyncio.Event, ended: asyncio.Event
+) -> None:
     """Until the pool is gone: agents that sleep, or run, are registered one after the other."""
     number = 0
     try:
-        while True:
+        while not ended.is_set():
             agent = f"a-{round_}-{number}"
             await pool.run("echo", agent=agent, replicas=1 if number == 0 else 0)
             said.add(agent)

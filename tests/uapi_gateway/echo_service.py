@@ -39,6 +39,8 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
             return proto.GenerateTextResponse(text=f"{context.time_remaining()}")
         if request.prompt == "fail":
             raise errors.InsufficientResources("no room", metadata={"free": "0"})
+        if request.prompt in (f"drained {self.name}", "drained all"):
+            raise errors.WorkerDraining("not begun")
         if request.prompt == "break":
             raise errors.Unavailable("broken")
         if request.prompt.startswith("wait "):

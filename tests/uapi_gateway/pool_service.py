@@ -19,21 +19,19 @@ from uapi_gateway.descriptors import platform_subset
 
 def deployment(agent: str, workers: dict[str, str], **changes: Any) -> pool.Deployment:
     """A deployment whose workers, by id and address, are ready."""
-    made = pool.Deployment(
-        agent=agent,
-        image=f"{agent}:latest",
-        replicas=len(workers),
-        services=[SERVICE],
-        descriptors=platform_subset([SERVICE]),
-        idempotent=True,
-        workers=[
+    fields = {
+        "agent": agent,
+        "image": f"{agent}:latest",
+        "replicas": len(workers),
+        "services": [SERVICE],
+        "descriptors": platform_subset([SERVICE]),
+        "idempotent": True,
+        "workers": [
             pool.Worker(worker_id=worker_id, agent=agent, state=pool.WORKER_STATE_READY, address=address)
             for worker_id, address in workers.items()
         ],
-    )
-    for name, value in changes.items():
-        setattr(made, name, value)
-    return made
+    }
+    return pool.Deployment(**{**fields, **changes})
 
 
 class PoolStandIn:

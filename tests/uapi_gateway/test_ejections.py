@@ -1,11 +1,13 @@
 """What Envoy's outlier detection says, as the workers it is about."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.uapi_gateway.test_registry import agent
-from uapi_gateway.ejections import Ejections
+from tests.waiting import eventually
+from uapi_gateway.ejections import Ejections, hearing
 from uapi_gateway.registry import Registry
 
 NOW = 1000.0
@@ -66,3 +68,21 @@ def test_a_worker_that_left_the_endpoints_comes_back_without_a_past(registry: Re
     assert not ejections.circuit_open(registry.require("a"), NOW)
     assert not ejections.circuit_open(registry.require("a-01"), NOW)
     assert not ejections.circuit_open(Registry([], {"b": agent("b")}).require("b"), NOW)
+
+
+async def test_what_envoy_writes_is_heard_and_survives_a_gateway(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    first, second = Ejections(registry), Ejections(registry)
+    with hearing(first, path):
+        # As Envoy opens it: for writing alone, which must not wait.
+        envoy = path.open("ab", buffering=0)
+        envoy.write((event("agent/a", "/a-01") + "\nno event\n" + event("agent/a", "/a-02")[:20]).encode())
+        await eventually(lambda: first.workers() == ["a-01"])
+        envoy.write((event("agent/a", "/a-02")[20:] + "\n").encode())
+        await eventually(lambda: first.workers() == ["a-02"])
+    with pytest.raises(BrokenPipeError):
+        envoy.write(b"nobody hears\n")
+    with hearing(second, path):
+        envoy.write((event("agent/a", "/a-02") + "\n").encode())
+        await eventually(lambda: second.workers() == ["a-02"])
+    envoy.close()

@@ -81,6 +81,23 @@ async def test_an_agent_that_opted_out_is_not_called_twice(tmp_path: Path) -> No
             assert status.decode(caught.value).reason == "WORKER_LOST"
 
 
+async def test_a_call_that_a_draining_worker_has_not_begun_goes_to_another(tmp_path: Path) -> None:
+    pool = PoolStandIn()
+    addresses = {f"once-{n:02d}": f"unix:{tmp_path}/{n}.sock" for n in (1, 2)}
+    pool.put(deployment("once", addresses, idempotent=False))
+    async with contextlib.AsyncExitStack() as stack:
+        for name, address in addresses.items():
+            await stack.enter_async_context(echoing(address, name))
+        gateway = await stack.enter_async_context(running(pool))
+        channel = await stack.enter_async_context(gateway.channel())
+        await eventually(lambda: answered(channel, "once"))
+        for _ in range(20):
+            assert (await generate(channel, "drained once-01", agent="once")).startswith("once-02")
+        with pytest.raises(aio.AioRpcError) as caught:
+            await generate(channel, "drained all", agent="once")
+        assert type(status.decode(caught.value)) is errors.WorkerDraining
+
+
 def _connected(pid: int) -> bool:
     return len([c for c in psutil.Process(pid).net_connections("unix") if c.status or c.raddr or c.laddr]) > 1
 
@@ -146,6 +163,13 @@ async def test_envoy_is_started_again_when_it_is_killed(tmp_path: Path) -> None:
                 await eventually(lambda channel=channel: answered(channel, "a"))  # type: ignore[misc]  # bound now
             assert time.monotonic() - began < 2.5  # 0.25 s on a quiet machine
             assert gateway.envoy_pid != before
+        # Both at once: callers keep the address.
+        address, before = gateway.address, gateway.envoy_pid
+        gateway.kill()
+        os.kill(before, signal.SIGKILL)
+        await eventually(lambda: ended(before))
+        await gateway.start()
+        assert gateway.address == address
 
 
 def ended(pid: int) -> bool:

@@ -55,6 +55,28 @@ def test_what_envoy_carried_is_gone_with_it() -> None:
     assert reported(counted) == {"a": (0, 5, 0)}
 
 
+def test_calls_that_envoy_no_longer_reports_are_looked_for() -> None:
+    registry = Registry()
+    registry.put_pool_agent(agent("a", "a-01"))
+    counted = Load(registry)
+    # An earlier gateway may have changed it.
+    assert counted.doubtful == ["a"]
+    counted.take_active("a", 0)
+    assert counted.doubtful == []
+    registry.put_pool_agent(agent("a", "a-01", ready=False))
+    counted.take(lrs_pb2.LoadStatsRequest(cluster_stats=[said("agent/a", 2, 2)]))
+    assert counted.doubtful == []
+    counted.take(lrs_pb2.LoadStatsRequest(cluster_stats=[said("agent/a", 1, 1, priority=1)]))
+    assert counted.doubtful == ["a"]
+    counted.take_active("a", 3)
+    assert reported(counted) == {"a": (2, 2, 0)}
+    counted.take(lrs_pb2.LoadStatsRequest(cluster_stats=[said("agent/a", 5, 0)]))
+    assert reported(counted) == {"a": (5, 0, 0)}
+    counted.take(lrs_pb2.LoadStatsRequest())
+    counted.take_active("a", 0)
+    assert (counted.doubtful, reported(counted)) == ([], {})
+
+
 def test_a_call_of_the_relay_waits_then_is_carried() -> None:
     counted = load()
     with counted.call("a") as call, counted.call("a"):

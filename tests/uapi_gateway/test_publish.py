@@ -7,7 +7,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 
 from tests.uapi_gateway.test_registry import NOW, agent, outside
 from uapi_gateway.publish import Publisher
-from uapi_gateway.registry import Registry
+from uapi_gateway.registry import CachePolicy, Registry
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, ROUTE
 
@@ -18,9 +18,9 @@ def published(registry: Registry) -> Cache:
     return cache
 
 
-def paths(cache: Cache, name: str) -> list[list[str]]:
+def paths(cache: Cache, name: str, prefix: str = "agent") -> list[list[str]]:
     """Socket paths of a cluster by priority."""
-    resource = cache.get(ENDPOINTS, f"agent/{name}")
+    resource = cache.get(ENDPOINTS, f"{prefix}/{name}")
     assert resource is not None
     message: Any = endpoint_pb2.ClusterLoadAssignment.FromString(resource.body.value)
     return [[e.endpoint.address.pipe.path for e in place.lb_endpoints] for place in message.endpoints]
@@ -36,6 +36,19 @@ def test_agents_and_workers_come_and_go() -> None:
     registry.put_pool_agent(agent("a", "a-01", ready=False))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01"}
     assert paths(cache, "a") == [[], ["/relay"]]
+    registry.remove_pool_agent("a")
+    assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
+
+
+def test_calls_that_a_cache_may_answer_go_to_the_relay_and_to_workers_while_it_is_away() -> None:
+    registry = Registry()
+    cache = published(registry)
+    registry.put_pool_agent(agent("a", "a-01", cache=CachePolicy(1000)))
+    assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01", "cached/a"}
+    assert paths(cache, "a", "cached") == [["/relay"], ["/a-01"]]
+    registry.put_pool_agent(agent("a", "a-01", cache=CachePolicy(1000), idempotent=False))
+    assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01"}
+    registry.put_pool_agent(agent("a", cache=CachePolicy(1000)))
     registry.remove_pool_agent("a")
     assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
 

@@ -36,10 +36,22 @@ def test_only_ready_workers_are_ready_and_ended_ones_are_gone() -> None:
         pool.Worker(worker_id=name, state=state, address=f"unix:/{name}", reason="exit status 1")
         for name, state in states.items()
     ]
-    known = from_deployment(pool.Deployment(agent="a", workers=workers, replicas=6))
+    known = from_deployment(pool.Deployment(agent="a", workers=workers, replicas=5))
     assert [e.worker_id for e in known.endpoints] == ["a-01", "a-02", "a-04", "a-05", "a-06"]
     assert [e.worker_id for e in known.endpoints if e.ready] == ["a-01"]
     assert "worker a-04 is failed: exit status 1" in [e.reason for e in known.endpoints]
+
+
+def test_workers_that_are_to_come_have_their_names() -> None:
+    workers = [pool.Worker(worker_id="a-02", state=pool.WORKER_STATE_READY, address="unix:/2")]
+    known = from_deployment(pool.Deployment(agent="a", workers=workers, replicas=3, asleep=True))
+    assert [(e.worker_id, e.ready) for e in known.endpoints] == [("a-02", False), ("a-01", False), ("a-03", False)]
+    assert [e.worker_id for e in known.info().endpoints] == ["a-02"]
+    assert known.reason.startswith("asleep")
+    registry = Registry()
+    registry.put_pool_agent(known)
+    assert registry.require("a-03").agent.asleep
+    assert not from_deployment(pool.Deployment(agent="a", replicas=3, stopped=True)).endpoints
 
 
 def test_what_a_deployment_does_not_say_has_its_default() -> None:

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 # Calls by code, durations and calls in flight of the agents' clusters; requests of the two listeners.
 _FILTER = (
-    r"^cluster\.agent/[a-z0-9-]+\.(grpc\.(success|total|[0-9]+)|upstream_rq_(time|active|retry)$)"
+    r"^cluster\.(agent|cached)/[a-z0-9-]+\.(grpc\.(success|total|[0-9]+)|upstream_rq_(time|active|retry)$)"
     r"|^http\.(tcp|unix)\.downstream_rq_(total|completed|active)$"
 )
 TARGET = "/stats/prometheus?filter=" + quote(_FILTER, safe="")
@@ -61,10 +61,9 @@ def read_statistics(text: str, workers: Mapping[str, str]) -> Statistics:
     for name, labels, value in _samples(text):
         if name.startswith("envoy_http_downstream_rq_completed"):
             found.completed += value
-        cluster = labels.get("envoy_cluster_name", "")
-        if not cluster.startswith("agent/"):
+        kind, _, target = labels.get("envoy_cluster_name", "").partition("/")
+        if kind not in ("agent", "cached"):
             continue
-        target = cluster.removeprefix("agent/")
         calls = found.agents.setdefault(workers.get(target, target), AgentCalls())
         _count(calls, name, labels, value)
     return found

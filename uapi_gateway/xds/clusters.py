@@ -18,8 +18,8 @@ from uapi_gateway.xds.resources import Resource, typed
 AGENT_PREFIX = "agent/"
 CONTROL = "control"
 POOL = "pool"
-# The relay by itself, for calls that a cache may answer. Beside, it is the last endpoint of every agent.
-RELAY = "relay"
+# Of calls that a cache may answer: the same agent by way of the relay.
+CACHED_PREFIX = "cached/"
 # An ejection that repeats lasts longer each time, up to this.
 LONGEST_EJECTION_S = 30.0
 # The others are least-request; by health, with weights. Of Envoy's two consistent hashes this is the one under which
@@ -34,6 +34,14 @@ def agent_cluster(name: str, traffic: Traffic) -> Resource:
     message = cluster_pb2.Cluster()
     message.CopyFrom(_agent_template(traffic.load_balancer, traffic.failure_threshold))
     message.name = AGENT_PREFIX + name
+    return resources.wrap(resources.CLUSTER, message.name, message)
+
+
+def cached_cluster(agent_id: str) -> Resource:
+    """The cluster of the calls of an agent that its cache may answer."""
+    message = cluster_pb2.Cluster()
+    message.CopyFrom(_agent_template(Traffic().load_balancer, 0))
+    message.name = CACHED_PREFIX + agent_id
     return resources.wrap(resources.CLUSTER, message.name, message)
 
 
@@ -57,22 +65,32 @@ def agent_endpoints(name: str, addresses: Mapping[str, int], relay: Path) -> Res
         addresses: "ip:port" or "unix:/path" of what is ready for calls, each with its weight; 0 is as any other.
         relay: the relay's socket; it gets the calls when none of the addresses can be reached.
     """
-    cluster = AGENT_PREFIX + name
+    return _endpoints(AGENT_PREFIX + name, addresses, {f"unix:{relay}": 0})
+
+
+def cached_endpoints(agent_id: str, addresses: Mapping[str, int], relay: Path) -> Resource:
+    """The endpoints of the calls that an agent's cache may answer: the relay, and behind it those that are ready.
+
+    While the gateway is away, workers answer themselves. For the arguments see `agent_endpoints`.
+    """
+    return _endpoints(CACHED_PREFIX + agent_id, {f"unix:{relay}": 0}, addresses)
+
+
+def _endpoints(cluster: str, *by_priority: Mapping[str, int]) -> Resource:
     message = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster)
-    first = message.endpoints.add(priority=0)
-    for address, weight in sorted(addresses.items()):
-        host, port = split_endpoint(address)
-        endpoint = first.lb_endpoints.add()
-        if weight:
-            endpoint.load_balancing_weight.value = weight
-        target = endpoint.endpoint.address
-        if port:
-            target.socket_address.address = host
-            target.socket_address.port_value = port
-        else:
-            target.pipe.path = host
-    second = message.endpoints.add(priority=1)
-    second.lb_endpoints.add().endpoint.address.pipe.path = str(relay)
+    for priority, addresses in enumerate(by_priority):
+        group = message.endpoints.add(priority=priority)
+        for address, weight in sorted(addresses.items()):
+            host, port = split_endpoint(address)
+            endpoint = group.lb_endpoints.add()
+            if weight:
+                endpoint.load_balancing_weight.value = weight
+            target = endpoint.endpoint.address
+            if port:
+                target.socket_address.address = host
+                target.socket_address.port_value = port
+            else:
+                target.pipe.path = host
     return resources.wrap(resources.ENDPOINTS, cluster, message)
 
 

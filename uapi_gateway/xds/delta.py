@@ -84,6 +84,8 @@ class Session:
             subscription = self._subscriptions.get(kind)
             if subscription is None or not (subscription.pending or subscription.awaited):
                 continue
+            if kind == ROUTE and self._warming():
+                continue
             gone = []
             changed = []
             for name in sorted(subscription.pending):
@@ -104,6 +106,16 @@ class Session:
             subscription.awaited = False
         for kind, gone in reversed(removed):
             yield self._response(kind, [], gone)
+
+    def _warming(self) -> bool:
+        """Envoy has been sent a cluster and has not asked for its endpoints yet.
+
+        A route to a cluster that still waits for its endpoints is a route to none.
+        """
+        clusters, endpoints = self._subscriptions.get(CLUSTER), self._subscriptions.get(ENDPOINTS)
+        sent = clusters.has.keys() if clusters else ()
+        asked = endpoints.names if endpoints else ()
+        return any(name in self._cache.names(ENDPOINTS) and name not in asked for name in sent)
 
     def _resend_endpoints(self, clusters: list[str]) -> None:
         """A cluster that is sent again waits 15 s for its endpoints, unless they are sent again too."""

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentruntime import status
+
 from uapi_gateway import descriptors
 from uapi_gateway.xds import clusters, resources
 from uapi_gateway.xds.resources import Resource, typed
@@ -50,9 +52,10 @@ OPERATOR_PREFIXES = (
 WELL_FORMED = {"grpc-timeout": "[0-9]{1,8}[HMSmun]", "grpc-encoding": "identity|gzip|deflate"}
 # Of the same kind, but nothing that a caller needs to say to a worker.
 UNREADABLE = ("grpc-previous-rpc-attempts", "grpc-retry-pushback-ms", "grpc-status", "lb-cost-bin")
-# An answer that is only true when it is given.
-_HEALTH = f"/{descriptors.TEXT_GENERATION}/GetHealth"
-_SAFE = "connect-failure,refused-stream,reset-before-request"
+# Of a method whose answer is only true when it is given.
+_HEALTH = "/GetHealth"
+# Never reached a worker, or one that drains says that it has not begun it.
+_SAFE = "connect-failure,refused-stream,reset-before-request,retriable-headers"
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,19 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
             single[service] = running[0].agent_id
     out = {agent.agent_id for agent in agents if not agent.idempotent}
     idempotent = frozenset(path for path, yes in repeatable.items() if yes)
-    cached = frozenset(agent.agent_id for agent in agents if agent.cache is not None and agent.idempotent)
+    with_cache = cached(agents)
     return RoutePlan(
         services=single,
         idempotent=idempotent,
         opted_out=frozenset(out | {worker for worker, agent in workers.items() if agent in out}),
-        cached=cached,
-        cacheable=idempotent - streaming - {_HEALTH} if cached else frozenset(),
+        cached=with_cache,
+        cacheable=frozenset(path for path in idempotent - streaming if with_cache and not path.endswith(_HEALTH)),
     )
+
+
+def cached(agents: Iterable[Any]) -> frozenset[str]:
+    """The ids of those agents whose answers are kept."""
+    return frozenset(agent.agent_id for agent in agents if agent.cache is not None and agent.idempotent)
 
 
 def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all: bool) -> Resource:
@@ -148,8 +156,11 @@ def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, A
     if wanted.opted_out:
         named = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.opted_out), plain), otherwise=named)
     if wanted.cached:
-        relay = _route({"cluster": clusters.RELAY}, repeat=True, credential=credential)
-        kept = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.cached), relay), otherwise=named)
+        by_relay = {
+            agent: _route({"cluster": clusters.CACHED_PREFIX + agent}, repeat=True, credential=credential)
+            for agent in sorted(wanted.cached)
+        }
+        kept = _look_up(AGENT_HEADER, by_relay, otherwise=named)
         named = _by_path(wanted.cacheable, _unless_passed_by(kept, named), named)
     given = _matches(AGENT_HEADER, ".+")
     return {
@@ -174,7 +185,8 @@ def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[
         again = _route(target, agent=agent, repeat=True, credential=credential)
         prefixes[prefix] = _by_path(repeatable, again, once)
         if agent in wanted.cached:
-            relay = _route({"cluster": clusters.RELAY}, agent=agent, repeat=True, credential=credential)
+            by_relay = {"cluster": clusters.CACHED_PREFIX + agent}
+            relay = _route(by_relay, agent=agent, repeat=True, credential=credential)
             cacheable = {path for path in wanted.cacheable if path.startswith(prefix)}
             prefixes[prefix] = _by_path(cacheable, _unless_passed_by(relay, again), prefixes[prefix])
     for prefix in OPERATOR_PREFIXES:
@@ -237,6 +249,7 @@ def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat:
             "max_stream_duration": {"grpc_timeout_header_max": f"{LONGEST_DEADLINE_S}s"},
             "retry_policy": {
                 "retry_on": f"{_SAFE},reset" if repeat else _SAFE,
+                "retriable_headers": [{"name": status.NOT_BEGUN_KEY, "present_match": True}],
                 "num_retries": 3,
                 "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
                 "retry_host_predicate": [

@@ -2,6 +2,8 @@
 
 import tarfile
 import tempfile
+import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import IO, Annotated
@@ -11,6 +13,7 @@ import typer
 from agentruntime import errors, names, supervisor
 from agentruntime._proto.uapi.v1 import image_service_pb2 as image_pb2
 from agentruntime.cli import output, platform
+from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
@@ -43,16 +46,8 @@ def command(
         with output.progress("starting the platform"):
             platform.start(Home.default(), supervisor.Listen())
     as_json = output.wants_json(format_)
-    image = image_pb2.Image()
-    with tempfile.TemporaryFile() as archive:
-        pack(path, archive)
-        archive.seek(0)
-        with platform.connect(settings) as client:
-            for response in client.images.BuildImage(requests(tag or "", archive), timeout=_TIMEOUT_S):
-                if response.WhichOneof("event") == "image":
-                    image = response.image
-                elif not as_json:
-                    output.note(response.progress)
+    with platform.connect(settings) as client:
+        image = build(client, path, tag or "", quiet=as_json)
     if as_json:
         output.print_json(output.as_data(image))
         return
@@ -60,9 +55,38 @@ def command(
     print(f"Run it:  agent run {image.reference}")
 
 
-def requests(reference: str, archive: IO[bytes]) -> Iterator[image_pb2.BuildImageRequest]:
+def build(
+    client: Client, project: Path, reference: str, *, quiet: bool, keep_requirements: bool = False
+) -> image_pb2.Image:
+    """Builds an image of a project, under agent.yaml's name and version unless there is a reference.
+
+    Args:
+        client: a client of the platform.
+        project: its folder.
+        reference: "name:tag", or "".
+        quiet: without what the platform says meanwhile.
+        keep_requirements: those that are installed already for that reference are good enough.
+
+    Raises:
+        InvalidArgument: a module of it is no Python, or a file cannot be read.
+        AgentError: what the platform says of it.
+    """
+    image = image_pb2.Image()
+    with tempfile.TemporaryFile() as archive:
+        pack(project, archive)
+        archive.seek(0)
+        spec = image_pb2.BuildSpec(reference=reference, keep_requirements=keep_requirements)
+        for response in client.images.BuildImage(requests(spec, archive), timeout=_TIMEOUT_S):
+            if response.WhichOneof("event") == "image":
+                image = response.image
+            elif not quiet:
+                output.note(response.progress)
+    return image
+
+
+def requests(spec: image_pb2.BuildSpec, archive: IO[bytes]) -> Iterator[image_pb2.BuildImageRequest]:
     """What `BuildImage` is sent: the spec, then the archive in pieces."""
-    yield image_pb2.BuildImageRequest(spec=image_pb2.BuildSpec(reference=reference))
+    yield image_pb2.BuildImageRequest(spec=spec)
     while chunk := archive.read(_CHUNK_BYTES):
         yield image_pb2.BuildImageRequest(chunk=chunk)
 
@@ -71,7 +95,7 @@ def pack(project: Path, archive: IO[bytes]) -> None:
     """Writes the project as a tar that is the same for the same files, whoever packs it and when.
 
     Raises:
-        InvalidArgument: a file cannot be read.
+        InvalidArgument: a file cannot be read, or is a module that Python cannot compile.
     """
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in _files(project):
@@ -84,6 +108,8 @@ def pack(project: Path, archive: IO[bytes]) -> None:
                 info.mtime = 0
                 info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
                 if info.isreg() or info.islnk():
+                    if path.suffix == ".py":
+                        check_syntax(path, path.relative_to(project))
                     # Hard links become files of their own: tar would refer to a name that may be left out.
                     info.type, info.linkname, info.size = tarfile.REGTYPE, "", path.stat().st_size
                     with path.open("rb") as content:
@@ -92,6 +118,19 @@ def pack(project: Path, archive: IO[bytes]) -> None:
                     tar.addfile(info)
             except OSError as error:
                 raise errors.InvalidArgument(f"cannot read {path}: {error.strerror}") from None
+
+
+def check_syntax(path: Path, name: PurePath) -> None:
+    """Raises InvalidArgument with file and line if Python cannot compile a module; it is called `name` then."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(path.read_bytes(), str(name), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        shown = "".join(traceback.format_exception_only(error)).rstrip()
+        raise errors.InvalidArgument(f"{name}, line {error.lineno}: {error.msg}\n{shown}") from None
+    except ValueError as error:
+        raise errors.InvalidArgument(f"{name} is no Python module: {error}") from None
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pb2
 from agentruntime import errors, names, supervisor, wire
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime.cli import deployment, output, platform, settings
+from agentruntime.cli import dev as develop
 from agentruntime.cli.update import update
 from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
@@ -32,21 +33,39 @@ def command(
     update_it: Annotated[
         bool, typer.Option("--update", help="If it runs with another image or settings, update it.")
     ] = False,
+    dev: Annotated[
+        bool,
+        typer.Option("--dev", help="Develop it: build it in its project, run it open to debuggers, show its logs."),
+    ] = False,
+    hot_reload: Annotated[
+        bool, typer.Option("--hot-reload", help="Develop it, and follow every change of its files.")
+    ] = False,
+    project: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Develop the project in that folder; the current one if its.")
+    ] = None,
     flags: settings.Given,
     format_: output.Output = None,
 ) -> None:
     """Run an agent from its image.
 
     Starts the platform if none runs. The same command again changes nothing; other --replicas start or drain workers.
-    What is not given is as agent.yaml says.
+    What is not given is as agent.yaml says. --dev, --hot-reload and --project stay until Ctrl-C, and leave the agent
+    running.
     """
     given = flags.load(config)
     request = run_request(image, name, given)
+    local = platform.is_local(given)
+    development = None
+    if dev or hot_reload or project:
+        development = develop.development(request, project=project, hot_reload=hot_reload, local=local)
     as_json = output.wants_json(format_)
-    if platform.is_local(given):
+    if local:
         with output.progress("starting the platform"):
             platform.start(Home.default(), supervisor.Listen())
     with platform.connect(given) as client:
+        if development:
+            develop.develop(client, development)
+            return
         if update_it:
             _update(client, request, quiet=as_json)
         after = run(client, request, quiet=as_json)

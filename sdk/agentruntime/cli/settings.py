@@ -128,6 +128,9 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
 }
 
 
+ALL = tuple(flag for flags in _FLAGS.values() for flag in flags)
+
+
 @dataclass(frozen=True)
 class Given:
     """The flags of one command line: by the setting's path, the flag as it is written and its value."""

@@ -23,7 +23,7 @@ PATIENCE_S = 5.0
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 1.0
 # Said by the platform where no worker, or no pool, was reached.
-_UNSEEN = frozenset(("AGENT_NOT_READY", "POOL_UNAVAILABLE"))
+_UNREACHED = frozenset(("AGENT_NOT_READY", "POOL_UNAVAILABLE"))
 # Meant to be known at once, or waited for already.
 _FINAL = frozenset(("CIRCUIT_OPEN", "NOT_CONNECTED"))
 _PLATFORM = frozenset(f"uapi.v1.{name}" for name in ("AgentGateway", "AgentPool", "AgentRegistry", "ImageService"))
@@ -96,13 +96,14 @@ class Attempts:
         """
         if not self.repeatable or not isinstance(error, errors.Unavailable) or error.reason in _FINAL:
             return None
-        unseen = error.reason in _UNSEEN
+        unreached = error.reason in _UNREACHED
+        unseen = unreached or not error.begun
         if not unseen and not declared_idempotent(self.method):
             return None
         if self._failed is None:
             self._failed = now
         # Who says that no worker could be reached may have waited for one already.
-        if now - (self._began if unseen else self._failed) > PATIENCE_S:
+        if now - (self._began if unreached else self._failed) > PATIENCE_S:
             return None
         delay_s = min(_FIRST_DELAY_S * 2.0**self._failures, _LONGEST_DELAY_S) * (0.5 + draw / 2)
         self._failures += 1

@@ -1,16 +1,20 @@
 """The flags that say how an agent runs: what each sends, and every `agent …` line of the user's document."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
-from agentruntime.cli.settings import taken
+from agentruntime.cli.settings import ALL, taken
+from agentruntime.config import ENVIRONMENT
 from google.protobuf import json_format
 
 from tests.agentruntime.cli.conftest import Agent
 from tests.agentruntime.platform_services import Record
+from tests.agentruntime.test_config import DOCUMENT_FILE
 
+ROOT = Path(__file__).parents[3]
 MB, GB = 10**6, 10**9
 RUN = "agent run my-agent:latest"
 
@@ -162,6 +166,21 @@ def test_flags(agent: Agent, record: Record, flags: str, asks: dict[str, Any]) -
     assert sent(record) == {"name": "my-agent", **asks}
 
 
+def test_the_document_s_file(agent: Agent, record: Record) -> None:
+    Path("runtime-config.yaml").write_text(DOCUMENT_FILE.replace("mode: container", "mode: native"))
+    assert agent("run", "my-agent:latest", "--max", "4").status == 0
+    assert sent(record) == settings(
+        resources={"memory_bytes": 2 * GB, "cpu_millis": 2000, "gpus": 1},
+        health_check={"interval_seconds": 30.0, "timeout_seconds": 10.0, "retries": 3},
+        scaling={"auto_scale": True, "min_replicas": 2, "max_replicas": 4, "cpu_threshold_percent": 80.0},
+    )
+    # These say what shall change, and nothing else.
+    assert agent("update", "my-agent", "--cpu", "1").status == 0
+    assert sent(record) == {"name": "my-agent", **settings(resources={"cpu_millis": 1000})}
+    assert agent("scale", "my-agent", "--replicas", "1").status == 0
+    assert sent(record) == {"agent": "my-agent", "replicas": 1}
+
+
 def test_a_time_to_live_alone_is_a_cache_where_an_agent_is_run(agent: Agent, record: Record) -> None:
     agent("run", "my-agent:latest", "--cache-ttl", "1m")
     assert sent(record) == settings(cache={"max_bytes": 100 * MB, "ttl": "60s"})
@@ -195,6 +214,16 @@ def test_what_cannot_be_is_said_with_the_flag(
     assert (result.status, result.out, result.err.count("\n")) == (status, "", 1)
     assert says in result.err
     assert record.requests == []
+
+
+def test_the_documentation_has_every_flag_and_setting() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    rows = {row.split("|")[1].strip(" `"): row for row in page.splitlines() if row.startswith("| `")}
+    for flag in ALL:
+        assert f"`{flag.written}`" in rows[flag.path].split("|")[2]
+    assert all(f"`{variable}`" in page for variable in ENVIRONMENT)
+    verbs = (ROOT / "docs/cli.md").read_text()
+    assert [flag.written for flag in ALL if f"`{flag.written}" not in verbs] == []
 
 
 def test_only_verbs_that_take_flags_have_them() -> None:

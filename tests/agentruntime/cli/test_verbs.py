@@ -306,6 +306,12 @@ def test_build_refuses(agent: Agent, record: Record) -> None:
     assert "has no agent.yaml; `agent init` makes one" in agent("build", "empty").err
     agent("init", "my-agent")
     assert agent("build", "my-agent", "-t", "My:Tag").status == 13
+    Path("my-agent/sub").mkdir()
+    Path("my-agent/sub/wrong.py").write_text("x = 1\n\ndef f(:\n")
+    result = agent("build", "my-agent")
+    assert result.status == 13
+    assert result.err.startswith("error: sub/wrong.py, line 3: ")
+    assert "def f(:" in result.err
     assert record.requests == []
 
 

@@ -49,6 +49,7 @@ def test_what_a_proto_declares(method: str, *, declared: bool) -> None:
         (FOREIGN, lost("WORKER_LOST"), None),
         (FOREIGN, lost("UNAVAILABLE"), None),
         (FOREIGN, lost("AGENT_NOT_READY"), Again(0.05, ask=False)),
+        (FOREIGN, errors.WorkerDraining("repeat it"), Again(0.05, ask=False)),
         (RUN, lost("CONNECTION_LOST"), Again(0.05, ask=False)),
         (RESTART, lost("CONNECTION_LOST"), None),
         (RESTART, lost("POOL_UNAVAILABLE"), Again(0.05, ask=False)),

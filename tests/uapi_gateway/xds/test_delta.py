@@ -140,3 +140,21 @@ def test_nonces_differ() -> None:
     envoy.cache.put(CLUSTER, resource("a", "2"))
     second: Any = next(envoy.session.flush())
     assert first.nonce != second.nonce
+
+
+def test_a_route_waits_until_its_new_cluster_has_been_asked_for_endpoints() -> None:
+    envoy = Envoy()
+    for kind in (CLUSTER, ENDPOINTS, ROUTE):
+        envoy.asks(kind, *(("r",) if kind == ROUTE else ()))
+    list(envoy.session.flush())
+    envoy.cache.put(CLUSTER, resource("a"))
+    envoy.cache.put(ENDPOINTS, resource("a"))
+    envoy.cache.put(ROUTE, resource("r"))
+    assert envoy.gets() == [(CLUSTER, ["a"], [])]
+    assert envoy.gets() == []
+    envoy.asks(ENDPOINTS, "a")
+    assert envoy.gets() == [(ENDPOINTS, ["a"], []), (ROUTE, ["r"], [])]
+    # One without endpoints to ask for holds nothing up.
+    envoy.cache.put(CLUSTER, resource("static"))
+    envoy.cache.put(ROUTE, resource("r", "2"))
+    assert envoy.gets() == [(CLUSTER, ["static"], []), (ROUTE, ["r"], [])]

@@ -9,13 +9,16 @@ from google.protobuf import json_format
 
 from tests.uapi_gateway.test_registry import agent
 from uapi_gateway import descriptors
+from uapi_gateway.registry import CachePolicy
 from uapi_gateway.xds.routes import RoutePlan, plan, route_configuration
 
 GENERATE = "/uapi.v1.TextGenerationService/GenerateText"
 PLAN = RoutePlan(
-    services={"s.S": "single", "o.O": "once"},
-    idempotent=frozenset((GENERATE, "/s.S/Again", "/o.O/Again")),
+    services={"s.S": "single", "o.O": "once", "k.K": "kept"},
+    idempotent=frozenset((GENERATE, "/s.S/Again", "/o.O/Again", "/k.K/Again", "/k.K/Stream")),
     opted_out=frozenset(("once", "once-01")),
+    cached=frozenset(("kept",)),
+    cacheable=frozenset((GENERATE, "/s.S/Again", "/o.O/Again", "/k.K/Again")),
 )
 TOKEN = {"authorization": "Bearer secret"}
 
@@ -128,6 +131,48 @@ def test_without_a_name_the_service_decides(path: str, cluster: str, repeated: b
         added = [h["header"] for h in route.get("request_headers_to_add", [])]
         named = cluster.removeprefix("agent/")
         assert added == ([{"key": "x-uapi-agent", "value": named}] if cluster != "control" else [])
+
+
+@pytest.mark.parametrize(
+    ("headers", "cached"),
+    [
+        ({":path": GENERATE, "x-uapi-agent": "kept"}, True),
+        ({":path": "/k.K/Again"}, True),
+        ({":path": "/k.K/Stream"}, False),
+        ({":path": "/k.K/Once"}, False),
+        ({":path": "/k.K/Stream", "x-uapi-agent": "kept"}, False),
+        # A worker that is called by its name answers itself.
+        ({":path": GENERATE, "x-uapi-agent": "kept-01"}, False),
+        ({":path": GENERATE, "x-uapi-agent": "a"}, False),
+        ({":path": "/s.S/Again"}, False),
+    ],
+)
+def test_what_a_cache_may_answer_goes_to_the_relay(headers: dict[str, str], cached: bool) -> None:
+    for more in ({}, TOKEN):
+        route = decide({**headers, **more})
+        assert (route["route"].get("cluster") == "cached/kept") is cached
+        assert ("authorization" in route.get("request_headers_to_remove", [])) is bool(more)
+        if cached:
+            assert repeats(route)
+            added = [h["header"] for h in route.get("request_headers_to_add", [])]
+            assert added == ([] if "x-uapi-agent" in headers else [{"key": "x-uapi-agent", "value": "kept"}])
+        for passes_by in ("x-uapi-conversation", "x-uapi-cache"):
+            assert decide({**headers, **more, passes_by: ""})["route"].get("cluster") != "relay"
+
+
+def test_whom_a_cache_serves() -> None:
+    known = descriptors.platform_subset([descriptors.TEXT_GENERATION])
+    text = (descriptors.TEXT_GENERATION,)
+    kept = CachePolicy(1000)
+    agents = [
+        agent("a", services=text, descriptors=known, cache=kept),
+        agent("b", services=text, descriptors=known, cache=kept, idempotent=False),
+        agent("c", services=text, descriptors=known),
+    ]
+    wanted = plan(agents, {})
+    assert wanted.cached == {"a"}
+    assert wanted.cacheable == {GENERATE}
+    assert plan(agents[1:], {}).cacheable == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""`RuntimeConfig` as `AgentSettings`."""
+
+from typing import Any
+
+from agentruntime import RuntimeConfig, wire
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from google.protobuf.duration_pb2 import Duration
+
+EVERYTHING = {
+    "resources": {"memory": "2GB", "cpu": 2, "memory_limit": "3GB", "cpu_limit": 3, "gpu": 1, "pids": 99},
+    "health_check": {
+        "interval": "1s",
+        "timeout": "2s",
+        "retries": 4,
+        "start_timeout": "5s",
+        "failure_action": "ignore",
+    },
+    "restart_policy": "on-failure",
+    "scaling": {
+        "auto_scale": True,
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "cpu_threshold": 50,
+        "target_concurrency": 3,
+        "idle_timeout": "1m",
+    },
+    "traffic": {"load_balancer": "sticky", "circuit_breaker": True, "failure_threshold": 7},
+    "cache": {"enabled": True, "ttl": "1500ms", "size": "1MB"},
+    "concurrency": 8,
+    "queue": 9,
+    "compression": "gzip",
+    "optimize_throughput": True,
+    "debug": True,
+    "network": "host",
+    "venv": "/venv",
+    "env": {"A": "b"},
+    "log_level": "DEBUG",
+}
+
+
+def unset(message: Any, prefix: str = "") -> list[str]:
+    """The fields of a message, and of those within it, that say nothing."""
+    said = {field.name for field, _ in message.ListFields()}
+    missing = [prefix + field.name for field in message.DESCRIPTOR.fields if field.name not in said]
+    for name in said:
+        if getattr(getattr(message, name), "DESCRIPTOR", None) not in (None, Duration.DESCRIPTOR):
+            missing += unset(getattr(message, name), f"{prefix}{name}.")
+    return missing
+
+
+def test_everything_that_can_be_set_is_sent() -> None:
+    assert unset(wire.agent_settings(RuntimeConfig.from_dict(EVERYTHING))) == []
+
+
+def test_nothing_that_was_not_set_is_sent() -> None:
+    assert wire.agent_settings(RuntimeConfig()) == pool_pb2.AgentSettings()
+
+
+def test_durations() -> None:
+    assert wire.duration(1.5).ToMilliseconds() == 1500
+    assert wire.agent_settings(RuntimeConfig.from_dict(EVERYTHING)).cache.ttl.ToMilliseconds() == 1500
+
+
+def test_off_is_said() -> None:
+    off = RuntimeConfig.from_dict({"traffic": {"circuit_breaker": False}, "cache": {"enabled": False}})
+    settings = wire.agent_settings(off)
+    assert (settings.traffic.failure_threshold, settings.cache.max_bytes) == (0, 0)
+    assert settings.traffic.HasField("failure_threshold")
+    assert settings.cache.HasField("max_bytes")
