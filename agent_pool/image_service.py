@@ -33,10 +33,10 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
         self, request_iterator: AsyncIterator[pb.BuildImageRequest], context: Context
     ) -> AsyncIterator[pb.BuildImageResponse]:
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as archive:
-            reference = await _receive(request_iterator, archive)
+            spec = await _receive(request_iterator, archive)
             archive.seek(0)
             said: asyncio.Queue[str | None] = asyncio.Queue()
-            work = asyncio.create_task(self._build(archive, reference, said))
+            work = asyncio.create_task(self._build(archive, spec, said))
             try:
                 while (progress := await said.get()) is not None:
                     yield pb.BuildImageResponse(progress=progress)
@@ -63,32 +63,34 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
         await self._catalog.remove(request.reference)
         return pb.RemoveImageResponse()
 
-    async def _build(self, archive: IO[bytes], reference: str, said: asyncio.Queue[str | None]) -> StoredImage:
+    async def _build(self, archive: IO[bytes], spec: pb.BuildSpec, said: asyncio.Queue[str | None]) -> StoredImage:
         try:
-            return await self._catalog.build(archive, reference, said.put_nowait)
+            return await self._catalog.build(
+                archive, spec.reference, said.put_nowait, keep_requirements=spec.keep_requirements
+            )
         finally:
             said.put_nowait(None)
 
 
-async def _receive(requests: AsyncIterator[pb.BuildImageRequest], archive: IO[bytes]) -> str:
-    """Takes in the tar; returns the reference that the spec names.
+async def _receive(requests: AsyncIterator[pb.BuildImageRequest], archive: IO[bytes]) -> pb.BuildSpec:
+    """Takes in the tar; returns the spec.
 
     Raises:
         InvalidArgument: the spec does not come first.
         ResourceExhausted: the tar is too large.
     """
-    reference: str | None = None
+    spec: pb.BuildSpec | None = None
     received = 0
     async for request in requests:
-        if request.WhichOneof("part") == "spec" and reference is None:
-            reference = request.spec.reference
+        if request.WhichOneof("part") == "spec" and spec is None:
+            spec = request.spec
             continue
-        if request.WhichOneof("part") != "chunk" or reference is None:
+        if request.WhichOneof("part") != "chunk" or spec is None:
             raise errors.InvalidArgument("a build begins with one spec, and then only pieces of a tar come")
         received += len(request.chunk)
         if received > _LARGEST_TAR_BYTES:
             raise errors.ResourceExhausted(f"the project is larger than {units.format_size(LARGEST_BYTES)}")
         archive.write(request.chunk)
-    if reference is None:
+    if spec is None:
         raise errors.InvalidArgument("a build begins with a spec")
-    return reference
+    return spec

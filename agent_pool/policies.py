@@ -1,6 +1,6 @@
 """An agent's policies as they are in force, defaults filled in. They change without new workers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent_pool.asked import AskedPolicies, LoadBalancer, RestartMode, spoken
 from agent_pool.health import HealthPolicy
@@ -35,14 +35,20 @@ class Policies:
     cache: CachePolicy = field(default_factory=CachePolicy)
 
     @classmethod
-    def of(cls, asked: AskedPolicies, concurrency: int) -> "Policies":
-        """Of what was asked over what agent.yaml says, for workers that handle so many calls at a time.
+    def of(cls, asked: AskedPolicies, concurrency: int, *, debug: bool = False) -> "Policies":
+        """Of what was asked over what agent.yaml says.
+
+        Args:
+            asked: that.
+            concurrency: calls that a worker handles at a time.
+            debug: whether workers may stand at a breakpoint: nothing is done about those that fail their checks then.
 
         Raises:
             InvalidArgument: a value that makes no sense.
         """
+        health = HealthPolicy(**spoken(asked.health))
         return cls(
-            health=HealthPolicy(**spoken(asked.health)),
+            health=replace(health, failure_action="ignore") if debug else health,
             restart=asked.restart or "always",
             scaling=asked.scaling.policy(concurrency),
             traffic=TrafficPolicy(**spoken(asked.traffic)),

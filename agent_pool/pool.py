@@ -22,6 +22,7 @@ from agent_pool.loading import Loader
 from agent_pool.revision import Spec
 from agent_pool.rolling import Rolls
 from agent_pool.saving import Saver
+from agent_pool.scaling.load import LoadBook
 from agent_pool.scaling.sleep import Sleep
 from agent_pool.settings import PoolSettings
 from agent_pool.state import SavedDeployment, StateStore
@@ -46,6 +47,8 @@ class Pool:
         self.ledger = ledger
         self.catalog = catalog
         self.changes = Changes()
+        # How much the agents are called.
+        self.book = LoadBook()
         self.loader = Loader(driver)
         self._state = state
         self._saver = Saver(state, self._saved)
@@ -133,7 +136,10 @@ class Pool:
             _check_same(running, opened, request.asked)
             if running.take_up(request.policies):
                 self.announce(agent)
-            replicas = running.replicas if request.replicas is None else request.replicas
+            replicas = running.replicas
+            if request.replicas is not None:
+                replicas = request.replicas
+                running.policies.scaling.check_replicas(replicas)
             await self._set_workers(running, replicas)
             return running
 
@@ -161,6 +167,7 @@ class Pool:
             self.announce(agent)
             raise
         deployment.begun, deployment.before = True, None
+        self.sleeping.awake(deployment)
         await self._saver.save(agent)
         return deployment
 
@@ -183,6 +190,8 @@ class Pool:
             before=before,
         )
         scaling = deployment.policies.scaling
+        if request.replicas is not None:
+            scaling.check_replicas(request.replicas)
         least = max(1, scaling.min_replicas) if scaling.auto_scale else 1
         deployment.replicas = request.replicas or (before.replicas if before else least)
         return deployment
@@ -196,6 +205,7 @@ class Pool:
 
         Raises:
             AgentStopped: it was stopped.
+            InvalidArgument: its scaling policy does not allow that number.
             AgentError: as RunAgent.
         """
         return await self.finish(self._locked_set_workers(agent, replicas))
@@ -203,6 +213,7 @@ class Pool:
     async def _locked_set_workers(self, agent: str, replicas: int) -> Deployment:
         async with self.lock(agent):
             deployment = self.startable(agent)
+            deployment.policies.scaling.check_replicas(replicas)
             await self._set_workers(deployment, replicas)
             return deployment
 
@@ -354,6 +365,13 @@ class Pool:
             for worker in list(deployment.workers.values()):
                 if worker.meter is not None and worker.pid:
                     worker.meter.percent(time.monotonic(), self.driver.cpu_s(worker.worker_id))
+
+    def suspect(self, worker_id: str, reason: str) -> None:
+        """Has a worker's health asked at once, because somebody has seen it fail."""
+        with contextlib.suppress(errors.WorkerNotFound):  # it has ended meanwhile
+            _, worker = self.worker(worker_id)
+            _log.info("worker is suspected", worker_id=worker_id, reason=reason)
+            worker.ask_now.set()
 
     # --- for the parts of the pool -------------------------------------------------------------------------------
 

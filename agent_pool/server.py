@@ -22,7 +22,6 @@ from agent_pool.ledger import Ledger
 from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
 from agent_pool.scaling.autoscale import Autoscaler
-from agent_pool.scaling.load import LoadBook
 from agent_pool.service import AgentPoolService
 from agent_pool.settings import PoolSettings
 from agent_pool.state import StateStore
@@ -53,9 +52,8 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     pool = Pool(settings, driver, ledger, catalog, state)
     await catalog.prepare()
     await pool.recover()
-    book = LoadBook()
-    server = await _listen(home, AgentPoolService(pool, logs, book), ImageStoreService(pool, catalog))
-    autoscaler = Autoscaler(pool, book, settings.scale_windows, settings.backoff)
+    server = await _listen(home, AgentPoolService(pool, logs), ImageStoreService(pool, catalog))
+    autoscaler = Autoscaler(pool, settings.scale_windows, settings.backoff)
     scaling = asyncio.create_task(autoscaler.run(settings.scale_interval_s))
     housekeeping = asyncio.create_task(_keep_house(pool, logs, settings.housekeeping_interval_s))
     _log.info("pool serves", address=f"unix:{home.pool_socket}", capacity=vars(ledger.capacity))

@@ -18,7 +18,7 @@ from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
 from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
-from agent_pool.scaling.load import AgentLoad, LoadBook
+from agent_pool.scaling.load import AgentLoad
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -26,9 +26,8 @@ Context = aio.ServicerContext[Any, Any]
 class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     """Over one pool."""
 
-    def __init__(self, pool: Pool, logs: LogStore, book: LoadBook) -> None:
+    def __init__(self, pool: Pool, logs: LogStore) -> None:
         self._pool = pool
-        self._book = book
         self._logs = logs
         self._started_s = time.monotonic()
 
@@ -78,7 +77,9 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     ) -> pb.ReportLoadResponse:
         async for report in request_iterator:
             loads = [AgentLoad(load.agent, load.in_flight, load.begun, load.queued) for load in report.loads]
-            self._book.report(loads, time.monotonic())
+            self._pool.book.report(loads, time.monotonic())
+            for worker_id in report.ejected_worker_ids:
+                self._pool.suspect(worker_id, "Envoy took it out of its rotation")
         return pb.ReportLoadResponse()
 
     async def DebugWorker(

@@ -11,10 +11,11 @@ import json
 import os
 import platform
 import stat
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,8 @@ from agent_pool.images.layout import ImageLayout, StoredImage
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _PIP_TIMEOUT_S = 900.0
 _ERROR_LINES = 8
+# Annotation of a layer.
+_REQUIREMENTS = "agentruntime.requirements"
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,12 @@ class Layer:
     digest: str
     diff_id: str
     size_bytes: int
+    # See `_installed`; "" for one that holds none.
+    requirements: str = ""
 
     def descriptor(self) -> dict[str, Any]:
-        return {"mediaType": layout.LAYER_TYPE, "digest": self.digest, "size": self.size_bytes}
+        described = {"mediaType": layout.LAYER_TYPE, "digest": self.digest, "size": self.size_bytes}
+        return {**described, "annotations": {_REQUIREMENTS: self.requirements}} if self.requirements else described
 
 
 async def build(
@@ -51,6 +57,7 @@ async def build(
     *,
     pip: list[str],
     progress: Callable[[str], None],
+    keep_requirements: bool = False,
     built_in: bool = False,
 ) -> StoredImage:
     """Packs a project directory and tags it.
@@ -58,6 +65,7 @@ async def build(
     Args:
         reference: "name:tag"; empty takes name and version of agent.yaml.
         pip: argv of the pip that installs requirements.
+        keep_requirements: takes them from the image that has the tag now, if it has the same.
 
     Raises:
         InvalidManifest, InvalidArgument: agent.yaml or the tag.
@@ -71,14 +79,41 @@ async def build(
         )
     progress(f"packing {tag}")
     layers = [await asyncio.to_thread(pack, store, directory, "app")]
-    if manifest.python.requirements:
-        progress(f"installing {', '.join(manifest.python.requirements)}")
-        with tempfile.TemporaryDirectory(prefix="agentruntime-deps-") as scratch:
-            await _install(pip, manifest.python.requirements, Path(scratch))
-            progress("packing requirements")
-            layers.append(await asyncio.to_thread(pack, store, Path(scratch), "deps"))
+    if requirements := manifest.python.requirements:
+        kept = _installed_before(store, tag, requirements) if keep_requirements else None
+        layers.append(kept or await _install_layer(store, pip, requirements, progress))
     digest = _write_manifest(store, manifest, layers)
     return store.tag(tag, digest, datetime.now(UTC), built_in=built_in)
+
+
+def _installed_before(store: ImageLayout, tag: ImageReference, requirements: list[str]) -> Layer | None:
+    """The layer of the same requirements in the image of a tag, if there is one."""
+    try:
+        manifest = store.manifest(store.find(tag).digest)
+        diff_ids = json.loads(store.read_blob(manifest["config"]["digest"]))["rootfs"]["diff_ids"]
+    except (errors.ImageNotFound, errors.DataLoss):
+        return None
+    for layer, diff_id in zip(manifest["layers"], diff_ids, strict=True):
+        wanted = layer.get("annotations", {}).get(_REQUIREMENTS) == _installed(requirements)
+        if wanted and store.blob_path(layer["digest"]).exists():
+            return Layer(layer["digest"], diff_id, layer["size"], _installed(requirements))
+    return None
+
+
+async def _install_layer(
+    store: ImageLayout, pip: list[str], requirements: list[str], progress: Callable[[str], None]
+) -> Layer:
+    progress(f"installing {', '.join(requirements)}")
+    with tempfile.TemporaryDirectory(prefix="agentruntime-deps-") as scratch:
+        await _install(pip, requirements, Path(scratch))
+        progress("packing requirements")
+        layer = await asyncio.to_thread(pack, store, Path(scratch), "deps")
+    return replace(layer, requirements=_installed(requirements))
+
+
+def _installed(requirements: list[str]) -> str:
+    """What tells one installation of requirements from another: they and the Python that they are for."""
+    return json.dumps([sys.implementation.cache_tag, *requirements])
 
 
 async def _install(pip: list[str], requirements: list[str], target: Path) -> None:

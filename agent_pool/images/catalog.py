@@ -71,14 +71,23 @@ class Catalog:
     def images(self) -> list[StoredImage]:
         return self._store.images()
 
-    async def build(self, archive: IO[bytes], reference: str, progress: Callable[[str], None]) -> StoredImage:
+    async def build(
+        self, archive: IO[bytes], reference: str, progress: Callable[[str], None], *, keep_requirements: bool = False
+    ) -> StoredImage:
         """Builds an image of a project that comes as a tar. See `build.build` and `project.extract`."""
         async with self._writing:
             with tempfile.TemporaryDirectory(prefix="agentruntime-build-") as scratch:
                 directory = Path(scratch)
                 await asyncio.to_thread(project.extract, archive, directory)
                 with files.room_in(self._images):
-                    image = await build.build(self._store, directory, reference, pip=self._pip, progress=progress)
+                    image = await build.build(
+                        self._store,
+                        directory,
+                        reference,
+                        pip=self._pip,
+                        progress=progress,
+                        keep_requirements=keep_requirements,
+                    )
             await self._collect()
             return image
 

@@ -11,7 +11,7 @@ from agent_pool import restart
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Driver
 from agent_pool.restart import Backoff
-from agent_pool.scaling.load import STALE_S, LoadBook
+from agent_pool.scaling.load import STALE_S
 from agent_pool.scaling.scaler import History, Sample, Windows, decide
 
 if TYPE_CHECKING:
@@ -38,14 +38,12 @@ class Autoscaler:
     """Of one pool.
 
     Args:
-        book: what the gateway reports.
         windows: over which times to look.
         backoff: for how long growth that failed is not tried again.
     """
 
-    def __init__(self, pool: "Pool", book: LoadBook, windows: Windows, backoff: Backoff) -> None:
+    def __init__(self, pool: "Pool", windows: Windows, backoff: Backoff) -> None:
         self._pool = pool
-        self._book = book
         self._windows = windows
         self._backoff = backoff
         self._watched: dict[str, _Watched] = {}
@@ -68,46 +66,48 @@ class Autoscaler:
         scaling = [deployment for deployment in awake if deployment.policies.scaling.auto_scale]
         used = await asyncio.to_thread(_cpu, self._pool.driver, scaling) if scaling else {}
         for deployment in awake:
-            if deployment.agent not in self._watched:
-                # It has just been started, or this pool has: idle time begins now.
-                self._book.touch(deployment.agent)
-                self._watched[deployment.agent] = _Watched()
+            watched = self._watched.setdefault(deployment.agent, _Watched())
             if deployment.target and not self._pool.lock(deployment.agent).locked():
-                self._tend(deployment, self._watched[deployment.agent], used, now_s)
-        await self._pool.sleeping.let_go()
+                self._tend(deployment, watched, used, now_s)
+        self._pool.spawn(self._pool.sleeping.let_go())
 
     def _tend(self, deployment: Deployment, watched: _Watched, used: dict[str, float], now_s: float) -> None:
-        policy = deployment.policies.scaling
         agent = deployment.agent
-        if self._book.fresh(now_s) and policy.may_sleep and self._book.idle_s(agent) >= policy.idle_timeout_s:
-            # A canary is somebody's experiment; it would not be there after the sleep.
-            if all(worker.revision == deployment.current for worker in deployment.living()):
-                _log.info("agent is idle", agent=agent, idle_s=round(self._book.idle_s(agent), 1))
-                self._pool.spawn(
-                    self._pool.sleep_if(agent, lambda: self._book.idle_s(agent) >= policy.idle_timeout_s)
-                )
-        elif policy.auto_scale:
+        if self._idle(deployment, now_s):
+            _log.info("agent is idle", agent=agent, idle_s=round(self._pool.book.idle_s(agent), 1))
+            self._pool.spawn(self._pool.sleep_if(agent, lambda: self._idle(deployment, time.monotonic())))
+        elif deployment.policies.scaling.auto_scale:
             number = self._wanted(deployment, watched, used, now_s)
             if number < deployment.replicas or (number > deployment.replicas and now_s >= watched.not_before_s):
                 self._pool.spawn(self._scale(deployment, watched, number))
 
+    def _idle(self, deployment: Deployment, now_s: float) -> bool:
+        """Whether an agent is to be put to sleep. One with a canary is not: that would not be there after it."""
+        policy, book = deployment.policies.scaling, self._pool.book
+        return (
+            policy.may_sleep
+            and book.fresh(now_s)
+            and book.idle_s(deployment.agent) >= policy.idle_timeout_s
+            and all(worker.revision == deployment.current for worker in deployment.living())
+        )
+
     def _wanted(self, deployment: Deployment, watched: _Watched, used: dict[str, float], now_s: float) -> int:
         policy = deployment.policies.scaling
-        if not self._book.fresh(now_s):
+        if not self._pool.book.fresh(now_s):
             watched.history = History()
             return min(max(deployment.replicas, policy.min_replicas), policy.max_replicas)
         samples = watched.history.samples
         if samples and now_s - samples[-1].at_s > STALE_S:
             watched.history = History()
         agent = deployment.agent
-        sample = Sample(now_s, self._book.calls(agent, now_s), _share(deployment, watched, used, now_s))
+        sample = Sample(now_s, self._pool.book.calls(agent, now_s), _share(deployment, watched, used, now_s))
         number, watched.history = decide(
             watched.history,
             sample,
             policy,
             self._windows,
             workers=deployment.replicas,
-            called=self._book.idle_s(agent) < self._windows.mean_s,
+            called=self._pool.book.idle_s(agent) < self._windows.mean_s,
         )
         return number
 

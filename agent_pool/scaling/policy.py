@@ -28,6 +28,23 @@ class ScalingPolicy:
         """Whether the agent is put to sleep when it is idle."""
         return self.min_replicas == 0
 
+    def check_replicas(self, replicas: int) -> None:
+        """Whether an operator may ask for so many workers.
+
+        Raises:
+            InvalidArgument: the pool would change the number at once, or it puts an agent to sleep that never sleeps.
+        """
+        if replicas == 0 and not self.may_sleep:
+            raise errors.InvalidArgument(
+                f"0 replicas put an agent to sleep, and one with a minimum of {self.min_replicas} never sleeps; "
+                "set the minimum to 0, or stop the agent"
+            )
+        if replicas and self.auto_scale and not self.min_replicas <= replicas <= self.max_replicas:
+            raise errors.InvalidArgument(
+                f"{replicas} replicas are not between the minimum of {self.min_replicas} and the maximum of "
+                f"{self.max_replicas} that the agent scales between; change those, or turn auto-scaling off"
+            )
+
 
 @dataclass(frozen=True)
 class AskedScaling:

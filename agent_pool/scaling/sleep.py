@@ -11,6 +11,7 @@ from agentruntime import errors, log
 from agent_pool import restart
 from agent_pool.crew import Crew
 from agent_pool.deployment import Deployment
+from agent_pool.drivers.base import Revision
 from agent_pool.keeper import Keeper
 from agent_pool.lifecycle import State
 from agent_pool.restart import Backoff
@@ -59,6 +60,7 @@ class Sleep:
         # When agents fell asleep, as a number that only grows.
         self._slept: dict[str, int] = {}
         self._nights = itertools.count(1)
+        self._letting_go = asyncio.Lock()
 
     async def fall(self, deployment: Deployment) -> None:
         """Puts an agent to sleep, whose lock is held; returns when that is on disk. Its workers end later."""
@@ -77,29 +79,39 @@ class Sleep:
         self._pool.announce(deployment.agent)
 
     def awake(self, deployment: Deployment) -> None:
-        """It has been started: what went wrong with wakes before is forgotten."""
+        """It has been started: idle time begins anew, and what went wrong with wakes before is forgotten."""
+        self._pool.book.touch(deployment.agent)
         self._failures.pop(deployment.agent, None)
         if deployment.status.startswith(_COULD_NOT_WAKE):
             deployment.status = ""
 
     async def let_go(self) -> None:
         """Has agents that sleep keep no process, but the templates of those that slept last."""
-        driver = self._pool.driver
-        asleep = []
-        for key in driver.warm():
+        if self._letting_go.locked():
+            return
+        async with self._letting_go:
+            asleep = self._warm_sleepers()
+            for index, (deployment, revision) in enumerate(asleep):
+                if not deployment.asleep:
+                    continue
+                if self._pool.lock(deployment.agent).locked():
+                    continue  # it wakes; if not, the next time
+                async with self._pool.lock(deployment.agent):
+                    if index < len(asleep) - self._warm_templates:
+                        await self._pool.driver.release(revision)
+                    else:
+                        await self._pool.driver.rest(revision)
+
+    def _warm_sleepers(self) -> list[tuple[Deployment, Revision]]:
+        """Revisions of agents that sleep and have a template, those that slept first in front."""
+        found = []
+        for key in self._pool.driver.warm():
             deployment = self._pool.find(key.rpartition("@")[0])
             if deployment is not None and deployment.asleep:
                 number = next((each.number for each in deployment.revisions.values() if each.key == key), 0)
                 if number:
-                    asleep.append((self._slept.get(deployment.agent, 0), deployment, deployment.revision(number)))
-        asleep.sort(key=lambda each: each[0])
-        for index, (_, deployment, revision) in enumerate(asleep):
-            if not deployment.asleep:
-                continue  # woken meanwhile
-            if index < len(asleep) - self._warm_templates:
-                await driver.release(revision)
-            else:
-                await driver.rest(revision)
+                    found.append((deployment, deployment.revision(number)))
+        return sorted(found, key=lambda each: self._slept.get(each[0].agent, 0))
 
     async def wake(self, agent: str) -> Deployment:
         """Returns when an agent has a ready worker, which is started if it sleeps; the others that it had follow.
@@ -135,10 +147,11 @@ class Sleep:
         try:
             deployment = self._pool.startable(agent)
             async with asyncio.timeout(2 * deployment.policies.health.start_timeout_s):
-                async with self._pool.lock(agent):
-                    deployment = self._pool.startable(agent)
-                    if deployment.asleep:
-                        await self._start(deployment)
+                if deployment.asleep:
+                    async with self._pool.lock(agent):
+                        deployment = self._pool.startable(agent)
+                        if deployment.asleep:
+                            await self._start(deployment)
                 await self._until_ready(deployment)
         except errors.AgentError as error:
             return error

@@ -2,8 +2,8 @@
 
 import inspect
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 from grpc import aio
@@ -19,7 +19,7 @@ class ServerInterceptor(aio.ServerInterceptor):
 
     An `AgentError` becomes its code with `google.rpc.ErrorInfo`. Any other exception becomes INTERNAL with a
     request id and no inner text; the log has the traceback under that id. Cancellation and `context.abort`
-    pass untouched.
+    pass untouched. Handlers are coroutines or async generators; a worker's admission makes plain ones so.
     """
 
     async def intercept_service(
@@ -34,17 +34,13 @@ class ServerInterceptor(aio.ServerInterceptor):
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
-        guarded = _guard(getattr(handler, kind), header, handler_call_details.method, handler.response_streaming)
+        guarded = _guard(getattr(handler, kind), header, handler_call_details.method)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
 
-def _guard(behaviour: Any, header: str | None, method: str, streams: bool) -> Any:
-    """The behaviour of a handler with the trace taken up and errors encoded.
-
-    The result has the form of what it wraps (async generator, coroutine, plain function), because grpc.aio
-    tells by the form whether to run it in its thread pool.
-    """
+def _guard(behaviour: Any, header: str | None, method: str) -> Any:
+    """The behaviour of a handler, in the form that it had, with the trace taken up and errors encoded."""
     if inspect.isasyncgenfunction(behaviour):
 
         async def async_stream(request: Any, context: AioContext) -> AsyncIterator[Any]:
@@ -57,71 +53,14 @@ def _guard(behaviour: Any, header: str | None, method: str, streams: bool) -> An
 
         return async_stream
 
-    if inspect.iscoroutinefunction(behaviour):
-
-        async def async_call(request: Any, context: AioContext) -> Any:
-            trace.enter(header)
-            try:
-                return await behaviour(request, context)
-            except Exception as error:
-                await abort(context, error, method)
-
-        return async_call
-
-    def call(request: Any, context: grpc.ServicerContext) -> Any:
+    async def async_call(request: Any, context: AioContext) -> Any:
         trace.enter(header)
         try:
-            return behaviour(request, context)
-        except aio.AbortError:
-            raise
+            return await behaviour(request, context)
         except Exception as error:
-            told = _tellable(error, method)
-            context.set_trailing_metadata(_details(told))
-            context.abort(status.code_of(told), told.message)
+            await abort(context, error, method)
 
-    def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        trace.enter(header)
-        try:
-            yield from behaviour(request, _StreamContext(context))
-        except _AbortedError as aborted:
-            aborted.apply(context)
-        except Exception as error:
-            told = _tellable(error, method)
-            _AbortedError(status.code_of(told), told.message, _details(told)).apply(context)
-
-    return stream if streams else call
-
-
-class _AbortedError(Exception):
-    """A handler's `abort`, on its way to the end of its stream."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, trailing_metadata: Any = ()) -> None:
-        super().__init__(details)
-        self._status = (code, details, trailing_metadata)
-
-    def apply(self, context: grpc.ServicerContext) -> None:
-        code, details, trailing_metadata = self._status
-        context.set_code(code)
-        context.set_details(details)
-        if trailing_metadata:
-            context.set_trailing_metadata(trailing_metadata)
-
-
-class _StreamContext:
-    """The context of a stream that runs in a thread, with an `abort` that works there.
-
-    In grpc.aio 1.85 the status of an abort from a thread, after a message, is sometimes never sent; a status
-    that was set before the stream ends always is.
-    """
-
-    def __init__(self, context: grpc.ServicerContext) -> None:
-        self._context = context
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any = ()) -> NoReturn:
-        raise _AbortedError(code, details, trailing_metadata)
+    return async_call
 
 
 async def abort(context: AioContext, error: Exception, method: str) -> None:

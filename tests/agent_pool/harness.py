@@ -1,6 +1,7 @@
 """A real pool in a runtime directory of its own, and agents built for a test."""
 
 import asyncio
+import contextlib
 import io
 import os
 import signal
@@ -174,7 +175,10 @@ def processes(home: Home) -> list[int]:
 
 def of_agent(home: Home, agent: str) -> list[str]:
     """Names of an agent's processes: "template a", "spare a", "a-01"."""
-    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes(home)]
+    names = []
+    for pid in processes(home):
+        with contextlib.suppress(FileNotFoundError):
+            names.append(Path(f"/proc/{pid}/comm").read_text().strip())
     return sorted(name for name in names if name in (f"template {agent}", f"spare {agent}") or name[:-3] == agent)
 
 

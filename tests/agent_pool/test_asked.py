@@ -53,3 +53,4 @@ def test_defaults_where_nobody_says_anything() -> None:
     assert policies == Policies()
     off = AskedPolicies(cache=AskedCache(max_bytes=0)).over(AskedPolicies(cache=AskedCache(10**6, 7.0)))
     assert Policies.of(off, 64).cache == CachePolicy(0, 7.0)
+    assert Policies.of(off, 64, debug=True).health.failure_action == "ignore"

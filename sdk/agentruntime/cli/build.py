@@ -55,8 +55,17 @@ def command(
     print(f"Run it:  agent run {image.reference}")
 
 
-def build(client: Client, project: Path, reference: str, *, quiet: bool) -> image_pb2.Image:
+def build(
+    client: Client, project: Path, reference: str, *, quiet: bool, keep_requirements: bool = False
+) -> image_pb2.Image:
     """Builds an image of a project, under agent.yaml's name and version unless there is a reference.
+
+    Args:
+        client: a client of the platform.
+        project: its folder.
+        reference: "name:tag", or "".
+        quiet: without what the platform says meanwhile.
+        keep_requirements: those that are installed already for that reference are good enough.
 
     Raises:
         InvalidArgument: a module of it is no Python, or a file cannot be read.
@@ -66,7 +75,8 @@ def build(client: Client, project: Path, reference: str, *, quiet: bool) -> imag
     with tempfile.TemporaryFile() as archive:
         pack(project, archive)
         archive.seek(0)
-        for response in client.images.BuildImage(requests(reference, archive), timeout=_TIMEOUT_S):
+        spec = image_pb2.BuildSpec(reference=reference, keep_requirements=keep_requirements)
+        for response in client.images.BuildImage(requests(spec, archive), timeout=_TIMEOUT_S):
             if response.WhichOneof("event") == "image":
                 image = response.image
             elif not quiet:
@@ -74,9 +84,9 @@ def build(client: Client, project: Path, reference: str, *, quiet: bool) -> imag
     return image
 
 
-def requests(reference: str, archive: IO[bytes]) -> Iterator[image_pb2.BuildImageRequest]:
+def requests(spec: image_pb2.BuildSpec, archive: IO[bytes]) -> Iterator[image_pb2.BuildImageRequest]:
     """What `BuildImage` is sent: the spec, then the archive in pieces."""
-    yield image_pb2.BuildImageRequest(spec=image_pb2.BuildSpec(reference=reference))
+    yield image_pb2.BuildImageRequest(spec=spec)
     while chunk := archive.read(_CHUNK_BYTES):
         yield image_pb2.BuildImageRequest(chunk=chunk)
 

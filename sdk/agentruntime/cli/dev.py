@@ -102,7 +102,7 @@ def develop(client: Client, of: Development) -> None:
 def _bring_up(client: Client, of: Development) -> None:
     """Makes the agent run what the project holds now, with the settings that were asked for."""
     if of.project is not None:
-        build(client, of.project, of.request.image, quiet=True)
+        build(client, of.project, of.request.image, quiet=False, keep_requirements=True)
     if _runs(client, of.agent):
         _update(client, of)
     # Also after an update: it may have been asleep.
@@ -134,7 +134,7 @@ def _reload(client: Client, of: Development) -> None:
     began_s = time.monotonic()
     try:
         assert of.project is not None
-        image = build(client, of.project, of.request.image, quiet=True)
+        image = build(client, of.project, of.request.image, quiet=True, keep_requirements=True)
         if not _runs(client, of.agent):
             _bring_up(client, of)
             return

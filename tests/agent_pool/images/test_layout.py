@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -196,3 +197,38 @@ async def test_a_foreign_layer_cannot_write_outside_its_bundle(store: ImageLayou
         unpack.unpack(store, foreign, bundles)
     assert list(bundles.iterdir()) == []
     assert not (tmp_path / "outside").exists()
+
+
+async def test_requirements_are_kept_only_where_that_was_asked_and_they_are_the_same(
+    store: ImageLayout, tmp_path: Path
+) -> None:
+    """A program that counts stands where pip would be."""
+    count = tmp_path / "count"
+    count.write_text("")
+    installer = tmp_path / "installer.py"
+    installer.write_text(
+        f"import pathlib, sys\nopen({str(count)!r}, 'a').write('x')\n"
+        "pathlib.Path(sys.argv[sys.argv.index('--target') + 1], 'thing.py').write_text(sys.argv[-1])\n"
+    )
+    project = write_project(tmp_path / "project")
+
+    async def again(requirement: str, *, keep: bool, tag: str = "tester:dev") -> tuple[StoredImage, int]:
+        text = f"name: tester\nversion: 1.0.0\nentrypoint: m:C\npython:\n  requirements: [{requirement}]\n"
+        (project / "agent.yaml").write_text(text)
+        image = await build.build(
+            store, project, tag, pip=[sys.executable, str(installer)], progress=lambda _: None, keep_requirements=keep
+        )
+        return image, len(count.read_text())
+
+    first, installed = await again("thing>=1", keep=True)
+    assert installed == 1
+    (project / "m.py").write_text("class C: x = 2\n")
+    second, installed = await again("thing>=1", keep=True)
+    assert installed == 1
+    (tmp_path / "bundles").mkdir()
+    unpack.unpack(store, second.digest, tmp_path / "bundles")
+    assert (unpack.bundle_path(tmp_path / "bundles", second.digest) / "deps" / "thing.py").read_text() == "thing>=1"
+    assert first.digest != second.digest
+    assert (await again("thing>=1", keep=False))[1] == 2
+    assert (await again("thing>=2", keep=True))[1] == 3
+    assert (await again("thing>=2", keep=True, tag="tester:other"))[1] == 4

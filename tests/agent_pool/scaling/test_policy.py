@@ -46,3 +46,13 @@ def test_the_request_is_over_agent_yaml() -> None:
 def test_what_makes_no_sense_is_refused(asked: AskedScaling, says: str) -> None:
     with pytest.raises(errors.InvalidArgument, match=says):
         asked.policy(64)
+
+
+def test_how_many_an_operator_may_ask_for() -> None:
+    ScalingPolicy().check_replicas(0)
+    ScalingPolicy(max_replicas=3).check_replicas(50)
+    scales = ScalingPolicy(auto_scale=True, min_replicas=2, max_replicas=3)
+    scales.check_replicas(3)
+    for replicas, says in ((0, "never sleeps"), (1, "turn auto-scaling off"), (4, "maximum of 3")):
+        with pytest.raises(errors.InvalidArgument, match=says):
+            scales.check_replicas(replicas)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1buapi/v1/image_service.proto\x12\x07uapi.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x05Image\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62uilt_in\x18\x05 \x01(\x08\"\x1e\n\tBuildSpec\x12\x11\n\treference\x18\x01 \x01(\t\"P\n\x11\x42uildImageRequest\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x12.uapi.v1.BuildSpecH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"R\n\x12\x42uildImageResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12\x1f\n\x05image\x18\x02 \x01(\x0b\x32\x0e.uapi.v1.ImageH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11ListImagesRequest\"4\n\x12ListImagesResponse\x12\x1e\n\x06images\x18\x01 \x03(\x0b\x32\x0e.uapi.v1.Image\"\'\n\x12RemoveImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x15\n\x13RemoveImageResponse2\xf4\x01\n\x0cImageService\x12N\n\nBuildImage\x12\x1a.uapi.v1.BuildImageRequest\x1a\x1b.uapi.v1.BuildImageResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12J\n\nListImages\x12\x1a.uapi.v1.ListImagesRequest\x1a\x1b.uapi.v1.ListImagesResponse\"\x03\x90\x02\x01\x12H\n\x0bRemoveImage\x12\x1b.uapi.v1.RemoveImageRequest\x1a\x1c.uapi.v1.RemoveImageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1buapi/v1/image_service.proto\x12\x07uapi.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x05Image\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62uilt_in\x18\x05 \x01(\x08\"9\n\tBuildSpec\x12\x11\n\treference\x18\x01 \x01(\t\x12\x19\n\x11keep_requirements\x18\x02 \x01(\x08\"P\n\x11\x42uildImageRequest\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x12.uapi.v1.BuildSpecH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"R\n\x12\x42uildImageResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12\x1f\n\x05image\x18\x02 \x01(\x0b\x32\x0e.uapi.v1.ImageH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11ListImagesRequest\"4\n\x12ListImagesResponse\x12\x1e\n\x06images\x18\x01 \x03(\x0b\x32\x0e.uapi.v1.Image\"\'\n\x12RemoveImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x15\n\x13RemoveImageResponse2\xf4\x01\n\x0cImageService\x12N\n\nBuildImage\x12\x1a.uapi.v1.BuildImageRequest\x1a\x1b.uapi.v1.BuildImageResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12J\n\nListImages\x12\x1a.uapi.v1.ListImagesRequest\x1a\x1b.uapi.v1.ListImagesResponse\"\x03\x90\x02\x01\x12H\n\x0bRemoveImage\x12\x1b.uapi.v1.RemoveImageRequest\x1a\x1c.uapi.v1.RemoveImageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,19 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE']._serialized_start=74
   _globals['_IMAGE']._serialized_end=202
   _globals['_BUILDSPEC']._serialized_start=204
-  _globals['_BUILDSPEC']._serialized_end=234
-  _globals['_BUILDIMAGEREQUEST']._serialized_start=236
-  _globals['_BUILDIMAGEREQUEST']._serialized_end=316
-  _globals['_BUILDIMAGERESPONSE']._serialized_start=318
-  _globals['_BUILDIMAGERESPONSE']._serialized_end=400
-  _globals['_LISTIMAGESREQUEST']._serialized_start=402
-  _globals['_LISTIMAGESREQUEST']._serialized_end=421
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=423
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=475
-  _globals['_REMOVEIMAGEREQUEST']._serialized_start=477
-  _globals['_REMOVEIMAGEREQUEST']._serialized_end=516
-  _globals['_REMOVEIMAGERESPONSE']._serialized_start=518
-  _globals['_REMOVEIMAGERESPONSE']._serialized_end=539
-  _globals['_IMAGESERVICE']._serialized_start=542
-  _globals['_IMAGESERVICE']._serialized_end=786
+  _globals['_BUILDSPEC']._serialized_end=261
+  _globals['_BUILDIMAGEREQUEST']._serialized_start=263
+  _globals['_BUILDIMAGEREQUEST']._serialized_end=343
+  _globals['_BUILDIMAGERESPONSE']._serialized_start=345
+  _globals['_BUILDIMAGERESPONSE']._serialized_end=427
+  _globals['_LISTIMAGESREQUEST']._serialized_start=429
+  _globals['_LISTIMAGESREQUEST']._serialized_end=448
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=450
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=502
+  _globals['_REMOVEIMAGEREQUEST']._serialized_start=504
+  _globals['_REMOVEIMAGEREQUEST']._serialized_end=543
+  _globals['_REMOVEIMAGERESPONSE']._serialized_start=545
+  _globals['_REMOVEIMAGERESPONSE']._serialized_end=566
+  _globals['_IMAGESERVICE']._serialized_start=569
+  _globals['_IMAGESERVICE']._serialized_end=813
 # @@protoc_insertion_point(module_scope)

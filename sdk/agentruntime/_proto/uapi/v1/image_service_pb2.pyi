@@ -59,16 +59,22 @@ class BuildSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REFERENCE_FIELD_NUMBER: _builtins.int
+    KEEP_REQUIREMENTS_FIELD_NUMBER: _builtins.int
     reference: _builtins.str
     """"my-agent:1.2.0"; empty takes name and version of agent.yaml."""
+    keep_requirements: _builtins.bool
+    """Takes the requirements as they were installed for the image that has this reference now, if it has the same list
+    of them. Else they are installed anew, at what is the newest of each then.
+    """
     def __init__(
         self,
         *,
         reference: _builtins.str = ...,
+        keep_requirements: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_requirements", b"keep_requirements", "reference", b"reference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
