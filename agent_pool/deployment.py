@@ -103,6 +103,10 @@ class Deployment:
         merged = asked.over(self.asked)
         policies = self._policies(merged, self.spec)
         changed = policies != self.policies
+        if policies.health != self.policies.health:
+            for worker in self.workers.values():
+                # Whoever waits for the old interval begins anew.
+                worker.ask_now.set()
         self.asked, self.policies = merged, policies
         return changed
 

@@ -1,6 +1,9 @@
 """Whether a worker is well: the decision, and the grpc.health.v1 check that feeds it."""
 
 import asyncio
+import contextlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +17,8 @@ from agent_pool.asked import FailureAction
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
+# Trailing metadata of a worker's answer, in milliseconds.
+LAG_KEY = "x-uapi-lag-ms"
 # A loop blocked for so long is not a slow one: a garbage collection, a busy neighbour.
 _FINE_LAG_S = 0.02
 
@@ -56,6 +61,36 @@ def weight(lag_s: float) -> int:
     return max(1, min(100, round(100 * 2 * _FINE_LAG_S / (_FINE_LAG_S + lag_s))))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """To one check."""
+
+    # "" if the worker serves.
+    problem: str = ""
+    # The longest that its event loop was blocked since the check before, as it says.
+    lag_s: float = 0.0
+
+
+def problem(policy: HealthPolicy, answer: Answer) -> str:
+    """Why a check has failed, in a sentence; "" if it has not."""
+    if not answer.problem and answer.lag_s > policy.timeout_s:
+        return (
+            f"its event loop was blocked for {answer.lag_s:.3g}s, longer than a health check may take "
+            f"({policy.timeout_s:g}s)"
+        )
+    return answer.problem
+
+
+def _lag_s(metadata: Iterable[tuple[str, str | bytes]] | None) -> float:
+    """Of an answer's trailing metadata; 0 where it says nothing, or nonsense: the agent's code can write it too."""
+    for name, value in metadata or ():
+        if name == LAG_KEY:
+            with contextlib.suppress(ValueError):
+                lag_s = float(value) / 1000
+                return lag_s if 0 <= lag_s < math.inf else 0.0
+    return 0.0
+
+
 class HealthProbe:
     """Asks one worker. `close` it."""
 
@@ -67,17 +102,21 @@ class HealthProbe:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
 
-    async def ask(self, timeout_s: float) -> str:
-        """ "" if the worker serves, else what is wrong in a few words."""
+    async def ask(self, timeout_s: float) -> Answer:
+        """What the worker says of itself, or why it says nothing."""
+        call = self._check(health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True)
         try:
-            response = await self._check(health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True)
+            response = await call
         except aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                return f"no answer to a health check in {timeout_s:g}s"
-            return f"health check failed: {error.code().name}"
+                return Answer(f"no answer to a health check in {timeout_s:g}s")
+            return Answer(f"health check failed: {error.code().name}")
+        lag_s = _lag_s(await call.trailing_metadata())
         if response.status == health_pb2.HealthCheckResponse.SERVING:
-            return ""
-        return f"health check says {health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)}"
+            return Answer("", lag_s)
+        return Answer(
+            f"health check says {health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)}", lag_s
+        )
 
     async def until_well(self, deadline_s: float) -> str:
         """Asks until the worker serves or `deadline_s` is over: "" or what was wrong last."""
@@ -85,7 +124,7 @@ class HealthProbe:
         end = loop.time() + deadline_s
         problem = "it was not asked"
         while (left := end - loop.time()) > 0:
-            problem = await self.ask(left)
+            problem = (await self.ask(left)).problem
             if not problem:
                 return ""
             await asyncio.sleep(min(0.02, max(0.0, end - loop.time())))

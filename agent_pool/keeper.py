@@ -4,6 +4,7 @@ A worker that serves has one task here, which ends only when the worker is stopp
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from random import Random
@@ -11,7 +12,7 @@ from random import Random
 from agentruntime import errors, log
 
 from agent_pool import health, restart
-from agent_pool.deployment import Deployment
+from agent_pool.deployment import DEFAULT_GRACE_S, Deployment
 from agent_pool.drivers.base import Driver, Exit, Running
 from agent_pool.health import HealthProbe, Verdict
 from agent_pool.ledger import Ledger
@@ -19,6 +20,8 @@ from agent_pool.lifecycle import Event, State
 from agent_pool.restart import Backoff
 from agent_pool.worker import Worker
 
+# A change of a worker's weight that is worth telling.
+_WEIGHT_NEWS = 5
 _log = log.get("agent_pool.keeper")
 
 
@@ -73,6 +76,8 @@ class Keeper:
             task.cancel()
             await asyncio.wait([task])
         if worker.rests:
+            if worker.state is State.DRAINING:
+                await self._driver.stop(worker.worker_id, grace_s)
             await self.remove(deployment, worker)
             return
         if not worker.wanted:
@@ -177,14 +182,14 @@ class Keeper:
     async def _live(self, deployment: Deployment, worker: Worker) -> None:
         """A worker's whole life, over all its restarts."""
         while True:
-            ready_for_s = 0.0
+            end, ready_for_s = Exit(""), 0.0
             try:
                 if worker.state is State.PENDING and worker.address:
                     worker.apply(Event.LAUNCH)
                     await self._become_ready(deployment, worker, deployment.policies.health.start_timeout_s)
                 elif worker.state is State.PENDING:
                     await self._launch(deployment, worker)
-                end = await self._watch_over(deployment, worker)
+                end = await self._serve(deployment, worker)
                 reason = _failure(worker, end)
                 ready_for_s = time.time() - worker.ready_at_s
             except errors.AgentError as error:
@@ -193,48 +198,100 @@ class Keeper:
                 # A full disk, no more descriptors, or a mistake of ours: the worker fails, and is tried again.
                 _log.error("worker could not be kept", worker_id=worker.worker_id, exc_info=error)
                 reason = f"{type(error).__name__}: {error}"
-            # One line for `agent ps`; the log has the traceback.
-            worker.apply(Event.FAIL, reason.partition("\n")[0])
-            _log.warning("worker failed", worker_id=worker.worker_id, reason=reason)
-            self._changed(worker.agent)
-            try:
-                await self._wipe(worker)
-            except Exception as error:
-                _log.error("something of a worker is left", worker_id=worker.worker_id, exc_info=error)
-            delay_s, worker.failures = restart.next_delay(
-                self._backoff, worker.failures, ready_for_s, self._random.random()
-            )
+            served = worker.state in (State.READY, State.UNHEALTHY)
+            again = not worker.rests and restart.wanted_again(deployment.policies.restart, end.status, served=served)
+            if again:
+                delay_s, worker.failures = restart.next_delay(
+                    self._backoff, worker.failures, ready_for_s, self._random.random()
+                )
+                worker.retry_at_s = time.time() + delay_s
+            await self._note_end(worker, reason, as_it_may=not again and served and end.status == 0)
+            if not again:
+                # It stays listed, and counts, until an operator restarts or removes it.
+                worker.rests = True
+                self._tasks.pop(worker.worker_id, None)
+                self._ledger.release(worker.worker_id)
+                self._changed(worker.agent)
+                return
             await asyncio.sleep(delay_s)
             last = worker.reason
             worker.apply(Event.RETRY, last)
+            worker.retry_at_s = 0.0
             worker.restarts += 1
             self._changed(worker.agent)
 
-    async def _watch_over(self, deployment: Deployment, worker: Worker) -> Exit:
-        checking = asyncio.create_task(self._check(deployment, worker))
+    async def _note_end(self, worker: Worker, reason: str, *, as_it_may: bool) -> None:
+        """Its process is gone, or has to be: takes in why, tells it, and removes what is left."""
+        # One line for `agent ps`; the log has all of it.
+        line, _, rest = reason.partition("\n")
+        if worker.state is State.DRAINING or as_it_may:
+            worker.apply(Event.END, line)
+            _log.info("worker ended", worker_id=worker.worker_id, reason=line)
+        else:
+            worker.apply(Event.FAIL, line)
+            worker.last_traceback = rest if "Traceback" in rest else ""
+            _log.warning("worker failed", worker_id=worker.worker_id, reason=reason)
+        self._changed(worker.agent)
         try:
-            return await self._driver.wait(worker.worker_id)
+            await self._wipe(worker)
+        except Exception as error:
+            _log.error("something of a worker is left", worker_id=worker.worker_id, exc_info=error)
+
+    async def _serve(self, deployment: Deployment, worker: Worker) -> Exit:
+        """Returns when a worker has ended, by itself or because its health is what the policy ends it for."""
+        checking = asyncio.create_task(self._check(deployment, worker))
+        ending = asyncio.create_task(self._driver.wait(worker.worker_id))
+        try:
+            await asyncio.wait([checking, ending], return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return ending.result()
+            problem = checking.result()
         finally:
             checking.cancel()
-            await asyncio.wait([checking])
-
-    async def _check(self, deployment: Deployment, worker: Worker) -> None:
-        """Asks a worker's health for as long as it lives."""
+            ending.cancel()
+            await asyncio.wait([checking, ending])
         policy = deployment.policies.health
+        if policy.failure_action == "stop":
+            worker.rests = True
+            worker.apply(Event.DRAIN, problem)
+            self._changed(worker.agent)
+        await asyncio.sleep(self._drain_delay_s)
+        # One that is replaced has little time: whatever it does, it takes too long.
+        grace_s = DEFAULT_GRACE_S if worker.rests else policy.timeout_s
+        await self._driver.stop(worker.worker_id, grace_s)
+        return Exit(f"unhealthy: {problem}")
+
+    async def _check(self, deployment: Deployment, worker: Worker) -> str:
+        """Asks a worker's health, until the policy ends it for that; says why."""
         results: list[bool] = []
         assert worker.probe is not None
         while True:
-            await asyncio.sleep(policy.interval_s)
-            problem = await worker.probe.ask(policy.timeout_s)
+            with contextlib.suppress(TimeoutError):
+                # Not `wait_for`, which loses a cancellation that comes together with what it waits for.
+                async with asyncio.timeout(deployment.policies.health.interval_s):
+                    await worker.ask_now.wait()
+            worker.ask_now.clear()
+            policy = deployment.policies.health
+            answer = await worker.probe.ask(policy.timeout_s)
+            problem = health.problem(policy, answer)
+            self._note_lag(worker, answer.lag_s)
             results = [*results, not problem][-policy.retries :]
             verdict = health.judge(policy, results)
             if verdict is Verdict.SICK and worker.state is State.READY:
-                worker.apply(Event.SICKEN, problem)
+                self._note_health(worker, Event.SICKEN, problem)
             elif verdict is Verdict.WELL and worker.state is State.UNHEALTHY:
-                worker.apply(Event.RECOVER)
-            else:
-                continue
-            _log.warning("worker's health changed", worker_id=worker.worker_id, state=worker.state, reason=problem)
+                self._note_health(worker, Event.RECOVER, "")
+            if verdict is Verdict.SICK and policy.failure_action != "ignore":
+                return problem
+
+    def _note_health(self, worker: Worker, event: Event, reason: str) -> None:
+        worker.apply(event, reason)
+        _log.warning("worker's health changed", worker_id=worker.worker_id, state=worker.state, reason=reason)
+        self._changed(worker.agent)
+
+    def _note_lag(self, worker: Worker, lag_s: float) -> None:
+        before, worker.lag_s = worker.lag_s, lag_s
+        if abs(health.weight(before) - health.weight(lag_s)) >= _WEIGHT_NEWS:
             self._changed(worker.agent)
 
 

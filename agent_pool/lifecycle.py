@@ -25,7 +25,7 @@ class Event(StrEnum):
     SICKEN = "sicken"  # too many health checks in a row failed
     RECOVER = "recover"  # a health check succeeded again
     DRAIN = "drain"  # an operator wants it gone
-    END = "end"  # it is gone, as asked
+    END = "end"  # it is gone, as asked, or as its restart policy lets it be
     FAIL = "fail"  # it is gone, or never became ready, against what was asked
     RETRY = "retry"  # it is wanted again after a failure
 
@@ -40,9 +40,11 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.READY, Event.SICKEN): State.UNHEALTHY,
     (State.READY, Event.DRAIN): State.DRAINING,
     (State.READY, Event.FAIL): State.FAILED,
+    (State.READY, Event.END): State.STOPPED,
     (State.UNHEALTHY, Event.RECOVER): State.READY,
     (State.UNHEALTHY, Event.DRAIN): State.DRAINING,
     (State.UNHEALTHY, Event.FAIL): State.FAILED,
+    (State.UNHEALTHY, Event.END): State.STOPPED,
     (State.DRAINING, Event.END): State.STOPPED,
     (State.FAILED, Event.RETRY): State.PENDING,
     (State.FAILED, Event.DRAIN): State.DRAINING,

@@ -366,6 +366,13 @@ class Pool:
                 if worker.meter is not None and worker.pid:
                     worker.meter.percent(time.monotonic(), self.driver.cpu_s(worker.worker_id))
 
+    def suspect(self, worker_id: str, reason: str) -> None:
+        """Has a worker's health asked at once, because somebody has seen it fail."""
+        with contextlib.suppress(errors.WorkerNotFound):  # it has ended meanwhile
+            _, worker = self.worker(worker_id)
+            _log.info("worker is suspected", worker_id=worker_id, reason=reason)
+            worker.ask_now.set()
+
     # --- for the parts of the pool -------------------------------------------------------------------------------
 
     def lock(self, agent: str) -> asyncio.Lock:

@@ -78,6 +78,8 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         async for report in request_iterator:
             loads = [AgentLoad(load.agent, load.in_flight, load.begun, load.queued) for load in report.loads]
             self._pool.book.report(loads, time.monotonic())
+            for worker_id in report.ejected_worker_ids:
+                self._pool.suspect(worker_id, "Envoy took it out of its rotation")
         return pb.ReportLoadResponse()
 
     async def DebugWorker(

@@ -46,7 +46,9 @@ class SavedWorker(BaseModel):
             gpus=worker.gpus,
             handle=worker.handle,
             rests=worker.rests,
-            state=worker.state if worker.rests else State.PENDING,
+            state=(worker.state if worker.state is State.FAILED else State.STOPPED)
+            if worker.rests
+            else State.PENDING,
             reason=worker.reason,
             last_traceback=worker.last_traceback,
         )

@@ -1,5 +1,6 @@
 """One worker as the pool sees it."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from agent_pool.restart import CRASH_LOOP_FAILURES
 from agent_pool.usage import CpuMeter
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """Its state changes through `apply` only."""
 
@@ -46,6 +47,8 @@ class Worker:
     rests: bool = False
     # The longest that its event loop was blocked between the last two health checks.
     lag_s: float = 0.0
+    # Set to have its health asked now.
+    ask_now: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def wanted(self) -> bool:

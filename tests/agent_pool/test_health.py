@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent_pool.health import HealthPolicy, HealthProbe, Verdict, judge, weight
+from agent_pool.health import Answer, HealthPolicy, HealthProbe, Verdict, judge, problem, weight
 
 POLICY = HealthPolicy(retries=3)
 
@@ -26,7 +26,7 @@ def test_judge(results: list[bool], verdict: Verdict) -> None:
 
 async def test_nobody_there() -> None:
     probe = HealthProbe("unix:/nowhere/at/all")
-    assert await probe.ask(0.05) == "no answer to a health check in 0.05s"
+    assert await probe.ask(0.05) == Answer("no answer to a health check in 0.05s")
     assert await probe.until_well(0.05)
     await probe.close()
 
@@ -36,3 +36,12 @@ async def test_nobody_there() -> None:
 )
 def test_weight(lag_s: float, share: int) -> None:
     assert weight(lag_s) == share
+
+
+def test_a_blocked_event_loop_is_a_failed_check() -> None:
+    policy = HealthPolicy(timeout_s=5.0)
+    assert problem(policy, Answer("", 5.0)) == ""
+    assert problem(policy, Answer("", 6.21)) == (
+        "its event loop was blocked for 6.21s, longer than a health check may take (5s)"
+    )
+    assert problem(policy, Answer("health check says NOT_SERVING", 6.2)) == "health check says NOT_SERVING"

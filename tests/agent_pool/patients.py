@@ -1,0 +1,62 @@
+"""A driver whose workers are health servers in this process, as well or as sick as a test wants them."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from agent_pool.drivers.base import Exit, Launch, Running
+from tests.agent_pool.test_keeper import RefusingDriver
+
+
+class Patient(health_pb2_grpc.HealthServicer):
+    """One worker."""
+
+    def __init__(self) -> None:
+        self.serves = True
+        # What it says in its trailing metadata, in milliseconds.
+        self.lag = "0"
+        self.asked = 0
+        self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        self.asked += 1
+        context.set_trailing_metadata((("x-uapi-lag-ms", self.lag),))
+        serving = health_pb2.HealthCheckResponse
+        return serving(status=serving.SERVING if self.serves else serving.NOT_SERVING)
+
+
+class Hospital(RefusingDriver):
+    """Of the patients by worker_id, the latest of each."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        self._servers: dict[str, aio.Server] = {}
+        self.patients: dict[str, Patient] = {}
+        self.started = 0
+        self.graces_s: list[float] = []
+
+    async def start(self, launch: Launch) -> Running:
+        self.started += 1
+        patient = Patient()
+        server = aio.server()
+        health_pb2_grpc.add_HealthServicer_to_server(patient, server)
+        address = f"unix:{self._directory}/{launch.worker_id}.{self.started}"
+        server.add_insecure_port(address)
+        await server.start()
+        self.patients[launch.worker_id], self._servers[launch.worker_id] = patient, server
+        return Running(launch.worker_id, self.started, address)
+
+    async def wait(self, worker_id: str) -> Exit:
+        return await asyncio.shield(self.patients[worker_id].ended)
+
+    async def stop(self, worker_id: str, grace_s: float) -> Exit:
+        self.graces_s.append(grace_s)
+        return Exit("ended as asked", status=0)
+
+    async def destroy(self, worker_id: str) -> None:
+        if server := self._servers.pop(worker_id, None):
+            await server.stop(None)
