@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from agentruntime import errors
+from agentruntime import errors, status
 from grpc import aio
 
 from uapi_gateway.registry import Endpoint
@@ -229,6 +229,7 @@ async def ask(
 
     Raises:
         Unavailable: the connection broke before anything came back.
+        WorkerDraining: the worker has not begun it.
     """
     start: Any = channel.unary_unary(method)
     call = start(request, metadata=metadata, timeout=timeout_s)
@@ -254,6 +255,7 @@ async def forward(
 
     Raises:
         Unavailable: the connection broke before anything came back.
+        WorkerDraining: the worker has not begun it.
     """
     start: Any = channel.stream_stream(method)
     call = start(aiter(requests), metadata=metadata, timeout=context.time_remaining())
@@ -276,6 +278,8 @@ async def forward(
 
 
 def _check_lost(code: grpc.StatusCode, initial: Metadata, trailing: Metadata) -> None:
+    if any(key == status.NOT_BEGUN_KEY for key, _ in (*initial, *trailing)):
+        raise errors.WorkerDraining("the worker takes no more calls")
     # What the other side has sent has at least a content type of its own making; a broken connection nothing.
     if code is grpc.StatusCode.UNAVAILABLE and not initial and not trailing:
         raise errors.Unavailable("the worker ended during the call", reason="WORKER_LOST")

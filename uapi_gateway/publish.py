@@ -54,11 +54,13 @@ class Publisher:
             wanted.add(agent_id)
             self._put(agent_id, agent, agent.endpoints)
             self._put_cached(agent)
-            for endpoint in agent.endpoints:
+            for worker_id in {endpoint.worker_id for endpoint in agent.endpoints if endpoint.worker_id}:
                 # An exact agent id wins over the name of a worker.
-                if endpoint.worker_id and self._registry.get(endpoint.worker_id) is None:
-                    wanted.add(endpoint.worker_id)
-                    self._put(endpoint.worker_id, agent, (endpoint,))
+                if self._registry.get(worker_id) is None:
+                    wanted.add(worker_id)
+                    # While a worker is replaced, its successor of the same name is beside it.
+                    named = tuple(endpoint for endpoint in agent.endpoints if endpoint.worker_id == worker_id)
+                    self._put(worker_id, agent, named)
         before = self._names.pop(agent_id, set())
         if wanted:
             self._names[agent_id] = wanted

@@ -165,8 +165,13 @@ class Relay:
             self._waker.leave(agent_id, wake)
 
     @contextlib.asynccontextmanager
-    async def worker(self, name: str, remaining_s: float | None) -> AsyncIterator[Lease]:
+    async def worker(self, name: str, remaining_s: float | None, avoid: str = "") -> AsyncIterator[Lease]:
         """A worker of an agent, or that very worker, that accepts connections, as soon as there is one.
+
+        Args:
+            name: of the agent or worker.
+            remaining_s: the caller's time; None for no deadline.
+            avoid: an address that has just refused the call, and is not tried again at once.
 
         Raises:
             AgentNotFound: nobody has that name.
@@ -183,10 +188,14 @@ class Relay:
             while True:
                 target = self._registry.require(name)
                 ready = self._ready(target)
+                others = [endpoint for endpoint in ready if endpoint.dialled != avoid]
+                avoid = ""
                 # Taken now: what changes from here on ends the wait.
                 news = self._next_news(target.agent.agent_id)
-                async with self._lines.to_any(ready) as lease:
+                async with self._lines.to_any(others) as lease:
                     if lease is not None:
+                        if wait.wake is not None:
+                            wait.wake.served = True
                         place.close()
                         yield lease
                         return
@@ -297,35 +306,40 @@ class Relay:
 
     async def _ask(self, call: _Call, agent: Agent, request: bytes) -> tuple[Reply, Endpoint]:
         """A worker's answer to a unary call, and whose it is."""
+        lost_at = ""
         with self._load.call(agent.agent_id) as counted:
             for attempt in itertools.count(1):
-                async with self.worker(call.name, call.context.time_remaining()) as lease:
+                async with self.worker(call.name, call.context.time_remaining(), lost_at) as lease:
                     counted.carried()
+                    lost_at = lease.endpoint.dialled
                     try:
                         remaining_s = call.context.time_remaining()
                         return await ask(
                             lease.channel, call.method, request, call.metadata, remaining_s
                         ), lease.endpoint
-                    except errors.Unavailable:
-                        if attempt == _ATTEMPTS or not caching.may_repeat(agent, call.method):
+                    except errors.Unavailable as lost:
+                        repeatable = not lost.begun or caching.may_repeat(agent, call.method)
+                        if attempt == _ATTEMPTS or not repeatable:
                             raise
                 counted.waits()
         raise AssertionError("never reached")
 
     async def _stream(self, call: _Call, agent: Agent) -> AsyncIterator[bytes]:
+        lost_at = ""
         with self._load.call(agent.agent_id) as counted:
             for attempt in itertools.count(1):
-                async with self.worker(call.name, call.context.time_remaining()) as lease:
+                async with self.worker(call.name, call.context.time_remaining(), lost_at) as lease:
                     counted.carried()
+                    lost_at = lease.endpoint.dialled
                     try:
                         async for message in forward(
                             lease.channel, call.method, call.requests, call.context, call.metadata
                         ):
                             yield message
                         return
-                    except errors.Unavailable:
-                        repeatable = call.requests.complete and caching.may_repeat(agent, call.method)
-                        if attempt == _ATTEMPTS or not repeatable:
+                    except errors.Unavailable as lost:
+                        repeatable = not lost.begun or caching.may_repeat(agent, call.method)
+                        if attempt == _ATTEMPTS or not (repeatable and call.requests.complete):
                             raise
                 counted.waits()
 
@@ -342,7 +356,8 @@ def _finish(context: aio.ServicerContext[Any, Any], error: errors.AgentError) ->
     """Gives the call the status of an error; the handler must return then."""
     context.set_code(status.code_of(error))
     context.set_details(error.message)
-    context.set_trailing_metadata(((status.DETAILS_KEY, status.encode(error)),))
+    details = (status.DETAILS_KEY, status.encode(error))
+    context.set_trailing_metadata((details,) if error.begun else (details, (status.NOT_BEGUN_KEY, "1")))
 
 
 class RelayHandler(grpc.GenericRpcHandler):

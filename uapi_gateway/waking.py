@@ -45,6 +45,8 @@ class Wake:
     def __init__(self, task: "asyncio.Task[tuple[Endpoint, ...]]") -> None:
         self.task = task
         self.waiting = 0
+        # A call that waited has got its worker: the news came before the pool's answer.
+        self.served = False
         # Its failure counts as seen although the last that waited for it may just have gone.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
@@ -95,7 +97,7 @@ class Waker:
     def leave(self, agent_id: str, wake: Wake) -> None:
         """Waits no longer. With nobody left the pool is asked no more; a start that is under way goes on there."""
         wake.waiting -= 1
-        if wake.waiting == 0 and not wake.task.done():
+        if wake.waiting == 0 and not wake.served and not wake.task.done():
             wake.task.cancel()
             if self._wakes.get(agent_id) is wake:
                 del self._wakes[agent_id]
@@ -126,9 +128,7 @@ class Waker:
             _log.warning("an agent did not wake", agent=agent_id, error=error.message)
             raise
         finally:
-            took_s = time.monotonic() - began
-            self._figures.setdefault(agent_id, Figures()).add(outcome, took_s)
-        _log.info("agent woken", agent=agent_id, took_ms=round(took_s * 1000, 1))
+            self._figures.setdefault(agent_id, Figures()).add(outcome, time.monotonic() - began)
         return tuple(endpoint for endpoint in from_deployment(deployment).endpoints if endpoint.ready)
 
     async def _ask(self, agent_id: str) -> pool.Deployment:

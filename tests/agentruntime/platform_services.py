@@ -42,7 +42,7 @@ class Record:
         self.registrations = 0
         self.deployments = [agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", workers=[worker()])]
         self.outside: list[agent_registry_pb2.AgentInfo] = []
-        # While it is not set, RunAgent does not answer.
+        # While it is not set, RunAgent and StreamText do not answer.
         self.holds = threading.Event()
         self.holds.set()
         self._changed = threading.Condition()
@@ -104,6 +104,7 @@ class TextGeneration(text_generation_pb2_grpc.TextGenerationServiceServicer):
 
     def StreamText(self, request: Any, context: Any) -> Iterator[Any]:
         self._record.add(request, context)
+        self._record.holds.wait()
         for number, word in enumerate(request.prompt.split(), start=1):
             yield text_generation_pb2.StreamTextResponse(text=word + " ", tokens_used=number)
         if request.prompt.endswith("cut"):

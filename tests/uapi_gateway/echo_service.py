@@ -37,6 +37,8 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
             return proto.GenerateTextResponse(text="\n".join(f"{k}: {v!r}" for k, v in sorted(metadata.items())))
         if request.prompt == "deadline":
             return proto.GenerateTextResponse(text=f"{context.time_remaining()}")
+        if request.prompt == f"not {self.name}":
+            raise errors.WorkerDraining("no more calls")
         if request.prompt == "fail":
             raise errors.InsufficientResources("no room", metadata={"free": "0"})
         if request.prompt in (f"drained {self.name}", "drained all"):

@@ -104,6 +104,22 @@ async def test_a_thousand_calls_are_one_wake(home: Home, tmp_path: Path) -> None
         ]
 
 
+async def test_the_watch_may_be_faster_than_the_pools_answer(home: Home, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/1.sock"
+    async with relaying(home) as server, server.pool.serving(home), echoing(address, "a-01"):
+        server.put("a", {}, **asleep())
+        answered = asyncio.Event()
+
+        async def start(_agent: str) -> None:
+            server.put("a", {"a-01": address})
+            await answered.wait()
+
+        server.pool.on_wake = start
+        assert await server.call("x", "a") == "a-01: x"
+        answered.set()
+        await eventually(lambda: [wakes.outcomes for _, wakes in server.relay.figures().wakes] == [{"ok": 1}])
+
+
 async def test_a_failed_wake_answers_all_that_wait_with_its_cause(home: Home) -> None:
     async with relaying(home) as server, server.pool.serving(home):
         server.put("a", {}, **asleep())
@@ -247,6 +263,16 @@ async def test_a_lost_worker(home: Home, tmp_path: Path) -> None:
         (tmp_path / "a.sock").unlink()
         async with echoing(addresses["a-01"], "a-03"):
             assert await server.call("x", "b", timeout_s=1) == "a-03: x"
+
+
+async def test_a_worker_that_drains_has_not_begun_the_call(home: Home, tmp_path: Path) -> None:
+    addresses = {f"a-0{n}": f"unix:{tmp_path}/{n}.sock" for n in (1, 2)}
+    async with relaying(home) as server, echoing(addresses["a-01"], "a-01"), echoing(addresses["a-02"], "a-02"):
+        server.put("a", addresses, idempotent=False)
+        for _ in range(4):
+            assert await server.call("not a-01", "a") == "a-02: not a-01"
+        error = await refusal(server, "a-01", prompt="not a-01")
+        assert isinstance(error, errors.WorkerDraining)
 
 
 async def test_an_open_circuit_is_said_at_once(home: Home, tmp_path: Path) -> None:

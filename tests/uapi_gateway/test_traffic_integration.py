@@ -285,6 +285,38 @@ async def test_a_drained_worker_finishes_its_streams_and_gets_no_calls(tmp_path:
         assert await last(lasting) == "29"
 
 
+async def test_killed_workers_get_no_more_calls_and_neither_does_the_relay(tmp_path: Path) -> None:
+    pool = PoolStandIn()
+    workers = places("a", tmp_path, 4)
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(worker_process(address, name)) for name, address in workers.items()]
+        pool.put(deployment("a", workers))
+        async with running(pool) as gateway, gateway.channel() as channel:
+            await eventually(lambda: answered(channel, "a"))
+            callers = Callers(channel, "a", 8)
+            await callers.more(50)
+            # The pool says nothing of it: Envoy must see it by itself, also when it happens again within a second.
+            for process, address in list(zip(processes, workers.values(), strict=True))[:3]:
+                process.kill()
+                process.wait()
+                await eventually(lambda: _ejected(gateway, address), timeout_s=1)  # noqa: B023 — awaited within
+                tried = await attempts(gateway, address)
+                await callers.more(60)
+                # A call that was on its way there when the news came to its thread of Envoy.
+                assert await attempts(gateway, address) <= tried + 8
+            relay = f"unix:{gateway.home.run / 'relay.sock'}"
+            assert await attempts(gateway, relay) == 0
+            await callers.end()
+            assert callers.failures == []
+
+
+async def attempts(gateway: Gateway, address: str) -> int:
+    """How often Envoy has sent a call of agent a to a host, or tried to connect there."""
+    lines = (await Admin(gateway.home.envoy_admin_socket).get("/clusters")).splitlines()
+    cut = [line.split("::") for line in lines if line.startswith(f"agent/a::{address.removeprefix('unix:')}::")]
+    return sum(int(part[3]) for part in cut if part[2] in ("rq_total", "cx_connect_fail"))
+
+
 async def test_a_worker_that_is_back_gets_calls_at_once(tmp_path: Path) -> None:
     pool = PoolStandIn()
     workers = places("a", tmp_path, 1)
@@ -298,7 +330,7 @@ async def test_a_worker_that_is_back_gets_calls_at_once(tmp_path: Path) -> None:
             await callers.more(20)
             first.kill()
             first.wait()
-            await eventually(lambda: _ejected(gateway, "a"))
+            await eventually(lambda: _ejected(gateway, address))
             gone = deployment("a", workers)
             gone.workers[0].state = proto.WORKER_STATE_FAILED
             pool.put(gone)
@@ -313,8 +345,8 @@ async def test_a_worker_that_is_back_gets_calls_at_once(tmp_path: Path) -> None:
             assert callers.failures == []
 
 
-async def _ejected(gateway: Gateway, agent: str) -> bool:
-    return "/failed_outlier_check" in (await health_flags(gateway, agent)).values()
+async def _ejected(gateway: Gateway, address: str) -> bool:
+    return "outlier" in (await health_flags(gateway, "a")).get(address.removeprefix("unix:"), "")
 
 
 async def _healthy(gateway: Gateway, address: str) -> bool:

@@ -25,6 +25,8 @@ LONGEST_EJECTION_S = 30.0
 # The others are least-request; by health, with weights. Of Envoy's two consistent hashes this is the one under which
 # nearly all conversations stay where they are when another worker comes or goes: RING_HASH moved half as many again.
 _POLICIES: dict[int, str] = {pool.LOAD_BALANCER_ROUND_ROBIN: "ROUND_ROBIN", pool.LOAD_BALANCER_STICKY: "MAGLEV"}
+# One worker of a thousand that is well gets all calls.
+_NEVER_SHORT_PERCENT = 100_000
 # Queues live in the workers; Envoy only must not be a limit before them.
 _MOST_REQUESTS = 100_000
 
@@ -78,6 +80,8 @@ def cached_endpoints(agent_id: str, addresses: Mapping[str, int], relay: Path) -
 
 def _endpoints(cluster: str, *by_priority: Mapping[str, int]) -> Resource:
     message = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster)
+    # By default the relay would get a share of the calls as soon as more than 2 of 7 workers are ejected.
+    message.policy.overprovisioning_factor.value = _NEVER_SHORT_PERCENT
     for priority, addresses in enumerate(by_priority):
         group = message.endpoints.add(priority=priority)
         for address, weight in sorted(addresses.items()):
@@ -108,8 +112,12 @@ def _agent_template(load_balancer: int, failure_threshold: int) -> Any:
         "type": "EDS",
         "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
         "lb_policy": policy,
-        # With no worker left, calls go to the relay rather than to a dead worker.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "common_lb_config": {
+            # With no worker left, calls go to the relay rather than to a dead worker.
+            "healthy_panic_threshold": {"value": 0},
+            # Else the second ejection within a second takes effect only at its end, and so does a change of weights.
+            "update_merge_window": "0s",
+        },
         # Without a circuit breaker only what happens between Envoy and a worker counts: by answering with errors on
         # demand, a caller could otherwise have workers taken out. With one, so do gRPC statuses that stand for 5xx.
         "outlier_detection": {

@@ -68,6 +68,8 @@ def _generate(client: Client, agent: str, prompt: str, options: dict[str, Any], 
             return
         _stream(client, agent, prompt, options)
     except errors.DeadlineExceeded as error:
+        if before := error.metadata.get("before"):
+            raise errors.DeadlineExceeded(f"{agent} was not done in time: {before}", reason=error.reason) from None
         raise errors.DeadlineExceeded(
             f"{agent} was not done in time; give it more with --timeout 2m, or ask for less with --max-tokens",
             reason=error.reason,

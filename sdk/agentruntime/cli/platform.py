@@ -32,7 +32,9 @@ def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
     home = Home.default()
     if config.uapi.endpoint is None and not supervisor.is_running(home):
         raise errors.Unavailable("no platform runs on this machine; start it with `agent up`", reason="NO_PLATFORM")
-    with Client(config.uapi.endpoint, config.uapi.auth_token, config.uapi.timeout_s) as client:
+    # Not whatever else may listen on the default port.
+    endpoint = config.uapi.endpoint or f"unix:{home.gateway_socket}"
+    with Client(endpoint, config.uapi.auth_token, config.uapi.timeout_s) as client:
         try:
             # A part of the platform that died is back within a second or two; who waits longer wants to know why.
             client.await_connection(_CONNECTED_WITHIN_S)

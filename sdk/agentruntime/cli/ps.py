@@ -28,17 +28,18 @@ def command(
     """
     as_json = output.wants_json(format_)
     with platform.connect() as client:
-        workers = client.pool.ListWorkers(pool_pb2.ListWorkersRequest(agent=agent or "")).workers
+        outside = [
+            each
+            for each in client.registry.ListAgents(registry_pb2.ListAgentsRequest()).agents
+            if each.source == registry_pb2.AGENT_SOURCE_REGISTERED and agent in (None, each.agent_id)
+        ]
+        # The pool does not know the name of an agent from outside.
+        asked = pool_pb2.ListWorkersRequest(agent=agent or "")
+        workers = [] if agent and outside else list(client.pool.ListWorkers(asked).workers)
         if as_json and not agents:
             output.print_json([output.as_data(worker) for worker in workers])
             return
         mine = _deployments(client, agent, workers)
-        listed = client.registry.ListAgents(registry_pb2.ListAgentsRequest()).agents
-    outside = [
-        each
-        for each in listed
-        if each.source == registry_pb2.AGENT_SOURCE_REGISTERED and agent in (None, each.agent_id)
-    ]
     if as_json:
         output.print_json([*map(_agent_data, mine), *map(_outside_data, outside)])
     elif agents:

@@ -78,8 +78,10 @@ def failure(
         return decoded
     if decoded.reason == "WORKER_LOST" and elapsed_s < timeout_s - _DEADLINE_SKEW_S:
         return decoded
-    why = f"; the attempt before failed: {before.message}" if before else ""
-    return errors.DeadlineExceeded(f"the answer was not complete within the {timeout_s:g} s that the call had{why}")
+    message = f"the answer was not complete within the {timeout_s:g} s that the call had"
+    if before:
+        message += f"; the attempt before failed: {before.message}"
+    return errors.DeadlineExceeded(message, metadata={"before": before.message} if before else None)
 
 
 def not_connected(address: str, timeout_s: float) -> errors.Unavailable:

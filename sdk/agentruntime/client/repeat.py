@@ -24,6 +24,9 @@ _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 1.0
 # Said by the platform where no worker, or no pool, was reached.
 _UNREACHED = frozenset(("AGENT_NOT_READY", "POOL_UNAVAILABLE"))
+# The gateway has repeated these itself where that was possible: a call that ends every worker that it meets must not
+# go on for long.
+_ONCE = frozenset(("WORKER_LOST", "WORKER_DRAINED"))
 # Meant to be known at once, or waited for already.
 _FINAL = frozenset(("CIRCUIT_OPEN", "NOT_CONNECTED"))
 _PLATFORM = frozenset(f"uapi.v1.{name}" for name in ("AgentGateway", "AgentPool", "AgentRegistry", "ImageService"))
@@ -77,6 +80,7 @@ class Attempts:
         self._began = now
         self._failed: float | None = None
         self._failures = 0
+        self._lost = 0
 
     def elapsed_s(self, now: float) -> float:
         """Seconds since the first attempt began."""
@@ -98,7 +102,8 @@ class Attempts:
             return None
         unreached = error.reason in _UNREACHED
         unseen = unreached or not error.begun
-        if not unseen and not declared_idempotent(self.method):
+        self._lost += error.reason in _ONCE
+        if not unseen and (self._lost > 1 or not declared_idempotent(self.method)):
             return None
         if self._failed is None:
             self._failed = now

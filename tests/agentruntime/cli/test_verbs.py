@@ -189,6 +189,15 @@ def test_call_an_unknown_agent(agent: Agent, record: Record) -> None:
     assert (result.status, result.err) == (15, "error: agent 'nobody' not found\n")
 
 
+def test_call_that_was_not_done_in_time_says_what_it_met(agent: Agent, record: Record) -> None:
+    record.holds.clear()
+    assert "give it more with --timeout 2m" in agent("call", "my-agent", "x", "--timeout", "200ms").err
+    record.failures = [errors.AgentNotReady("its worker ended")]
+    result = agent("call", "my-agent", "x", "--timeout", "500ms")
+    record.holds.set()
+    assert result.err == "error: my-agent was not done in time: its worker ended\n"
+
+
 def test_call_an_agent_that_generates_no_text(agent: Agent, record: Record) -> None:
     record.raises["StreamText"] = errors.Unimplemented("no such method")
     result = agent("call", "greeter", "x")

@@ -62,8 +62,15 @@ def test_what_may_be_made_again(method: str, error: errors.AgentError, again: Ag
 
 def test_delays_double_with_jitter() -> None:
     attempts = Attempts(GENERATE, None, 0.0, repeatable=True)
-    delays = [attempts.again(lost("WORKER_LOST"), 0.0, draw) for draw in (1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)]
+    delays = [attempts.again(lost("CONNECTION_LOST"), 0.0, draw) for draw in (1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)]
     assert [again.delay_s for again in delays if again] == [0.05, 0.05, 0.2, 0.4, 0.8, 1.0, 1.0]
+
+
+def test_a_call_that_ends_its_worker_is_made_again_once() -> None:
+    attempts = Attempts(GENERATE, None, 0.0, repeatable=True)
+    assert attempts.again(lost("WORKER_LOST"), 0.0, 0.0)
+    assert attempts.again(lost("AGENT_NOT_READY"), 0.1, 0.0)
+    assert not attempts.again(lost("WORKER_LOST"), 0.2, 0.0)
 
 
 def test_patience_begins_with_the_first_failure_of_a_call_that_was_under_way() -> None:
@@ -83,8 +90,8 @@ def test_patience_begins_with_the_call_where_no_worker_was_reached() -> None:
 def test_the_deadline_is_that_of_all_attempts() -> None:
     attempts = Attempts(GENERATE, 2.0, 10.0, repeatable=True)
     assert attempts.left_s(10.5) == 1.5
-    assert attempts.again(lost("WORKER_LOST"), 11.9, 1.0)
-    assert not attempts.again(lost("WORKER_LOST"), 11.95, 1.0)
+    assert attempts.again(lost("CONNECTION_LOST"), 11.9, 1.0)
+    assert not attempts.again(lost("CONNECTION_LOST"), 11.95, 1.0)
     assert attempts.left_s(13.0) == 0.0
     assert Attempts(GENERATE, None, 10.0, repeatable=True).left_s(99.0) is None
 

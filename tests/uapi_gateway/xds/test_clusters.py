@@ -28,7 +28,7 @@ def content(resource: Any, kind: Any) -> dict[str, Any]:
 def test_clusters_prefer_the_relay_to_dead_workers_and_eject_for_nothing_a_caller_can_cause() -> None:
     cluster = content(agent_cluster("a", Traffic()), cluster_pb2.Cluster)
     assert cluster["name"] == "agent/a"
-    assert cluster["common_lb_config"]["healthy_panic_threshold"] == {}
+    assert cluster["common_lb_config"] == {"healthy_panic_threshold": {}, "update_merge_window": "0s"}
     outlier = cluster["outlier_detection"]
     assert outlier["split_external_local_origin_errors"]
     assert outlier["max_ejection_percent"] == 99
@@ -66,7 +66,9 @@ def test_weights_are_said_where_they_count() -> None:
 
 def test_endpoints_end_in_the_relay() -> None:
     made = agent_endpoints("a", {"unix:/w": 0, "127.0.0.1:80": 0, "[::1]:81": 0}, Path("/relay"))
-    places = content(made, endpoint_pb2.ClusterLoadAssignment)["endpoints"]
+    assignment = content(made, endpoint_pb2.ClusterLoadAssignment)
+    assert assignment["policy"] == {"overprovisioning_factor": 100_000}
+    places = assignment["endpoints"]
     addresses = [[e["endpoint"]["address"] for e in place["lb_endpoints"]] for place in places]
     assert addresses[0] == [
         {"socket_address": {"address": "127.0.0.1", "port_value": 80}},
