@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -125,10 +126,12 @@ async def test_a_breakpoint_is_hit_read_and_left(pool: RunningPool, entrypoint: 
     running = await pool.run("tester:1.0.0", serving=DEBUG, health_check=checks)
     assert running.settings.health_check.failure_action == pb.HEALTH_FAILURE_ACTION_IGNORE
     worker = await pool.worker("tester-01")
+    assert not has_debugger(worker.pid)
     dap = await attached(pool, "tester-01", LINE[entrypoint])
     call = asyncio.create_task(harness.generate(worker.address, "hello", timeout_s=30))
     stopped = await dap.event("stopped")
     assert stopped["reason"] == "breakpoint"
+    assert has_debugger(worker.pid)
     frames = (await dap.ask("stackTrace", threadId=stopped["threadId"]))["stackFrames"]
     assert (frames[0]["line"], frames[0]["name"]) == (LINE[entrypoint], "generate")
     scopes = (await dap.ask("scopes", frameId=frames[0]["id"]))["scopes"]
@@ -145,6 +148,11 @@ async def test_a_breakpoint_is_hit_read_and_left(pool: RunningPool, entrypoint: 
     assert await harness.generate(worker.address, "again", timeout_s=30) == "AGAIN!"
     await (await attached(pool, "tester-01", LINE[entrypoint])).leave()
     assert (await pool.worker("tester-01")).pid == worker.pid
+
+
+def has_debugger(pid: int) -> bool:
+    """Whether debugpy was imported there: a part of it is compiled, and so is mapped."""
+    return "pydevd" in Path(f"/proc/{pid}/maps").read_text()
 
 
 async def refusal(pool: RunningPool, request: pb.DebugWorkerRequest) -> tuple[grpc.StatusCode, str]:

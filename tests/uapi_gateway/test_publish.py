@@ -16,7 +16,7 @@ from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, ROUTE
 
 def published(registry: Registry) -> Cache:
     cache = Cache()
-    Publisher(registry, cache, relay=Path("/relay"), token="t").publish_all()
+    Publisher(registry, cache, relay=Path("/relay"), hold=Path("/hold"), token="t").publish_all()
     return cache
 
 
@@ -33,11 +33,11 @@ def test_agents_and_workers_come_and_go() -> None:
     cache = published(registry)
     registry.put_pool_agent(agent("a", "a-01", "a-02"))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01", "agent/a-02"}
-    assert paths(cache, "a") == [["/a-01", "/a-02"], ["/relay"]]
-    assert paths(cache, "a-02") == [["/a-02"], ["/relay"]]
+    assert paths(cache, "a") == [["/a-01", "/a-02"], ["/hold"]]
+    assert paths(cache, "a-02") == [["/a-02"], ["/hold"]]
     registry.put_pool_agent(agent("a", "a-01", ready=False))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01"}
-    assert paths(cache, "a") == [[], ["/relay"]]
+    assert paths(cache, "a") == [[], ["/hold"]]
     registry.remove_pool_agent("a")
     assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
 
@@ -47,7 +47,7 @@ def test_calls_that_a_cache_may_answer_go_to_the_relay_and_to_workers_while_it_i
     cache = published(registry)
     registry.put_pool_agent(agent("a", "a-01", cache=CachePolicy(1000)))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01", "cached/a"}
-    assert paths(cache, "a", "cached") == [["/relay"], ["/a-01"]]
+    assert paths(cache, "a", "cached") == [["/relay"], ["/a-01"], ["/hold"]]
     registry.put_pool_agent(agent("a", "a-01", cache=CachePolicy(1000), idempotent=False))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01"}
     registry.put_pool_agent(agent("a", cache=CachePolicy(1000)))
@@ -90,8 +90,8 @@ def test_what_was_there_before_is_published_at_once() -> None:
     registry = Registry()
     registry.put_pool_agent(agent("a", "a-01"))
     cache = published(registry)
-    assert paths(cache, "a") == [["/a-01"], ["/relay"]]
-    assert set(cache.names(ROUTE)) == {"tcp", "unix"}
+    assert paths(cache, "a") == [["/a-01"], ["/hold"]]
+    assert set(cache.names(ROUTE)) == {"tcp", "unix", "hold"}
 
 
 def test_a_registered_id_that_is_a_workers_name_wins_and_gives_it_back() -> None:
@@ -101,7 +101,7 @@ def test_a_registered_id_that_is_a_workers_name_wins_and_gives_it_back() -> None
     registry.put_pool_agent(agent("a", "a-01"))
     assert paths(cache, "a-01")[0] == [""]  # a TCP address, the registered agent's
     registry.deregister("a-01")
-    assert paths(cache, "a-01") == [["/a-01"], ["/relay"]]
+    assert paths(cache, "a-01") == [["/a-01"], ["/hold"]]
     registry.remove_pool_agent("a")
     assert set(cache.names(CLUSTER)) == set()
 

@@ -81,12 +81,13 @@ def show(of: pool_pb2.Deployment, *, as_json: bool) -> None:
 
 def sentence_of(of: pool_pb2.Deployment) -> str:
     """An agent as it is, in a sentence."""
-    what = f"{of.agent} runs {of.image}"
-    if of.revision > 1:
-        what += f" at revision {of.revision}"
     if of.stopped:
         return f"{of.agent} is stopped and has {of.image}; `{names.run_command(of.image, of.agent)}` starts it"
     if of.asleep or not (of.replicas or of.workers):
         return f"{of.agent} sleeps and has {of.image}; the next call wakes it"
-    ready = [worker.worker_id for worker in of.workers if worker.state == pool_pb2.WORKER_STATE_READY]
-    return f"{what}: {', '.join(ready) or 'no worker is ready'}"
+    ready = [worker for worker in of.workers if worker.state == pool_pb2.WORKER_STATE_READY]
+    canaries = [worker for worker in ready if worker.revision > of.revision]
+    rest = ", ".join(worker.worker_id for worker in ready if worker not in canaries)
+    at = f" at revision {of.revision}" if of.revision > 1 else ""
+    tried = "".join(f"; {each.worker_id} tries {each.image} at revision {each.revision}" for each in canaries)
+    return f"{of.agent} runs {of.image}{at}: {rest or 'no worker is ready'}{tried}"

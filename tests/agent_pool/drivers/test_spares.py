@@ -1,11 +1,13 @@
 """The spare of a running revision: employed by the next start, replaced, and gone with its agent."""
 
+import asyncio
 import os
 import signal
 
 import pytest
-from agentruntime import processes
+from agentruntime import processes, status
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
+from grpc import aio
 
 from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Group
@@ -41,6 +43,25 @@ async def test_the_next_worker_is_the_spare(pool: RunningPool) -> None:
     assert [worker.pid for worker in two.workers][1] == pid
     assert await harness.generate(two.workers[1].address, "hello") == "hello"
     assert await spare_pid(pool) != pid
+
+
+async def test_a_spare_serves_as_its_revision_says(pool: RunningPool) -> None:
+    slow = "async def generate(self, prompt, *, temperature, max_tokens):\n        import asyncio\n"
+    slow += "        await asyncio.sleep(60)\n        return prompt"
+    await pool.build(
+        harness.project("tester", code=f"from agentruntime import Agent\nclass Tester(Agent):\n    {slow}\n")
+    )
+    serving = pb.Serving(concurrency=1, queue=0)
+    await pool.run("tester:1.0.0", serving=serving)
+    pid = await spare_pid(pool)
+    worker = (await pool.run("tester:1.0.0", replicas=2, serving=serving)).workers[1]
+    assert worker.pid == pid
+    calls = [asyncio.create_task(harness.generate(worker.address, "x")) for _ in range(2)]
+    done, held = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+    error = done.pop().exception()
+    assert isinstance(error, aio.AioRpcError)
+    assert status.decode(error).reason == "QUEUE_FULL"
+    held.pop().cancel()
 
 
 async def test_a_spare_that_died_costs_the_next_start_only_time(pool: RunningPool) -> None:

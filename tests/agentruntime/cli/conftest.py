@@ -21,9 +21,15 @@ Agent = Callable[..., Result]
 
 
 @pytest.fixture
-def agent(endpoint: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Agent:
+def agent(endpoint: str, monkeypatch: pytest.MonkeyPatch, agent_inside: Agent) -> Agent:
     """Runs a command line in this process against the server of `record`."""
     monkeypatch.setenv("UAPI_ENDPOINT", endpoint)
+    return agent_inside
+
+
+@pytest.fixture
+def agent_inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Agent:
+    """Runs a command line in this process, which saves the half second of its imports."""
     monkeypatch.setattr("agentruntime.cli.output._default", "table")
 
     def run(*argv: str) -> Result:

@@ -86,12 +86,20 @@ def test_run_of_another_image_says_how_and_does_it_with_update(agent: Agent, rec
     assert [type(request).__name__ for request in record.requests] == ["GetDeploymentRequest", "RunAgentRequest"]
 
 
+def ready(worker_id: str, revision: int) -> pool_pb2.Worker:
+    return pool_pb2.Worker(worker_id=worker_id, revision=revision, image="a:2", state=pool_pb2.WORKER_STATE_READY)
+
+
 @pytest.mark.parametrize(
     ("of", "says"),
     [
         (pool_pb2.Deployment(stopped=True), "a is stopped and has a:1; `agent run a:1` starts it"),
         (pool_pb2.Deployment(asleep=True, replicas=2), "a sleeps and has a:1; the next call wakes it"),
         (pool_pb2.Deployment(replicas=2), "a runs a:1: no worker is ready"),
+        (
+            pool_pb2.Deployment(revision=2, workers=[ready("a-01", 2), ready("a-02", 3), ready("a-03", 2)]),
+            "a runs a:1 at revision 2: a-01, a-03; a-02 tries a:2 at revision 3",
+        ),
     ],
 )
 def test_an_agent_in_a_sentence(of: pool_pb2.Deployment, says: str) -> None:

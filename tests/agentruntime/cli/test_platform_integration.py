@@ -153,6 +153,50 @@ def test_a_project_from_init_to_its_answer(home: Home, agent_process: Agent, mon
     ok(agent_process("rmi", "my-agent:1.2.0"))
 
 
+def workers_of(agent: Agent) -> dict[str, int]:
+    """The revision of each worker that is ready."""
+    listed = json.loads(ok(agent("ps", "-o", "json")).out)
+    return {each["worker_id"]: each["revision"] for each in listed if each["state"] == "WORKER_STATE_READY"}
+
+
+def test_an_agent_is_updated_tried_rolled_back_scaled_and_woken(
+    home: Home, agent_process: Agent, agent_inside: Agent
+) -> None:
+    # Who starts the platform must not be the one that it outlives.
+    ok(agent_process("up", *FREE_PORTS))
+    ok(agent_inside("init", "my-agent"))
+    ok(agent_inside("build", "my-agent", "-t", "my-agent:1"))
+    ok(agent_inside("run", "my-agent:1", "--replicas", "2"))
+    code = Path("my-agent/agent.py")
+    code.write_text(code.read_text().replace("heard:", "understood:"))
+    ok(agent_inside("build", "my-agent", "-t", "my-agent:2"))
+    refused = agent_inside("run", "my-agent:2")
+    assert (refused.status, "`agent update my-agent --image my-agent:2`" in refused.err) == (19, True)
+
+    updated = ok(agent_inside("run", "my-agent:2", "--update"))
+    assert "updating to revision 2 (1 of 2 workers)\n" in updated.err
+    assert "my-agent runs my-agent:2 at revision 2" in updated.out
+    assert ok(agent_inside("call", "my-agent", "hi")).out == "my-agent understood: hi\n"
+
+    canary = sorted(workers_of(agent_inside))[0]
+    ok(agent_inside("update", canary, "--image", "my-agent:1"))
+    assert sorted(workers_of(agent_inside).values()) == [2, 3]
+    assert "at revision 2" in ok(agent_inside("rollback", "my-agent")).out
+    assert sorted(workers_of(agent_inside).values()) == [2, 2]
+    revisions = json.loads(ok(agent_inside("history", "my-agent", "-o", "json")).out)
+    assert [revision["cause"] for revision in revisions] == ["canary", "update", "run"]
+    before = workers_of(agent_inside)
+    assert "are new" in ok(agent_inside("restart", "my-agent")).out
+    assert not before.keys() & workers_of(agent_inside).keys()
+
+    ok(agent_inside("scale", "my-agent", "--replicas", "3", "--memory", "100MB"))
+    assert len(workers_of(agent_inside)) == 3
+    slept = ok(agent_inside("scale", "my-agent", "--replicas", "0"))
+    assert slept.out == "my-agent sleeps and has my-agent:2; the next call wakes it\n"
+    until(lambda: "ASLEEP" in ok(agent_inside("ps")).out)
+    assert ok(agent_inside("call", "my-agent", "good morning")).out == "my-agent understood: good morning\n"
+
+
 def test_an_agent_from_outside_joins_and_leaves(home: Home, agent_process: Agent) -> None:
     ok(agent_process("up", *FREE_PORTS))
     example = ROOT / "examples" / "outside" / "outside.py"
@@ -161,6 +205,7 @@ def test_an_agent_from_outside_joins_and_leaves(home: Home, agent_process: Agent
             assert outside.stdout is not None
             assert outside.stdout.readline().startswith("outside-01 serves")
             assert ok(agent_process("call", "outside-01", "hello there")).out == "HELLO THERE \n"
+            assert "outside-01  READY" in ok(agent_process("ps", "--agent", "outside-01")).out
             with Client() as client:
                 request = {"service": "TextGenerationService", "method": "GenerateText", "data": {"prompt": "hi"}}
                 assert client.call_agent("outside-01", request)["text"] == "HI"
