@@ -8,9 +8,6 @@ from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger
 from agent_pool.worker import Worker
 
-# How many workers start at a time.
-_STARTS = 8
-
 
 class Crew:
     """The workers of all deployments of a pool."""
@@ -18,7 +15,6 @@ class Crew:
     def __init__(self, ledger: Ledger, keeper: Keeper) -> None:
         self._ledger = ledger
         self._keeper = keeper
-        self._starting = asyncio.Semaphore(_STARTS)
 
     def enlist(
         self, deployment: Deployment, count: int, *, revision: int = 0, avoid: Collection[str] = ()
@@ -40,7 +36,7 @@ class Crew:
 
     async def start(self, deployment: Deployment, workers: Collection[Worker]) -> None:
         """Starts them side by side. If one fails, all of them are removed again, and its error is raised."""
-        tasks = [asyncio.create_task(self._start(deployment, worker)) for worker in workers]
+        tasks = [asyncio.create_task(self._keeper.start(deployment, worker)) for worker in workers]
         if not tasks:
             return
         try:
@@ -63,7 +59,3 @@ class Crew:
             await asyncio.wait(stops)
             for stop in stops:
                 stop.result()
-
-    async def _start(self, deployment: Deployment, worker: Worker) -> None:
-        async with self._starting:
-            await self._keeper.start(deployment, worker)

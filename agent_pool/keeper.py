@@ -18,10 +18,14 @@ from agent_pool.health import HealthProbe, Verdict
 from agent_pool.ledger import Ledger
 from agent_pool.lifecycle import Event, State
 from agent_pool.restart import Backoff
+from agent_pool.turns import Turns
 from agent_pool.worker import Worker
 
 # A change of a worker's weight that is worth telling.
 _WEIGHT_NEWS = 5
+# How many workers start at a time, and for how long one that starts keeps others from starting.
+_STARTS = 8
+_LONGEST_START_S = 2.0
 _log = log.get("agent_pool.keeper")
 
 
@@ -51,6 +55,9 @@ class Keeper:
         self._drain_delay_s = drain_delay_s
         self._random = random or Random()  # noqa: S311 — spreads restarts, guards nothing
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        # Of workers that start: those beside others of their agent, and those that have none beside them.
+        self._crowds = Turns(_STARTS, _LONGEST_START_S)
+        self._firsts = Turns(_STARTS, _LONGEST_START_S)
 
     async def start(self, deployment: Deployment, worker: Worker) -> None:
         """Starts a pending worker, and returns when it is ready; it is kept from then on.
@@ -128,6 +135,12 @@ class Keeper:
                 worker.probe = None
 
     async def _launch(self, deployment: Deployment, worker: Worker) -> None:
+        # Whoever has no other worker has somebody waiting: no crowd of another agent's comes before it.
+        turns = self._crowds if deployment.ready() else self._firsts
+        async with turns.turn():
+            await self._launch_now(deployment, worker)
+
+    async def _launch_now(self, deployment: Deployment, worker: Worker) -> None:
         worker.gpus = self._reserved(deployment, worker)
         worker.apply(Event.LAUNCH)
         worker.started_at_s = time.time()
