@@ -352,7 +352,8 @@ class Pool:
             await asyncio.wait(self._background)
         await asyncio.gather(
             *(
-                self._crew.stop(deployment, list(deployment.workers.values()), grace_s)
+                # Those that have ended for good stay so.
+                self._crew.stop(deployment, [each for each in deployment.workers.values() if not each.rests], grace_s)
                 for deployment in self._deployments.values()
             )
         )
