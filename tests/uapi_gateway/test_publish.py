@@ -1,13 +1,15 @@
 """The registry as Envoy's resources."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from envoy.config.endpoint.v3 import endpoint_pb2
 
 from tests.uapi_gateway.test_registry import NOW, agent, outside
 from uapi_gateway.publish import Publisher
-from uapi_gateway.registry import CachePolicy, Registry
+from uapi_gateway.registry import CachePolicy, Endpoint, Registry, Traffic
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, ROUTE
 
@@ -51,6 +53,37 @@ def test_calls_that_a_cache_may_answer_go_to_the_relay_and_to_workers_while_it_i
     registry.put_pool_agent(agent("a", cache=CachePolicy(1000)))
     registry.remove_pool_agent("a")
     assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
+
+
+def test_a_worker_and_its_successor_share_a_name() -> None:
+    registry = Registry()
+    cache = published(registry)
+    pair = (Endpoint("unix:/old", ready=True, worker_id="a-01"), Endpoint("unix:/new", ready=True, worker_id="a-01"))
+    registry.put_pool_agent(agent("a", endpoints=pair))
+    assert paths(cache, "a-01") == paths(cache, "a") == [["/new", "/old"], ["/relay"]]
+    registry.put_pool_agent(agent("a", endpoints=(replace(pair[0], ready=False), pair[1])))
+    assert paths(cache, "a-01") == [["/new"], ["/relay"]]
+
+
+def test_policies_reach_clusters_and_weights_only_where_they_count() -> None:
+    registry = Registry()
+    cache = published(registry)
+    light = (Endpoint("unix:/w", ready=True, worker_id="a-01", weight=7),)
+
+    def versions(traffic: Traffic) -> tuple[str, str]:
+        registry.put_pool_agent(agent("a", endpoints=light, traffic=traffic))
+        cluster, endpoints = cache.get(CLUSTER, "agent/a"), cache.get(ENDPOINTS, "agent/a")
+        assert cluster is not None
+        assert endpoints is not None
+        return cluster.version, endpoints.version
+
+    least = versions(Traffic())
+    by_health = versions(Traffic(pool.LOAD_BALANCER_HEALTH_BASED))
+    # Only the endpoints change: a changed cluster would have to connect anew.
+    assert by_health[0] == least[0]
+    assert by_health[1] != least[1]
+    assert versions(Traffic(pool.LOAD_BALANCER_STICKY))[0] != least[0]
+    assert versions(Traffic(failure_threshold=5))[0] != least[0]
 
 
 def test_what_was_there_before_is_published_at_once() -> None:
