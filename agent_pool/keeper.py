@@ -230,10 +230,11 @@ class Keeper:
                     self._backoff, worker.failures, ready_for_s, self._random.random()
                 )
                 worker.retry_at_s = time.time() + delay_s
+            # Before its state tells: one that ended for good stays listed, and counts, until an operator restarts or
+            # removes it.
+            worker.rests = not again
             await self._note_end(worker, reason, as_it_may=not again and served and end.status == 0)
             if not again:
-                # It stays listed, and counts, until an operator restarts or removes it.
-                worker.rests = True
                 self._tasks.pop(worker.worker_id, None)
                 self._ledger.release(worker.worker_id)
                 self._changed(worker.agent)

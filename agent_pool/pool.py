@@ -352,7 +352,8 @@ class Pool:
             await asyncio.wait(self._background)
         await asyncio.gather(
             *(
-                self._crew.stop(deployment, list(deployment.workers.values()), grace_s)
+                # Those that have ended for good stay so.
+                self._crew.stop(deployment, [each for each in deployment.workers.values() if not each.rests], grace_s)
                 for deployment in self._deployments.values()
             )
         )
@@ -432,15 +433,16 @@ class Pool:
 
 
 def _check_same(running: Deployment, opened: OpenImage, asked: Asked) -> None:
-    """Raises FailedPrecondition unless the request is about what runs already."""
+    """Raises OtherRevision unless the request is about what runs already."""
     agent = running.agent
     if opened.image.digest != running.spec.image_digest:
-        raise errors.FailedPrecondition(
+        raise errors.OtherRevision(
             f"agent '{agent}' runs {running.spec.image} ({running.spec.image_digest[:19]}), not "
             f"{opened.image.reference} ({opened.image.digest[:19]}); roll it out with "
             f"`agent update {agent} --image {opened.image.reference}`, or give this one another name"
         )
     if changed := asked.differs_from(running.spec.asked):
-        raise errors.FailedPrecondition(
-            f"agent '{agent}' runs with another {', '.join(changed)}; `agent update {agent}` rolls out other settings"
+        raise errors.OtherRevision(
+            f"agent '{agent}' runs with another {', '.join(changed)}; "
+            f"`agent update {agent} {changed[0]} …` rolls it out"
         )

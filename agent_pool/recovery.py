@@ -8,7 +8,6 @@ from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger, Reservation
 from agent_pool.lifecycle import Event, State
 from agent_pool.state import SavedDeployment
-from agent_pool.worker import Worker
 
 _log = log.get("agent_pool.recovery")
 
@@ -65,13 +64,12 @@ def _revisions(deployments: list[Deployment]) -> dict[str, Prepared]:
 
 
 def _keep(deployment: Deployment, keeper: Keeper) -> None:
-    missing: list[Worker] = []
     if deployment.roll is not None and not deployment.roll.back_to:
         # A restart: whoever asked for it has heard that the pool was lost.
         deployment.roll, deployment.status = None, ""
     if deployment.roll is None:
-        missing = deployment.new_workers(max(0, deployment.target - len(deployment.living())))
-    for worker in (*deployment.workers.values(), *missing):
+        deployment.new_workers(max(0, deployment.target - len(deployment.living())))
+    for worker in deployment.workers.values():
         if worker.state is State.DRAINING:
             keeper.see_off(deployment, worker)
         elif not worker.rests:

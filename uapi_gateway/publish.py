@@ -12,10 +12,11 @@ from uapi_gateway.xds.cache import Cache
 class Publisher:
     """Listens to the registry and writes to the cache. Without `publish_all` nothing is there to be served."""
 
-    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, token: str) -> None:
+    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path, token: str) -> None:
         self._registry = registry
         self._cache = cache
         self._relay = relay
+        self._hold = hold
         self._token = token
         self._plan: routes.RoutePlan | None = None
         # Clusters published for an agent: its own, and one for each of its workers.
@@ -26,11 +27,13 @@ class Publisher:
         """The clusters that are always there."""
         for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool)):
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
+        self._cache.put(resources.CLUSTER, clusters.relay_cluster(self._relay))
 
     def publish_listeners(self, *, host: str, port: int, socket: Path, access_log: Path) -> None:
         """The listeners, once and for all."""
         self._cache.put(resources.LISTENER, listeners.tcp_listener(host, port, access_log))
         self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
+        self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
 
     def publish_all(self) -> None:
         """All agents and the routes; from then on every change of the registry."""
@@ -77,7 +80,7 @@ class Publisher:
 
     def _put(self, name: str, agent: Agent, endpoints: tuple[Endpoint, ...]) -> None:
         self._cache.put(resources.CLUSTER, clusters.agent_cluster(name, agent.traffic))
-        self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(name, _weights(agent, endpoints), self._relay))
+        self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(name, _weights(agent, endpoints), self._hold))
 
     def _put_cached(self, agent: Agent) -> None:
         if agent.agent_id not in routes.cached([agent]):
@@ -85,7 +88,8 @@ class Publisher:
             return
         weights = _weights(agent, agent.endpoints)
         self._cache.put(resources.CLUSTER, clusters.cached_cluster(agent.agent_id))
-        self._cache.put(resources.ENDPOINTS, clusters.cached_endpoints(agent.agent_id, weights, self._relay))
+        endpoints = clusters.cached_endpoints(agent.agent_id, weights, self._relay, self._hold)
+        self._cache.put(resources.ENDPOINTS, endpoints)
 
     def _remove(self, cluster: str) -> None:
         self._cache.remove(resources.CLUSTER, cluster)
@@ -99,6 +103,7 @@ class Publisher:
         for name, open_to_all in ((listeners.TCP, False), (listeners.UNIX, True)):
             resource = routes.route_configuration(name, wanted, self._token, open_to_all=open_to_all)
             self._cache.put(resources.ROUTE, resource)
+        self._cache.put(resources.ROUTE, routes.hold_configuration(listeners.HOLD, wanted))
 
 
 def _weights(agent: Agent, endpoints: tuple[Endpoint, ...]) -> dict[str, int]:

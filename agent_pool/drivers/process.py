@@ -315,11 +315,7 @@ class ProcessDriver(Driver):
         await process.ended.wait()
         # Read at once: `destroy` may remove the group.
         counters = process.group.counters() if process.group else Counters()
-        status: int | None = None
-        with contextlib.suppress(TimeoutError):
-            status = await asyncio.wait_for(
-                asyncio.shield(self._templates.exit_status(process.pid)), _STATUS_TIMEOUT_S
-            )
+        status = await self._status(process)
         process.reports.hear_out()
         reason = exits.explain(status, counters, process.launch.revision.limits)
         if process.reports.listening and status != 0:
@@ -330,6 +326,15 @@ class ProcessDriver(Driver):
         failure = process.reports.failure
         code = None if status is None else os.waitstatus_to_exitcode(status)
         return Exit(reason, failure.get("error", ""), failure.get("traceback", ""), code)
+
+    async def _status(self, process: _Process) -> int | None:
+        """Of a process that has ended, as waitpid(2) has it; None if its template cannot tell any more."""
+        told = self._templates.exit_status(process.pid)
+        gone = asyncio.create_task(self._templates.gone(process.launch.revision.key))
+        either: list[asyncio.Future[Any]] = [told, gone]
+        await asyncio.wait(either, timeout=_STATUS_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        return told.result() if told.done() and not told.cancelled() else None
 
     async def _until_listening(self, process: _Process) -> None:
         loop = asyncio.get_running_loop()

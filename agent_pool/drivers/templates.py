@@ -81,6 +81,11 @@ class Templates:
                 del self._exits[next(iter(self._exits))]
         return future
 
+    async def gone(self, key: str) -> None:
+        """Returns as soon as no template of that revision lives, whose word on its workers could be waited for."""
+        if template := self._templates.get(key):
+            await template.channel.closed.wait()
+
     def forget_exit(self, pid: int) -> None:
         self._exits.pop(pid, None)
 

@@ -8,6 +8,8 @@ import structlog
 
 from agentruntime import trace
 
+# At DEBUG these tell of every wait and every health check, which is no news of whoever asked for DEBUG.
+_CHATTY = ("asyncio", "grpc")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -43,6 +45,9 @@ def configure(level: str = "INFO", *, stream: TextIO | None = None, **fields: An
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for name in _CHATTY:
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel("INFO" if level == "DEBUG" else logging.NOTSET)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

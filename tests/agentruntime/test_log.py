@@ -20,7 +20,17 @@ def lines() -> Iterator[io.StringIO]:
     yield stream
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name in ("asyncio", "grpc"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
     structlog.reset_defaults()
+
+
+def test_debug_is_not_asyncios_and_grpcs_own(lines: io.StringIO) -> None:
+    log.configure("DEBUG", stream=lines)
+    for name in ("asyncio", "grpc._cython.cygrpc", "mine"):
+        logging.getLogger(name).debug("x")
+    logging.getLogger("asyncio").warning("y")
+    assert [json.loads(line)["logger"] for line in lines.getvalue().splitlines()] == ["mine", "asyncio"]
 
 
 def test_both_kinds_of_logger_write_the_same_json(lines: io.StringIO) -> None:

@@ -1,20 +1,22 @@
 """The registry as Envoy's resources."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from envoy.config.endpoint.v3 import endpoint_pb2
 
 from tests.uapi_gateway.test_registry import NOW, agent, outside
 from uapi_gateway.publish import Publisher
-from uapi_gateway.registry import CachePolicy, Registry
+from uapi_gateway.registry import CachePolicy, Endpoint, Registry, Traffic
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, ROUTE
 
 
 def published(registry: Registry) -> Cache:
     cache = Cache()
-    Publisher(registry, cache, relay=Path("/relay"), token="t").publish_all()
+    Publisher(registry, cache, relay=Path("/relay"), hold=Path("/hold"), token="t").publish_all()
     return cache
 
 
@@ -31,11 +33,11 @@ def test_agents_and_workers_come_and_go() -> None:
     cache = published(registry)
     registry.put_pool_agent(agent("a", "a-01", "a-02"))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01", "agent/a-02"}
-    assert paths(cache, "a") == [["/a-01", "/a-02"], ["/relay"]]
-    assert paths(cache, "a-02") == [["/a-02"], ["/relay"]]
+    assert paths(cache, "a") == [["/a-01", "/a-02"], ["/hold"]]
+    assert paths(cache, "a-02") == [["/a-02"], ["/hold"]]
     registry.put_pool_agent(agent("a", "a-01", ready=False))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01"}
-    assert paths(cache, "a") == [[], ["/relay"]]
+    assert paths(cache, "a") == [[], ["/hold"]]
     registry.remove_pool_agent("a")
     assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
 
@@ -45,7 +47,7 @@ def test_calls_that_a_cache_may_answer_go_to_the_relay_and_to_workers_while_it_i
     cache = published(registry)
     registry.put_pool_agent(agent("a", "a-01", cache=CachePolicy(1000)))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01", "cached/a"}
-    assert paths(cache, "a", "cached") == [["/relay"], ["/a-01"]]
+    assert paths(cache, "a", "cached") == [["/relay"], ["/a-01"], ["/hold"]]
     registry.put_pool_agent(agent("a", "a-01", cache=CachePolicy(1000), idempotent=False))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01"}
     registry.put_pool_agent(agent("a", cache=CachePolicy(1000)))
@@ -53,12 +55,43 @@ def test_calls_that_a_cache_may_answer_go_to_the_relay_and_to_workers_while_it_i
     assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
 
 
+def test_a_worker_and_its_successor_share_a_name() -> None:
+    registry = Registry()
+    cache = published(registry)
+    pair = (Endpoint("unix:/old", ready=True, worker_id="a-01"), Endpoint("unix:/new", ready=True, worker_id="a-01"))
+    registry.put_pool_agent(agent("a", endpoints=pair))
+    assert paths(cache, "a-01") == paths(cache, "a") == [["/new", "/old"], ["/relay"]]
+    registry.put_pool_agent(agent("a", endpoints=(replace(pair[0], ready=False), pair[1])))
+    assert paths(cache, "a-01") == [["/new"], ["/relay"]]
+
+
+def test_policies_reach_clusters_and_weights_only_where_they_count() -> None:
+    registry = Registry()
+    cache = published(registry)
+    light = (Endpoint("unix:/w", ready=True, worker_id="a-01", weight=7),)
+
+    def versions(traffic: Traffic) -> tuple[str, str]:
+        registry.put_pool_agent(agent("a", endpoints=light, traffic=traffic))
+        cluster, endpoints = cache.get(CLUSTER, "agent/a"), cache.get(ENDPOINTS, "agent/a")
+        assert cluster is not None
+        assert endpoints is not None
+        return cluster.version, endpoints.version
+
+    least = versions(Traffic())
+    by_health = versions(Traffic(pool.LOAD_BALANCER_HEALTH_BASED))
+    # Only the endpoints change: a changed cluster would have to connect anew.
+    assert by_health[0] == least[0]
+    assert by_health[1] != least[1]
+    assert versions(Traffic(pool.LOAD_BALANCER_STICKY))[0] != least[0]
+    assert versions(Traffic(failure_threshold=5))[0] != least[0]
+
+
 def test_what_was_there_before_is_published_at_once() -> None:
     registry = Registry()
     registry.put_pool_agent(agent("a", "a-01"))
     cache = published(registry)
-    assert paths(cache, "a") == [["/a-01"], ["/relay"]]
-    assert set(cache.names(ROUTE)) == {"tcp", "unix"}
+    assert paths(cache, "a") == [["/a-01"], ["/hold"]]
+    assert set(cache.names(ROUTE)) == {"tcp", "unix", "hold"}
 
 
 def test_a_registered_id_that_is_a_workers_name_wins_and_gives_it_back() -> None:
@@ -68,7 +101,7 @@ def test_a_registered_id_that_is_a_workers_name_wins_and_gives_it_back() -> None
     registry.put_pool_agent(agent("a", "a-01"))
     assert paths(cache, "a-01")[0] == [""]  # a TCP address, the registered agent's
     registry.deregister("a-01")
-    assert paths(cache, "a-01") == [["/a-01"], ["/relay"]]
+    assert paths(cache, "a-01") == [["/a-01"], ["/hold"]]
     registry.remove_pool_agent("a")
     assert set(cache.names(CLUSTER)) == set()
 

@@ -18,6 +18,8 @@ from uapi_gateway.xds.resources import Resource, typed
 AGENT_PREFIX = "agent/"
 CONTROL = "control"
 POOL = "pool"
+# The relay by itself.
+RELAY = "relay"
 # Of calls that a cache may answer: the same agent by way of the relay.
 CACHED_PREFIX = "cached/"
 # An ejection that repeats lasts longer each time, up to this.
@@ -49,33 +51,44 @@ def cached_cluster(agent_id: str) -> Resource:
 
 def socket_cluster(name: str, path: Path) -> Resource:
     """A cluster that is one Unix socket."""
+    return resources.make(resources.CLUSTER, name, _socket_content(name, path))
+
+
+def _socket_content(name: str, path: Path) -> dict[str, Any]:
     endpoint = {"endpoint": {"address": {"pipe": {"path": str(path)}}}}
-    content = {
+    return {
         **_common(),
         "name": name,
         "type": "STATIC",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
-    return resources.make(resources.CLUSTER, name, content)
 
 
-def agent_endpoints(name: str, addresses: Mapping[str, int], relay: Path) -> Resource:
-    """The endpoints of an agent or worker: those that are ready, and behind them the relay.
+def relay_cluster(path: Path) -> Resource:
+    """The relay. All calls that it holds may be made again at once, when the gateway has died."""
+    content = _socket_content(RELAY, path)
+    for threshold in content["circuit_breakers"]["thresholds"]:
+        threshold["retry_budget"] = {"budget_percent": {"value": 100}, "min_retry_concurrency": _MOST_REQUESTS}
+    return resources.make(resources.CLUSTER, RELAY, content)
+
+
+def agent_endpoints(name: str, addresses: Mapping[str, int], hold: Path) -> Resource:
+    """The endpoints of an agent or worker: those that are ready, and behind them, by way of `hold`, the relay.
 
     Args:
         name: of the agent or worker.
         addresses: "ip:port" or "unix:/path" of what is ready for calls, each with its weight; 0 is as any other.
-        relay: the relay's socket; it gets the calls when none of the addresses can be reached.
+        hold: it gets the calls when none of the addresses can be reached.
     """
-    return _endpoints(AGENT_PREFIX + name, addresses, {f"unix:{relay}": 0})
+    return _endpoints(AGENT_PREFIX + name, addresses, {f"unix:{hold}": 0})
 
 
-def cached_endpoints(agent_id: str, addresses: Mapping[str, int], relay: Path) -> Resource:
+def cached_endpoints(agent_id: str, addresses: Mapping[str, int], relay: Path, hold: Path) -> Resource:
     """The endpoints of the calls that an agent's cache may answer: the relay, and behind it those that are ready.
 
     While the gateway is away, workers answer themselves. For the arguments see `agent_endpoints`.
     """
-    return _endpoints(CACHED_PREFIX + agent_id, {f"unix:{relay}": 0}, addresses)
+    return _endpoints(CACHED_PREFIX + agent_id, {f"unix:{relay}": 0}, addresses, {f"unix:{hold}": 0})
 
 
 def _endpoints(cluster: str, *by_priority: Mapping[str, int]) -> Resource:

@@ -1,4 +1,4 @@
-"""The two doors of Envoy: TCP, and a Unix socket for this user.
+"""The two doors of Envoy: TCP, and a Unix socket for this user; and one to itself, in front of the relay.
 
 A listener is never changed at run time, for that cuts the open streams of its connections: everything that
 changes is in routes, clusters and endpoints.
@@ -18,6 +18,7 @@ from uapi_gateway.xds.routes import AGENT_HEADER, CLUSTER_HEADER, UNREADABLE
 
 TCP = "tcp"
 UNIX = "unix"
+HOLD = "hold"
 # RFC 9113 recommends at least 100; a channel that wants more queues on the caller's side.
 _MOST_STREAMS = 4096
 _WINDOW_BYTES = 2**20
@@ -40,21 +41,39 @@ _ACCESS_LOG = {
 
 def tcp_listener(host: str, port: int, access_log: Path) -> Resource:
     """The listener for everyone on this machine."""
-    return _listener(TCP, {"socket_address": {"address": host, "port_value": port}}, access_log)
+    mutations = {"early_header_mutation_extensions": [_early_headers()], **_logged(access_log)}
+    return _listener(TCP, {"socket_address": {"address": host, "port_value": port}}, **mutations)
 
 
 def unix_listener(path: Path, access_log: Path) -> Resource:
     """The listener for this user alone."""
-    return _listener(UNIX, {"pipe": {"path": str(path), "mode": 0o600}}, access_log)
+    mutations = {"early_header_mutation_extensions": [_early_headers()], **_logged(access_log)}
+    return _listener(UNIX, {"pipe": {"path": str(path), "mode": 0o600}}, **mutations)
 
 
-def _listener(name: str, address: dict[str, Any], access_log: Path) -> Resource:
+def hold_listener(path: Path) -> Resource:
+    """The listener for the calls that Envoy sends to itself, to be held for the relay while that is away.
+
+    A route has one way to retry: quickly, as suits workers. What the relay needs is patience.
+    """
+    return _listener(HOLD, {"pipe": {"path": str(path), "mode": 0o600}})
+
+
+def _logged(access_log: Path) -> dict[str, Any]:
+    config = typed(
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        path=str(access_log),
+        log_format={"json_format": _ACCESS_LOG},
+    )
+    return {"access_log": [{"name": "envoy.access_loggers.file", "typed_config": config}]}
+
+
+def _listener(name: str, address: dict[str, Any], **more: Any) -> Resource:
     manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
         codec_type="HTTP2",
         rds={"config_source": {"ads": {}, "resource_api_version": "V3"}, "route_config_name": name},
-        early_header_mutation_extensions=[_early_headers()],
         http_filters=[
             {
                 "name": "envoy.filters.http.grpc_stats",
@@ -69,16 +88,6 @@ def _listener(name: str, address: dict[str, Any], access_log: Path) -> Resource:
             },
         ],
         local_reply_config={"mappers": _local_replies()},
-        access_log=[
-            {
-                "name": "envoy.access_loggers.file",
-                "typed_config": typed(
-                    "envoy.extensions.access_loggers.file.v3.FileAccessLog",
-                    path=str(access_log),
-                    log_format={"json_format": _ACCESS_LOG},
-                ),
-            }
-        ],
         stream_idle_timeout="0s",
         request_headers_timeout="10s",
         common_http_protocol_options={"idle_timeout": "3600s"},
@@ -95,6 +104,7 @@ def _listener(name: str, address: dict[str, Any], access_log: Path) -> Resource:
         skip_xff_append=True,
         server_header_transformation="PASS_THROUGH",
         normalize_path=False,
+        **more,
     )
     content = {
         "name": name,

@@ -58,6 +58,11 @@ _HEALTH = "/GetHealth"
 _SAFE = "connect-failure,refused-stream,reset-before-request,retriable-headers"
 
 
+# The gateway is back within a second; these are some four, for a delay is anything up to the interval.
+_PATIENT_RETRIES = 40
+_PATIENT_BACK_OFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
+
+
 @dataclass(frozen=True)
 class RoutePlan:
     """What the routes depend on. Pure data: equal plans give equal routes."""
@@ -149,6 +154,22 @@ def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
+def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
+    """The routes of the calls that are held for the relay: all lead there, as soon as it is there.
+
+    A call that it has seen is repeated like any other: held for a worker or not, it may have been passed on.
+    """
+    target = {"cluster": clusters.RELAY}
+    once = _route(target, credential=False, patient=True)
+    tree = _by_path(wanted.idempotent, _route(target, credential=False, repeat=True, patient=True), once)
+    if wanted.opted_out:
+        tree = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.opted_out), once), otherwise=tree)
+    # A matcher must be one, even if there is nothing to look up.
+    everything = {"predicate": _matches(":path", ".*"), "on_match": tree}
+    host = {"name": name, "domains": ["*"], "matcher": {"matcher_list": {"matchers": [everything]}}}
+    return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
 def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, Any]:
     by_header: dict[str, Any] = {"cluster_header": CLUSTER_HEADER, "cluster_not_found_response_code": "NOT_FOUND"}
     plain = _route(by_header, credential=credential)
@@ -237,7 +258,9 @@ def _malformed(header: str, form: str) -> dict[str, Any]:
     return {"and_matcher": {"predicate": [_given(header), {"not_matcher": _matches(header, form)}]}}
 
 
-def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat: bool = False) -> dict[str, Any]:
+def _route(
+    target: dict[str, Any], *, credential: bool, agent: str = "", repeat: bool = False, patient: bool = False
+) -> dict[str, Any]:
     route: dict[str, Any] = {
         "match": {"prefix": "/"},
         "route": {
@@ -250,8 +273,10 @@ def _route(target: dict[str, Any], *, credential: bool, agent: str = "", repeat:
             "retry_policy": {
                 "retry_on": f"{_SAFE},reset" if repeat else _SAFE,
                 "retriable_headers": [{"name": status.NOT_BEGUN_KEY, "present_match": True}],
-                "num_retries": 3,
-                "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+                "num_retries": _PATIENT_RETRIES if patient else 3,
+                "retry_back_off": _PATIENT_BACK_OFF
+                if patient
+                else {"base_interval": "0.005s", "max_interval": "0.05s"},
                 "retry_host_predicate": [
                     {
                         "name": "envoy.retry_host_predicates.previous_hosts",
