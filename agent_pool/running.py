@@ -96,15 +96,16 @@ class Runs:
 
 
 def _check_same(running: Deployment, opened: OpenImage, asked: Asked) -> None:
-    """Raises FailedPrecondition unless the request is about what runs already."""
+    """Raises OtherRevision unless the request is about what runs already."""
     agent = running.agent
     if opened.image.digest != running.spec.image_digest:
-        raise errors.FailedPrecondition(
+        raise errors.OtherRevision(
             f"agent '{agent}' runs {running.spec.image} ({running.spec.image_digest[:19]}), not "
             f"{opened.image.reference} ({opened.image.digest[:19]}); roll it out with "
             f"`agent update {agent} --image {opened.image.reference}`, or give this one another name"
         )
     if changed := asked.differs_from(running.spec.asked):
-        raise errors.FailedPrecondition(
-            f"agent '{agent}' runs with another {', '.join(changed)}; `agent update {agent}` rolls out other settings"
+        raise errors.OtherRevision(
+            f"agent '{agent}' runs with another {', '.join(changed)}; "
+            f"`agent update {agent} {changed[0]} …` rolls it out"
         )
