@@ -238,6 +238,45 @@ async def test_restarting_one_worker_and_two_updates_at_once(pool: RunningPool) 
     assert "agent run tester" in (failure.value.details() or "")
 
 
+async def test_an_agent_without_workers_takes_a_revision_up_and_starts_nothing(pool: RunningPool) -> None:
+    await build(pool, "one")
+    await build(pool, "two")
+    await pool.build(harness.project("tester", before="raise ValueError('at import')"), "tester:bad")
+    await pool.run("tester:one", replicas=0)
+    with pytest.raises(aio.AioRpcError) as failure:
+        await update(pool, image="tester:bad")
+    assert "ValueError: at import" in (failure.value.details() or "")
+    updated = await update(pool, image="tester:two")
+    assert (updated.revision, updated.asleep, states(updated)) == (2, True, [])
+    woken = (await pool.pool.WakeAgent(pb.WakeAgentRequest(agent="tester"), timeout=30)).deployment
+    assert await harness.generate(woken.workers[0].address, "x") == "two x"
+    # Stopped, it is rolled back as quietly, and runs so when it is started.
+    await pool.stop("tester")
+    back = (await pool.pool.RollbackAgent(pb.RollbackAgentRequest(agent="tester"), timeout=30)).deployment
+    assert (back.revision, back.stopped, states(back)) == (3, True, [])
+    assert not list((pool.home.run / "t").glob("i-*"))
+    started = await pool.run("tester:one")
+    assert states(started) == [(3, pb.WORKER_STATE_READY)]
+
+
+async def test_policies_are_taken_up_at_once(pool: RunningPool) -> None:
+    before = await pool.run("echo")
+    traffic = pb.Traffic(load_balancer=pb.LOAD_BALANCER_STICKY, failure_threshold=5)
+    after = await pool.run("echo", traffic=traffic, cache=pb.Cache(max_bytes=10**6))
+    assert (after.revision, after.workers[0].pid) == (before.revision, before.workers[0].pid)
+    assert (after.settings.traffic, after.settings.cache.max_bytes) == (traffic, 10**6)
+    assert after.settings.cache.ttl.seconds == 300
+    serving = pb.Serving(queue=7)
+    updated = await update(pool, "echo", settings=pb.AgentSettings(serving=serving, cache=pb.Cache(max_bytes=0)))
+    assert (updated.settings.serving.queue, updated.settings.serving.concurrency) == (7, 64)
+    assert (updated.settings.traffic, updated.settings.cache.max_bytes) == (traffic, 0)
+    # All of it is there after the pool was killed.
+    await pool.kill()
+    await pool.start()
+    again = (await pool.pool.GetDeployment(pb.GetDeploymentRequest(agent="echo"), timeout=10)).deployment
+    assert again.settings == updated.settings
+
+
 async def rolling(pool: RunningPool) -> bool:
     return (await deployment(pool)).status.startswith("updating to revision 2 (")
 
