@@ -29,6 +29,12 @@ def spoken(said: "DataclassInstance") -> dict[str, Any]:
     return {entry.name: value for entry in fields(said) if (value := getattr(said, entry.name)) is not None}
 
 
+def _flag(setting: str) -> str:
+    """ "--memory-limit" of "memory_limit_bytes": as the command has it."""
+    word = setting.removesuffix("_bytes").removesuffix("_millis").replace("_", "-")
+    return "--" + {"gpus": "gpu"}.get(word, word)
+
+
 def over(said: "Said", below: "Said") -> "Said":
     """What `said` says, and where it is silent what `below` says."""
     return replace(below, **spoken(said))
@@ -150,7 +156,7 @@ class Asked:
         )
 
     def differs_from(self, running: "Asked") -> list[str]:
-        """Names of the settings that this makes and that are not as what runs has them."""
+        """The settings that this makes and that are not as what runs has them, by the flags that make them."""
         changed = []
         for part, other in ((self.resources, running.resources), (self.serving, running.serving)):
             changed += [name for name, value in spoken(part).items() if value != getattr(other, name)]
@@ -160,4 +166,4 @@ class Asked:
                 changed.append(name)
         if {**running.env, **self.env} != dict(running.env):
             changed.append("env")
-        return changed
+        return [_flag(name) for name in changed]

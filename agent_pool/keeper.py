@@ -77,7 +77,9 @@ class Keeper:
         self._keep(deployment, worker)
 
     async def stop(self, deployment: Deployment, worker: Worker, grace_s: float) -> None:
-        """Drains a worker and removes it. Returns when nothing of it is left."""
+        """Drains a worker and removes it. Returns when nothing of it is left, or at once if it drains already."""
+        if not worker.wanted:
+            return
         task = self._tasks.pop(worker.worker_id, None)
         if task is not None:
             task.cancel()
@@ -88,12 +90,22 @@ class Keeper:
             await self.remove(deployment, worker)
             return
         if not worker.wanted:
-            return  # somebody else stops it already
+            return  # somebody else has come first
         served = worker.state in (State.READY, State.UNHEALTHY)
         worker.apply(Event.DRAIN)
         self._changed(worker.agent)
         if served:
             await asyncio.sleep(self._drain_delay_s)
+        await self._end(deployment, worker, grace_s)
+
+    def see_off(self, deployment: Deployment, worker: Worker) -> None:
+        """Lets a worker finish that was taken over while it drained."""
+        ending = asyncio.create_task(self._end(deployment, worker, DEFAULT_GRACE_S))
+        self._tasks[worker.worker_id] = ending
+        ending.add_done_callback(lambda _: self._tasks.pop(worker.worker_id, None))
+
+    async def _end(self, deployment: Deployment, worker: Worker, grace_s: float) -> None:
+        """Waits for the end of a worker that drains, and removes what is left of it."""
         try:
             reason = (await self._driver.stop(worker.worker_id, grace_s)).reason
         except OSError as error:

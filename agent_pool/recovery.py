@@ -6,6 +6,7 @@ from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Driver, Prepared
 from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger, Reservation
+from agent_pool.lifecycle import Event, State
 from agent_pool.state import SavedDeployment
 
 _log = log.get("agent_pool.recovery")
@@ -15,8 +16,7 @@ async def recover(saved: list[SavedDeployment], driver: Driver, ledger: Ledger, 
     """Everything that was desired: adopts the workers that still run, and has the missing ones started."""
     deployments = [entry.restored() for entry in saved]
     for deployment in deployments:
-        if not deployment.target:
-            deployment.workers.clear()
+        _send_away(deployment)
     running = [
         (deployment, worker)
         for deployment in deployments
@@ -31,11 +31,23 @@ async def recover(saved: list[SavedDeployment], driver: Driver, ledger: Ledger, 
             worker.runs(each)
             resources = deployment.spec_of(worker).resources
             ledger.adopt(worker.worker_id, Reservation(resources.cpu_millis, resources.memory_bytes, worker.gpus))
+        elif worker.state is State.DRAINING:
+            del deployment.workers[worker.worker_id]
     for deployment in deployments:
         _keep(deployment, keeper)
     if adopted:
         _log.info("took over workers", worker_ids=sorted(adopted))
     return deployments
+
+
+def _send_away(deployment: Deployment) -> None:
+    """Has the workers drain that are not wanted any more: a lost pool must not cut their calls."""
+    unwanted = deployment.surplus() if deployment.roll is None else []
+    for worker in unwanted:
+        if worker.rests:
+            del deployment.workers[worker.worker_id]
+        else:
+            worker.apply(Event.DRAIN)
 
 
 def _revisions(deployments: list[Deployment]) -> dict[str, Prepared]:
@@ -56,7 +68,9 @@ def _keep(deployment: Deployment, keeper: Keeper) -> None:
         # A restart: whoever asked for it has heard that the pool was lost.
         deployment.roll, deployment.status = None, ""
     if deployment.roll is None:
-        deployment.new_workers(max(0, deployment.target - len(deployment.workers)))
+        deployment.new_workers(max(0, deployment.target - len(deployment.living())))
     for worker in deployment.workers.values():
-        if not worker.rests:
+        if worker.state is State.DRAINING:
+            keeper.see_off(deployment, worker)
+        elif not worker.rests:
             keeper.resume(deployment, worker)

@@ -46,15 +46,20 @@ class SavedWorker(BaseModel):
             gpus=worker.gpus,
             handle=worker.handle,
             rests=worker.rests,
-            state=(worker.state if worker.state is State.FAILED else State.STOPPED)
-            if worker.rests
-            else State.PENDING,
+            state=_lasting(worker),
             reason=worker.reason,
             last_traceback=worker.last_traceback,
         )
 
     def restored(self, agent: str) -> Worker:
         return Worker(names.worker_id(agent, self.number), agent, **self.model_dump())
+
+
+def _lasting(worker: Worker) -> State:
+    """What of a worker's state the next pool begins with."""
+    if worker.rests:
+        return worker.state if worker.state is State.FAILED else State.STOPPED
+    return State.DRAINING if worker.state is State.DRAINING else State.PENDING
 
 
 class SavedDeployment(BaseModel):
@@ -83,11 +88,11 @@ class SavedDeployment(BaseModel):
             asleep=deployment.asleep,
             status=deployment.status,
             roll=deployment.roll,
-            workers=[SavedWorker.of(worker) for worker in deployment.living()],
+            workers=[SavedWorker.of(worker) for worker in deployment.workers.values()],
         )
 
     def restored(self) -> Deployment:
-        """With its workers, all of them pending but those that have ended for good."""
+        """With its workers, all of them pending but those that drain or have ended for good."""
         deployment = Deployment(
             agent=self.agent,
             revisions={spec.number: spec for spec in self.revisions},

@@ -12,13 +12,13 @@ def test_what_a_request_leaves_out_does_not_differ() -> None:
     assert Asked().differs_from(running) == []
     assert running.differs_from(running) == []
     other = Asked(resources=Requested(memory_bytes=2), network="isolated", log_level="DEBUG")
-    assert other.differs_from(running) == ["memory_bytes", "network", "log_level"]
+    assert other.differs_from(running) == ["--memory", "--network", "--log-level"]
 
 
 def test_an_environment_differs_by_its_variables() -> None:
     running = Asked(env={"a": "b", "c": "d"})
     assert Asked(env={"a": "b"}).differs_from(running) == []
-    assert Asked(env={"a": "c"}).differs_from(running) == ["env"]
+    assert Asked(env={"a": "c"}).differs_from(running) == ["--env"]
     assert Asked(env={"e": "f"}).over(running).env == {"a": "b", "c": "d", "e": "f"}
 
 

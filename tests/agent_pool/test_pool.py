@@ -81,7 +81,7 @@ async def test_what_is_refused(pool: RunningPool) -> None:
     await refused(grpc.StatusCode.FAILED_PRECONDITION, "agent update helper", image="mock-ai", agent="helper")
     await refused(
         grpc.StatusCode.FAILED_PRECONDITION,
-        "memory_bytes",
+        "another --memory",
         agent="helper",
         resources=pb.Resources(memory_bytes=2 * 10**8),
     )

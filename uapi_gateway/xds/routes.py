@@ -197,7 +197,7 @@ def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, A
 
 
 def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, Any]:
-    control = _route({"cluster": clusters.CONTROL}, credential=credential)
+    control = _route({"cluster": clusters.CONTROL}, credential=credential, patient=True)
     pool = _route({"cluster": clusters.POOL}, credential=credential)
     prefixes: dict[str, Any] = {}
     for service, agent in sorted(wanted.services.items()):

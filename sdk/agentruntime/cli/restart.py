@@ -29,6 +29,6 @@ def command(
     if as_json:
         output.print_json(output.as_data(response))
     elif response.worker_ids:
-        print(f"restarted {name}: {', '.join(response.worker_ids)} are new")
+        print(f"restarted {name}: {', '.join(response.worker_ids)}")
     else:
         print(f"{name} had no workers to restart")

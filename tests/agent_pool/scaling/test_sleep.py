@@ -48,6 +48,23 @@ async def asleep_without_processes(pool: RunningPool, agent: str = "echo") -> No
     await eventually(lambda: harness.of_agent(pool.home, agent) in ([], [f"template {agent}"]))
 
 
+async def busy(pool: RunningPool, seconds: str) -> tuple[pb.Worker, asyncio.Task[str]]:
+    """A worker of an agent "tester", and a call to it that has begun and takes so long."""
+    code = (
+        "import asyncio\nfrom agentruntime import Agent\n"
+        "class Tester(Agent):\n"
+        "    async def generate(self, prompt, *, temperature, max_tokens):\n"
+        "        print('begun', flush=True)\n"
+        "        await asyncio.sleep(float(prompt))\n"
+        "        return 'done'\n"
+    )
+    await pool.build(harness.project("tester", code=code))
+    [worker] = ready(await pool.run("tester:1.0.0"))
+    call = asyncio.create_task(harness.generate(worker.address, seconds))
+    await eventually(lambda: "begun" in (pool.home.logs / "agents" / "tester" / "tester-01.log").read_text())
+    return worker, call
+
+
 async def test_an_agent_is_registered_asleep_woken_and_put_to_sleep(pool: RunningPool) -> None:
     registered = await pool.run("echo", replicas=0)
     assert registered.asleep
@@ -96,18 +113,7 @@ async def test_a_thousand_calls_wake_an_agent_once(pool: RunningPool) -> None:
 
 
 async def test_a_wake_while_the_workers_drain(pool: RunningPool) -> None:
-    code = (
-        "import asyncio\nfrom agentruntime import Agent\n"
-        "class Tester(Agent):\n"
-        "    async def generate(self, prompt, *, temperature, max_tokens):\n"
-        "        print('begun', flush=True)\n"
-        "        await asyncio.sleep(float(prompt))\n"
-        "        return 'done'\n"
-    )
-    await pool.build(harness.project("tester", code=code))
-    [old] = ready(await pool.run("tester:1.0.0"))
-    call = asyncio.create_task(harness.generate(old.address, "1"))
-    await eventually(lambda: "begun" in (pool.home.logs / "agents" / "tester" / "tester-01.log").read_text())
+    old, call = await busy(pool, "1")
     await pool.run("tester:1.0.0", replicas=0)
     woken = await wake(pool, "tester")
     assert not woken.asleep
@@ -174,6 +180,18 @@ async def test_a_killed_pool_knows_who_sleeps(pool: RunningPool) -> None:
         now = await deployment(pool, agent)
         assert now.asleep or agent == "sleeper"  # whose wake may have come first
         assert ready(await wake(pool, agent))
+
+
+async def test_a_pool_that_is_killed_while_workers_drain_cuts_no_call(pool: RunningPool) -> None:
+    _, call = await busy(pool, "4")
+    await pool.run("tester:1.0.0", replicas=0)
+    await pool.kill()
+    await pool.start()
+    assert not call.done(), "the call was too short to prove anything"
+    [leaving] = (await deployment(pool, "tester")).workers
+    assert leaving.state == pb.WORKER_STATE_DRAINING
+    assert await call == "done"
+    await asleep_without_processes(pool, "tester")
 
 
 async def test_the_templates_of_those_that_slept_last_stay(

@@ -20,7 +20,7 @@ UPDATING = "updating to revision 2 (1 of 2 workers)\n"
 
 
 def test_restart(agent: Agent, record: Record) -> None:
-    assert agent("restart", "my-agent", "--grace", "2s").out == "restarted my-agent: my-agent-02 are new\n"
+    assert agent("restart", "my-agent", "--grace", "2s").out == "restarted my-agent: my-agent-02\n"
     assert record.requests[0].grace_period.ToMilliseconds() == 2000
     assert json.loads(agent("restart", "my-agent-01", "-o", "json").out) == {"worker_ids": ["my-agent-02"]}
     assert not record.requests[-1].HasField("grace_period")

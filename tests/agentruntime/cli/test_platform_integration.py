@@ -159,6 +159,10 @@ def workers_of(agent: Agent) -> dict[str, int]:
     return {each["worker_id"]: each["revision"] for each in listed if each["state"] == "WORKER_STATE_READY"}
 
 
+def pids_of_workers(agent: Agent) -> set[int]:
+    return {each["pid"] for each in json.loads(ok(agent("ps", "-o", "json")).out)}
+
+
 def test_an_agent_is_updated_tried_rolled_back_scaled_and_woken(
     home: Home, agent_process: Agent, agent_inside: Agent
 ) -> None:
@@ -185,9 +189,9 @@ def test_an_agent_is_updated_tried_rolled_back_scaled_and_woken(
     assert sorted(workers_of(agent_inside).values()) == [2, 2]
     revisions = json.loads(ok(agent_inside("history", "my-agent", "-o", "json")).out)
     assert [revision["cause"] for revision in revisions] == ["canary", "update", "run"]
-    before = workers_of(agent_inside)
-    assert "are new" in ok(agent_inside("restart", "my-agent")).out
-    assert not before.keys() & workers_of(agent_inside).keys()
+    before = pids_of_workers(agent_inside)
+    assert ok(agent_inside("restart", "my-agent")).out.startswith("restarted my-agent: ")
+    assert not before & pids_of_workers(agent_inside)
 
     ok(agent_inside("scale", "my-agent", "--replicas", "3", "--memory", "100MB"))
     assert len(workers_of(agent_inside)) == 3
