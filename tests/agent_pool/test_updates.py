@@ -335,6 +335,23 @@ async def test_a_pool_that_is_killed_within_a_roll_takes_it_up_again(
         assert [each.pid for each in now.workers] == [each.pid for each in before.workers]
 
 
+async def test_a_restart_that_a_pool_dies_in_leaves_as_many_workers_as_before(pool: RunningPool) -> None:
+    await build(pool, "slow", "async def start(self):\n        await asyncio.sleep(0.3)")
+    await pool.run("tester:slow", replicas=2)
+    restarting = pool.pool.RestartAgent(pb.RestartAgentRequest(name="tester"), timeout=30)
+
+    async def one_is_new() -> bool:
+        return any(each.worker_id == "tester-03" for each in (await deployment(pool)).workers)
+
+    await eventually(one_is_new)
+    await pool.kill()
+    with pytest.raises((aio.AioRpcError, asyncio.CancelledError)):
+        await restarting
+    await pool.start()
+    now = await until(pool, lambda now: states(now) == [(1, pb.WORKER_STATE_READY)] * 2)
+    assert (now.replicas, now.status) == (2, "")
+
+
 async def until(pool: RunningPool, accept: Callable[[pb.Deployment], bool]) -> pb.Deployment:
     async def accepted() -> pb.Deployment | None:
         now = await deployment(pool)
