@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 from agentruntime import errors, log, names
 
 from agent_pool import recovery
-from agent_pool.asked import Asked, AskedPolicies
+from agent_pool.asked import AskedPolicies
 from agent_pool.changes import Changes
 from agent_pool.crew import Crew
 from agent_pool.deployment import DEFAULT_GRACE_S, Deployment, RunRequest
 from agent_pool.drivers.base import Driver
-from agent_pool.images.catalog import Catalog, OpenImage
+from agent_pool.images.catalog import Catalog
 from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger
 from agent_pool.loading import Loader
-from agent_pool.revision import Spec
 from agent_pool.rolling import Rolls
+from agent_pool.running import Runs
 from agent_pool.saving import Saver
 from agent_pool.scaling.load import LoadBook
 from agent_pool.scaling.sleep import Sleep
@@ -63,6 +63,7 @@ class Pool:
             driver, ledger, settings.backoff, changed=self.announce, drain_delay_s=settings.drain_delay_s
         )
         self._crew = Crew(ledger, self._keeper)
+        self._runs = Runs(self, self._crew)
         self.updates = Updates(self, Rolls(self, self._crew, self._keeper))
         self.sleeping = Sleep(
             self,
@@ -120,81 +121,7 @@ class Pool:
         Raises:
             AgentError: as the proto says; nothing of this request is left then.
         """
-        return await self.finish(self._run(request))
-
-    async def _run(self, request: RunRequest) -> Deployment:
-        with self.held(self.catalog.find(request.image).digest):
-            return await self._run_image(request)
-
-    async def _run_image(self, request: RunRequest) -> Deployment:
-        opened = await self.catalog.open(request.image)
-        agent = names.check_agent_name(request.agent or opened.manifest.name)
-        async with self.lock(agent):
-            running = self._deployments.get(agent)
-            if running is None or running.stopped:
-                return await self._begin(agent, opened, request, running)
-            _check_same(running, opened, request.asked)
-            if running.take_up(request.policies):
-                self.announce(agent)
-            replicas = running.replicas
-            if request.replicas is not None:
-                replicas = request.replicas
-                running.policies.scaling.check_replicas(replicas)
-            await self._set_workers(running, replicas)
-            return running
-
-    async def _begin(
-        self, agent: str, opened: OpenImage, request: RunRequest, before: Deployment | None
-    ) -> Deployment:
-        """Starts an agent that does not run; if that fails, everything is as it was."""
-        deployment = self._new_deployment(agent, opened, request, before)
-        workers = self._crew.enlist(deployment, deployment.target)
-        self._deployments[agent] = deployment
-        try:
-            starts, allow = bool(workers), request.allow_unenforced
-            spec = deployment.spec
-            deployment.keep(await self.loader.load(spec, deployment.asked, starts=starts, allow_unenforced=allow))
-            self.announce(agent)
-            await self._crew.start(deployment, workers)
-        except BaseException:
-            await self.driver.release(deployment.revision(deployment.current))
-            for worker in workers:
-                self.ledger.release(worker.worker_id)
-            if before is not None:
-                self._deployments[agent] = before
-            else:
-                del self._deployments[agent]
-            self.announce(agent)
-            raise
-        deployment.begun, deployment.before = True, None
-        self.sleeping.awake(deployment)
-        await self._saver.save(agent)
-        return deployment
-
-    def _new_deployment(
-        self, agent: str, opened: OpenImage, request: RunRequest, before: Deployment | None
-    ) -> Deployment:
-        index = before.spec.agent_index if before else self._new_index()
-        number = before.next_number() if before else 1
-        spec = Spec.of(opened, request.asked, agent=agent, agent_index=index, number=number, created_at_s=time.time())
-        if before is not None and spec.same_as(before.spec):
-            spec = before.spec
-        deployment = Deployment(
-            agent=agent,
-            revisions={**(before.revisions if before else {}), spec.number: spec},
-            current=spec.number,
-            replicas=1,
-            asked=request.policies,
-            asleep=request.replicas == 0,
-            begun=False,
-            before=before,
-        )
-        scaling = deployment.policies.scaling
-        if request.replicas is not None:
-            scaling.check_replicas(request.replicas)
-        least = max(1, scaling.min_replicas) if scaling.auto_scale else 1
-        deployment.replicas = request.replicas or (before.replicas if before else least)
-        return deployment
+        return await self.finish(self._runs.run(request))
 
     # --- how many ------------------------------------------------------------------------------------------------
 
@@ -214,10 +141,11 @@ class Pool:
         async with self.lock(agent):
             deployment = self.startable(agent)
             deployment.policies.scaling.check_replicas(replicas)
-            await self._set_workers(deployment, replicas)
+            await self.bring(deployment, replicas)
             return deployment
 
-    async def _set_workers(self, deployment: Deployment, replicas: int) -> None:
+    async def bring(self, deployment: Deployment, replicas: int) -> None:
+        """Brings an agent, whose lock is held, to so many workers. See `set_workers`."""
         if replicas == 0:
             await self.sleeping.fall(deployment)
             return
@@ -268,7 +196,7 @@ class Pool:
             if deployment.target:
                 living = len(deployment.living())
                 room = self.ledger.room(deployment.spec.resources)
-                await self._set_workers(deployment, min(replicas, living + max(1, room)))
+                await self.bring(deployment, min(replicas, living + max(1, room)))
             return deployment.target
 
     async def sleep_if(self, agent: str, still: Callable[[], bool]) -> None:
@@ -421,7 +349,16 @@ class Pool:
         finally:
             self._held_digests[digest] -= 1
 
-    def _new_index(self) -> int:
+    def put(self, agent: str, deployment: Deployment | None) -> None:
+        """Makes an agent what it is from now on; None for gone."""
+        if deployment is None:
+            del self._deployments[agent]
+        else:
+            self._deployments[agent] = deployment
+        self.announce(agent)
+
+    def new_index(self) -> int:
+        """Of a new agent; tells its uids apart."""
         self._next_index += 1
         return self._next_index - 1
 
@@ -430,19 +367,3 @@ class Pool:
         if known is not None and not known.begun:
             known = known.before
         return SavedDeployment.of(known) if known is not None else None
-
-
-def _check_same(running: Deployment, opened: OpenImage, asked: Asked) -> None:
-    """Raises OtherRevision unless the request is about what runs already."""
-    agent = running.agent
-    if opened.image.digest != running.spec.image_digest:
-        raise errors.OtherRevision(
-            f"agent '{agent}' runs {running.spec.image} ({running.spec.image_digest[:19]}), not "
-            f"{opened.image.reference} ({opened.image.digest[:19]}); roll it out with "
-            f"`agent update {agent} --image {opened.image.reference}`, or give this one another name"
-        )
-    if changed := asked.differs_from(running.spec.asked):
-        raise errors.OtherRevision(
-            f"agent '{agent}' runs with another {', '.join(changed)}; "
-            f"`agent update {agent} {changed[0]} …` rolls it out"
-        )

@@ -12,7 +12,7 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from grpc import aio
 
-from agent_pool import debugging, messages
+from agent_pool import debugging, messages, requests
 from agent_pool.asked import AskedPolicies
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
@@ -32,33 +32,33 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         self._started_s = time.monotonic()
 
     async def RunAgent(self, request: pb.RunAgentRequest, context: Context) -> pb.RunAgentResponse:
-        deployment = await self._pool.run(messages.run_request(request))
+        deployment = await self._pool.run(requests.run_request(request))
         return pb.RunAgentResponse(deployment=messages.deployment(deployment))
 
     async def StopAgent(self, request: pb.StopAgentRequest, context: Context) -> pb.StopAgentResponse:
-        worker_ids = await self._pool.stop(request.name, messages.grace_s(request))
+        worker_ids = await self._pool.stop(request.name, requests.grace_s(request))
         return pb.StopAgentResponse(worker_ids=worker_ids)
 
     async def RestartAgent(self, request: pb.RestartAgentRequest, context: Context) -> pb.RestartAgentResponse:
-        worker_ids = await self._pool.updates.restart(request.name, messages.grace_s(request))
+        worker_ids = await self._pool.updates.restart(request.name, requests.grace_s(request))
         return pb.RestartAgentResponse(worker_ids=worker_ids)
 
     async def UpdateAgent(self, request: pb.UpdateAgentRequest, context: Context) -> pb.UpdateAgentResponse:
-        deployment = await self._pool.updates.update(messages.update_request(request))
+        deployment = await self._pool.updates.update(requests.update_request(request))
         return pb.UpdateAgentResponse(deployment=messages.deployment(deployment))
 
     async def RollbackAgent(self, request: pb.RollbackAgentRequest, context: Context) -> pb.RollbackAgentResponse:
         number = request.revision if request.HasField("revision") else None
-        deployment = await self._pool.updates.roll_back(request.agent, number, messages.grace_s(request))
+        deployment = await self._pool.updates.roll_back(request.agent, number, requests.grace_s(request))
         return pb.RollbackAgentResponse(deployment=messages.deployment(deployment))
 
     async def ScaleAgent(self, request: pb.ScaleAgentRequest, context: Context) -> pb.ScaleAgentResponse:
-        agent, replicas = request.agent, messages.replicas(request)
+        agent, replicas = request.agent, requests.replicas(request)
         if request.HasField("scaling"):
-            asked = AskedPolicies(scaling=messages.asked_scaling(request.scaling))
+            asked = AskedPolicies(scaling=requests.asked_scaling(request.scaling))
             await self._pool.set_policies(agent, asked)
         if request.HasField("resources"):
-            wanted = messages.requested(request.resources)
+            wanted = requests.requested(request.resources)
             await self._pool.updates.resize(agent, wanted, allow_unenforced=request.allow_unenforced)
         if replicas is not None:
             await self._pool.set_workers(agent, replicas)

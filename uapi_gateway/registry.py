@@ -210,9 +210,11 @@ def _to_come(deployment: pool.Deployment) -> tuple[Endpoint, ...]:
     """
     if deployment.stopped:
         return ()
-    present = {worker.worker_id for worker in deployment.workers if worker.state in _LIVING}
+    present = {worker.worker_id: worker.state for worker in deployment.workers if worker.state in _LIVING}
     free = (each for n in itertools.count(1) if (each := names.worker_id(deployment.agent, n)) not in present)
-    missing = max(0, deployment.replicas - len(present))
+    # One that drains is on its way out, but has its name as long as it is there.
+    staying = sum(state != pool.WORKER_STATE_DRAINING for state in present.values())
+    missing = max(0, deployment.replicas - staying)
     return tuple(Endpoint("", ready=False, worker_id=worker_id) for worker_id in itertools.islice(free, missing))
 
 

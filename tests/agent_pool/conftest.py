@@ -13,9 +13,11 @@ from tests.agent_pool.harness import RunningPool
 
 @pytest.fixture
 def short_directory() -> Iterator[Path]:
-    """With a path so short that a home's sockets lie below it, and go with it."""
+    """With a path so short that a home's sockets lie below it, and go with it. The pool's log is beside it."""
     with tempfile.TemporaryDirectory(prefix="uapi-pool-") as directory:
-        yield Path(directory)
+        path = Path(directory, "h")
+        path.mkdir(mode=0o700)
+        yield path
 
 
 @pytest.fixture

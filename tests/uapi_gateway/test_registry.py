@@ -36,7 +36,7 @@ def test_only_ready_workers_are_ready_and_ended_ones_are_gone() -> None:
         pool.Worker(worker_id=name, state=state, address=f"unix:/{name}", reason="exit status 1")
         for name, state in states.items()
     ]
-    known = from_deployment(pool.Deployment(agent="a", workers=workers, replicas=5))
+    known = from_deployment(pool.Deployment(agent="a", workers=workers, replicas=4))
     assert [e.worker_id for e in known.endpoints] == ["a-01", "a-02", "a-04", "a-05", "a-06"]
     assert [e.worker_id for e in known.endpoints if e.ready] == ["a-01"]
     assert "worker a-04 is failed: exit status 1" in [e.reason for e in known.endpoints]
@@ -52,6 +52,9 @@ def test_workers_that_are_to_come_have_their_names() -> None:
     registry.put_pool_agent(known)
     assert registry.require("a-03").agent.asleep
     assert not from_deployment(pool.Deployment(agent="a", replicas=3, stopped=True)).endpoints
+    workers[0].state = pool.WORKER_STATE_DRAINING
+    known = from_deployment(pool.Deployment(agent="a", workers=workers, replicas=1, asleep=True))
+    assert [e.worker_id for e in known.endpoints] == ["a-02", "a-01"]
 
 
 def test_what_a_deployment_does_not_say_has_its_default() -> None:

@@ -1,0 +1,182 @@
+"""One worker's process: what belongs to it, how its end is noticed, and what is done to it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agentruntime import errors, processes, units
+
+from agent_pool import usage
+from agent_pool.cgroups.base import Counters, Group, Limits
+from agent_pool.drivers.base import Exit, Launch, Running, Stats
+from agent_pool.drivers.reports import MOST_BYTES, Reports
+
+
+@dataclass
+class WorkerProcess:
+    """From before its fork until nothing of it is left."""
+
+    launch: Launch
+    slot: int
+    # None where nothing is capped.
+    group: Group | None
+    # That holds its socket.
+    directory: Path
+    # Where its log stood when it was started, in bytes.
+    log_start: int
+    pid: int = 0
+    pidfd: int = -1
+    reports: Reports = field(default_factory=lambda: Reports(None))
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    exit: asyncio.Task[Exit] | None = None
+
+    def attach(self, pid: object, parent: int | None, tell_exit: Coroutine[Any, Any, Exit]) -> None:
+        """Watches over the process, which may be signalled from now on.
+
+        Args:
+            pid: its own, as somebody said.
+            parent: the template that said so, and must be its parent, because it has run the agent's code: a pool
+                that is root would signal whatever process it names. None if the pool knows by itself.
+            tell_exit: comes to how it ended, once `ended` is set.
+
+        Raises:
+            AgentFailed: it is another's process.
+        """
+        try:
+            self._open(pid, parent)
+        except errors.AgentFailed:
+            tell_exit.close()
+            raise
+        self.exit = asyncio.create_task(tell_exit)
+
+    def _open(self, pid: object, parent: int | None) -> None:
+        agent = self.launch.revision.agent
+        if not isinstance(pid, int) or pid <= 1:
+            raise errors.AgentFailed(f"the template of '{agent}' tells no pid")
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.ended.set()
+        else:
+            # What the descriptor names cannot become another; so look at the process only now.
+            if parent is not None and processes.parent(pid) not in (processes.GONE, parent):
+                os.close(pidfd)
+                raise errors.AgentFailed(
+                    f"the template of '{agent}' gave process {pid} for a worker, which is not one of its own"
+                )
+            self.pidfd = pidfd
+            asyncio.get_running_loop().add_reader(pidfd, self._on_end)
+        self.pid = pid
+
+    def _on_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.pidfd)
+        os.close(self.pidfd)
+        self.ended.set()
+
+    async def until_listening(self, failure: Callable[[Exit], errors.AgentFailed]) -> None:
+        """Returns when the worker says that it listens.
+
+        Raises:
+            AgentFailed: it ended before (then as `failure` puts it), or says what a worker does not say.
+        """
+        loop = asyncio.get_running_loop()
+        reports = self.reports
+        assert reports.connection is not None
+        assert self.exit is not None
+        woken = asyncio.Event()
+        ending = asyncio.create_task(self.ended.wait())
+        ending.add_done_callback(lambda _: woken.set())
+        loop.add_reader(reports.connection, woken.set)
+        try:
+            while True:
+                ended = self.ended.is_set()
+                reports.hear()
+                if reports.listening:
+                    return
+                if ended:
+                    raise failure(await asyncio.shield(self.exit))
+                if reports.too_much:
+                    raise errors.AgentFailed(
+                        f"worker {self.launch.worker_id} said more than {units.format_size(MOST_BYTES)} to the "
+                        "pool before it was ready; an agent must leave that socket alone"
+                    )
+                if reports.hung_up:
+                    loop.remove_reader(reports.connection)
+                woken.clear()
+                await woken.wait()
+        finally:
+            loop.remove_reader(reports.connection)
+            ending.cancel()
+
+    def ask_to_drain(self, grace_s: float) -> None:
+        if not self.reports.ask_to_drain(grace_s) and not self.ended.is_set():
+            # Taken over from a pool that died: the signal says the same, with the grace it was started with.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """The process, and all that it started."""
+        if self.group is not None:
+            self.group.kill()
+        if self.pid and not self.ended.is_set():
+            if self.group is None:
+                with contextlib.suppress(ProcessLookupError):
+                    # The session that the worker made for itself.
+                    os.killpg(self.pid, signal.SIGKILL)
+            # Also with one: it may not have joined it yet.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def limit(self, limits: Limits) -> None:
+        """Moves its caps; if the kernel refuses one, all are as they were. Blocks.
+
+        Raises:
+            FailedPrecondition: it uses more memory than that, or nothing caps it here.
+        """
+        if self.group is None:
+            raise errors.FailedPrecondition(
+                f"nothing caps worker {self.launch.worker_id} here; `agent doctor` says why"
+            )
+        used = self.group.counters().memory_bytes
+        if limits.memory_bytes is not None and used > limits.memory_bytes:
+            raise errors.FailedPrecondition(
+                f"{units.format_size(used)} of memory are in use, more than the new limit of "
+                f"{units.format_size(limits.memory_bytes)}; ask for more, or restart with less to do"
+            )
+        try:
+            self.group.limit(limits, lift=True)
+        except OSError as error:
+            self.group.limit(self.launch.revision.limits, lift=True)
+            raise errors.FailedPrecondition(f"the kernel refused the new limits: {error.strerror}") from None
+        self.launch = replace(self.launch, revision=replace(self.launch.revision, limits=limits))
+
+    def cpu_s(self) -> float:
+        if not self.pid:
+            return 0.0
+        return (self.group.cpu_s() if self.group else 0.0) or usage.cpu_s(self.pid)
+
+    def stats(self) -> Stats:
+        if not self.pid:
+            return Stats()
+        counters = self.group.counters() if self.group else Counters()
+        pids = (self.group.pids() if self.group else []) or [self.pid]
+        return usage.stats(counters, pids)
+
+    def running(self) -> Running:
+        """As the pool keeps it, to find it again."""
+        return Running(
+            worker_id=self.launch.worker_id,
+            pid=self.pid,
+            address=f"unix:{self.directory / 's'}",
+            handle={
+                "pid": self.pid,
+                "start_time": processes.start_time(self.pid),
+                "group": self.group.name if self.group else "",
+                "slot": self.slot,
+            },
+        )

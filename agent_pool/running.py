@@ -1,0 +1,111 @@
+"""RunAgent: an agent that is new, or was stopped, is begun; one that runs is brought to what is asked."""
+
+import time
+from typing import TYPE_CHECKING
+
+from agentruntime import errors, names
+
+from agent_pool.asked import Asked
+from agent_pool.crew import Crew
+from agent_pool.deployment import Deployment, RunRequest
+from agent_pool.images.catalog import OpenImage
+from agent_pool.revision import Spec
+
+if TYPE_CHECKING:
+    from agent_pool.pool import Pool
+
+
+class Runs:
+    """Of one pool's agents."""
+
+    def __init__(self, pool: "Pool", crew: Crew) -> None:
+        self._pool = pool
+        self._crew = crew
+
+    async def run(self, request: RunRequest) -> Deployment:
+        """See `Pool.run`."""
+        with self._pool.held(self._pool.catalog.find(request.image).digest):
+            return await self._run_image(request)
+
+    async def _run_image(self, request: RunRequest) -> Deployment:
+        opened = await self._pool.catalog.open(request.image)
+        agent = names.check_agent_name(request.agent or opened.manifest.name)
+        async with self._pool.lock(agent):
+            running = self._pool.find(agent)
+            if running is None or running.stopped:
+                return await self._begin(agent, opened, request, running)
+            _check_same(running, opened, request.asked)
+            if running.take_up(request.policies):
+                self._pool.announce(agent)
+            replicas = running.replicas
+            if request.replicas is not None:
+                replicas = request.replicas
+                running.policies.scaling.check_replicas(replicas)
+            await self._pool.bring(running, replicas)
+            return running
+
+    async def _begin(
+        self, agent: str, opened: OpenImage, request: RunRequest, before: Deployment | None
+    ) -> Deployment:
+        """Starts an agent that does not run; if that fails, everything is as it was."""
+        deployment = self._new_deployment(agent, opened, request, before)
+        workers = self._crew.enlist(deployment, deployment.target)
+        self._pool.put(agent, deployment)
+        try:
+            loaded = await self._pool.loader.load(
+                deployment.spec, request.policies, starts=bool(workers), allow_unenforced=request.allow_unenforced
+            )
+            deployment.keep(loaded)
+            self._pool.announce(agent)
+            await self._crew.start(deployment, workers)
+        except BaseException:
+            await self._pool.driver.release(deployment.revision(deployment.current))
+            for worker in workers:
+                self._pool.ledger.release(worker.worker_id)
+            self._pool.put(agent, before)
+            raise
+        deployment.begun, deployment.before = True, None
+        self._pool.sleeping.awake(deployment)
+        await self._pool.save(agent)
+        return deployment
+
+    def _new_deployment(
+        self, agent: str, opened: OpenImage, request: RunRequest, before: Deployment | None
+    ) -> Deployment:
+        index = before.spec.agent_index if before else self._pool.new_index()
+        number = before.next_number() if before else 1
+        spec = Spec.of(opened, request.asked, agent=agent, agent_index=index, number=number, created_at_s=time.time())
+        if before is not None and spec.same_as(before.spec):
+            spec = before.spec
+        deployment = Deployment(
+            agent=agent,
+            revisions={**(before.revisions if before else {}), spec.number: spec},
+            current=spec.number,
+            replicas=1,
+            asked=request.policies,
+            asleep=request.replicas == 0,
+            begun=False,
+            before=before,
+        )
+        scaling = deployment.policies.scaling
+        if request.replicas is not None:
+            scaling.check_replicas(request.replicas)
+        least = max(1, scaling.min_replicas) if scaling.auto_scale else 1
+        deployment.replicas = request.replicas or (before.replicas if before else least)
+        return deployment
+
+
+def _check_same(running: Deployment, opened: OpenImage, asked: Asked) -> None:
+    """Raises OtherRevision unless the request is about what runs already."""
+    agent = running.agent
+    if opened.image.digest != running.spec.image_digest:
+        raise errors.OtherRevision(
+            f"agent '{agent}' runs {running.spec.image} ({running.spec.image_digest[:19]}), not "
+            f"{opened.image.reference} ({opened.image.digest[:19]}); roll it out with "
+            f"`agent update {agent} --image {opened.image.reference}`, or give this one another name"
+        )
+    if changed := asked.differs_from(running.spec.asked):
+        raise errors.OtherRevision(
+            f"agent '{agent}' runs with another {', '.join(changed)}; "
+            f"`agent update {agent} {changed[0]} …` rolls it out"
+        )
