@@ -1,13 +1,16 @@
 """Lets a debugger in, in workers that run with `debug`: debugpy, from the first that attaches, and the way to it."""
 
 import os
+import selectors
 import socket
 import threading
+from contextlib import suppress
 from typing import Any
 
 from agentruntime import log
 
 _CONNECT_TIMEOUT_S = 5.0
+_PIECE_BYTES = 65536
 _log = log.get("agent_worker.debugging")
 
 
@@ -35,8 +38,10 @@ class Debugger:
         adapter.settimeout(None)
         connection.setblocking(True)
         _log.info("a debugger attaches")
-        for source, goal in ((connection, adapter), (adapter, connection)):
-            _start(source, goal)
+        carrier: Any = threading.Thread(target=_carry, args=(connection, adapter), name="debugger", daemon=True)
+        # What debugpy marks its own threads with: it must not stop at a breakpoint the one that carries its words.
+        carrier.pydev_do_not_trace = carrier.is_pydev_daemon_thread = True
+        carrier.start()
 
     def _listen(self) -> tuple[str, int]:
         """Where debugpy's adapter, a process of its own, listens: on this worker's own loopback."""
@@ -51,27 +56,15 @@ class Debugger:
         return self._address
 
 
-def _start(source: socket.socket, goal: socket.socket) -> None:
-    carrier: Any = threading.Thread(target=_carry, args=(source, goal), name="debugger", daemon=True)
-    # What debugpy marks its own threads with: it must not stop those that carry its words at a breakpoint.
-    carrier.pydev_do_not_trace = carrier.is_pydev_daemon_thread = True
-    carrier.start()
-
-
-def _carry(source: socket.socket, goal: socket.socket) -> None:
-    try:
-        while piece := source.recv(65536):
-            goal.sendall(piece)
-    except OSError:
-        pass  # the one at the other end hung up, which is how this ends
-    finally:
-        for end in (source, goal):
-            _hang_up(end)
-
-
-def _hang_up(end: socket.socket) -> None:
-    # The other thread still waits for it: shut down, it wakes up, and the last to let go closes it.
-    try:
-        end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        end.close()
+def _carry(debugger: socket.socket, adapter: socket.socket) -> None:
+    """Until one of them hangs up."""
+    with debugger, adapter, selectors.DefaultSelector() as selector, suppress(OSError):
+        for source, goal in ((debugger, adapter), (adapter, debugger)):
+            selector.register(source, selectors.EVENT_READ, (source, goal))
+        while True:
+            for key, _ in selector.select():
+                source, goal = key.data
+                piece = source.recv(_PIECE_BYTES)
+                if not piece:
+                    return
+                goal.sendall(piece)

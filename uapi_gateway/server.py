@@ -43,6 +43,7 @@ from uapi_gateway.reflection import ReflectionService
 from uapi_gateway.registry import Registry, from_deployment
 from uapi_gateway.registry_service import HealthLoop, RegistryService
 from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
+from uapi_gateway.run_handler import RunHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.xds import listeners, resources
@@ -96,12 +97,14 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
-        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryService(cache), xds)
+        discovery = DiscoveryService(cache)
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, xds)
         lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(LoadService(load, settings.load_interval_s), xds)
         relay = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
         stack.push_async_callback(carrier.close)
         relay.add_generic_rpc_handlers((RelayHandler(carrier),))
         control = _control_server(registry, service, registrar, watch)
+        control.add_generic_rpc_handlers((RunHandler(pool, discovery.routed), FallbackHandler(registry)))
         for grpc_server, path in (
             (xds, sockets.xds_socket(home)),
             (relay, sockets.relay_socket(home)),
@@ -228,12 +231,12 @@ def _own_addresses(settings: Settings, grpc_port: int) -> Callable[[str], bool]:
 def _control_server(
     registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch
 ) -> aio.Server:
-    """The gateway's own services, and what answers for services that nobody has."""
+    """The gateway's own services."""
     server = aio.server(interceptors=[ServerInterceptor()])
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)
-    server.add_generic_rpc_handlers((*ReflectionService(registry).handlers(), FallbackHandler(registry)))
+    server.add_generic_rpc_handlers(ReflectionService(registry).handlers())
     return server
 
 

@@ -48,10 +48,11 @@ for _ in range(rounds):
     if not pid:
         asyncio.run(save_for_ever(StateStore(directory), number, writing))
     os.close(writing)
-    time.sleep(chance.uniform(0.002, 0.03))
+    first = os.read(reading, 1)
+    time.sleep(chance.uniform(0, 0.02))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    acknowledged = [int(line) for line in os.fdopen(reading).read().split()]
+    acknowledged = [int(line) for line in (first + os.fdopen(reading, "rb").read()).split()]
     state = StateStore(directory)
     loaded = max((int(saved.status) for saved in state.load()), default=0)
     state.close()
@@ -69,7 +70,7 @@ def test_a_state_file_outlives_a_kill_at_any_moment_of_a_save(tmp_path: Path) ->
         capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > _KILLS / 2, "it was killed before it had written anything to speak of"
+    assert int(done.stdout) >= _KILLS
 
 
 async def test_a_pool_killed_while_it_saves_forgets_nothing_that_it_said(tmp_path: Path) -> None:

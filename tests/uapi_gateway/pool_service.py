@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
@@ -80,6 +81,17 @@ class PoolStandIn:
             await self.on_wake(request.agent)
         return pool.WakeAgentResponse(deployment=self.deployments[request.agent])
 
+    async def RunAgent(
+        self, request: pool.RunAgentRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pool.RunAgentResponse:
+        """Runs an agent without workers; image "none" there is not."""
+        if request.image == "none":
+            raise errors.ImageNotFound("no image 'none'")
+        made = deployment(request.agent, {}, asleep=True)
+        # The news of it comes a little later than the answer.
+        asyncio.get_running_loop().call_later(0.05, self.put, made)
+        return pool.RunAgentResponse(deployment=made)
+
     async def ReportLoad(
         self, requests: AsyncIterator[pool.ReportLoadRequest], context: aio.ServicerContext[Any, Any]
     ) -> pool.ReportLoadResponse:
@@ -112,6 +124,9 @@ class PoolStandIn:
             ),
             "WakeAgent": grpc.unary_unary_rpc_method_handler(
                 self.WakeAgent, pool.WakeAgentRequest.FromString, pool.WakeAgentResponse.SerializeToString
+            ),
+            "RunAgent": grpc.unary_unary_rpc_method_handler(
+                self.RunAgent, pool.RunAgentRequest.FromString, pool.RunAgentResponse.SerializeToString
             ),
             "ReportLoad": grpc.stream_unary_rpc_method_handler(
                 self.ReportLoad, pool.ReportLoadRequest.FromString, pool.ReportLoadResponse.SerializeToString

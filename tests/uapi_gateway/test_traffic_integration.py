@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
-from agentruntime import status
+from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as proto
+from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
-from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
 from grpc import aio
 
 from tests.uapi_gateway.echo_service import echoing
@@ -373,3 +373,21 @@ async def _waits(channel: aio.Channel, agent: str) -> bool:
     except aio.AioRpcError as error:
         return status.decode(error).reason == "AGENT_NOT_READY"
     return False
+
+
+async def test_an_agent_that_was_run_can_be_called_at_once() -> None:
+    pool = PoolStandIn()
+    async with running(pool) as gateway, gateway.channel() as channel, gateway.channel(unix=True) as operator:
+        stub = agent_pool_pb2_grpc.AgentPoolStub(operator)
+        for name in ("first", "second", "third"):
+            answer = await stub.RunAgent(proto.RunAgentRequest(image="i", agent=name), timeout=5)
+            assert answer.deployment.agent == name
+            # It waits for a worker: the agent is known.
+            assert await _waits(channel, name)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await stub.RunAgent(proto.RunAgentRequest(image="none", agent="x"), timeout=5)
+        assert isinstance(status.decode(caught.value), errors.ImageNotFound)
+        # Over TCP it needs the credential as before.
+        with pytest.raises(aio.AioRpcError) as caught:
+            await agent_pool_pb2_grpc.AgentPoolStub(channel).RunAgent(proto.RunAgentRequest(image="i"), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -42,6 +42,10 @@ class Session:
         self._wake = wake
         self._subscriptions: dict[str, Subscription] = {}
         self._responses = 0
+        # Names of the endpoints in responses that Envoy has not acknowledged yet, by nonce.
+        self._unacknowledged: dict[str, list[str]] = {}
+        # Endpoints that Envoy has taken up. A cluster is in use with its endpoints, not before.
+        self.endpoints: set[str] = set()
 
     def touched(self, kind: str, name: str) -> None:
         """A resource has changed or is gone."""
@@ -53,15 +57,22 @@ class Session:
     def request(self, request: Any) -> None:
         """Takes in a DeltaDiscoveryRequest: a subscription, or an acknowledgement."""
         kind = request.type_url
+        acknowledged = self._unacknowledged.pop(request.response_nonce, [])
+        if not request.HasField("error_detail"):
+            self.endpoints.update(acknowledged)
         asked = set(request.resource_names_subscribe)
         first = kind not in self._subscriptions
         subscription = self._subscriptions.setdefault(kind, Subscription())
         if first:
             subscription.has.update(request.initial_resource_versions)
             subscription.awaited = True
+            if kind == ENDPOINTS:
+                self.endpoints.update(request.initial_resource_versions)
         for name in request.resource_names_unsubscribe:
             subscription.names.discard(name)
             subscription.has.pop(name, None)
+            if kind == ENDPOINTS:
+                self.endpoints.discard(name)
             if name == _WILDCARD:
                 subscription.wildcard = False
         if _WILDCARD in asked or (first and not asked and kind in (LISTENER, CLUSTER)):
@@ -129,6 +140,9 @@ class Session:
 
     def _response(self, kind: str, changed: list[Any], gone: list[str]) -> Any:
         self._responses += 1
+        if kind == ENDPOINTS:
+            self._unacknowledged[str(self._responses)] = [resource.name for resource in changed]
+            self.endpoints.difference_update(gone)
         return discovery_pb2.DeltaDiscoveryResponse(
             type_url=kind,
             resources=[

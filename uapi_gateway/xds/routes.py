@@ -39,9 +39,12 @@ MISWRITTEN = (
     "the operator's credential is not written as the gateway reads it, and is not passed on to agents: send "
     "'authorization: Bearer <token>' once"
 )
+# Goes to the pool by way of the gateway.
+RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
 # Services that need the operator's credential over TCP, as a whole or by method.
 OPERATOR_PREFIXES = (
     f"/{descriptors.POOL}/",
+    RUN_AGENT,
     f"/{descriptors.IMAGES}/",
     f"/{descriptors.REGISTRY}/RegisterAgent",
     f"/{descriptors.REGISTRY}/KeepAlive",
@@ -173,16 +176,17 @@ def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
 def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, Any]:
     by_header: dict[str, Any] = {"cluster_header": CLUSTER_HEADER, "cluster_not_found_response_code": "NOT_FOUND"}
     plain = _route(by_header, credential=credential)
-    named = _by_path(wanted.idempotent, _route(by_header, repeat=True, credential=credential), plain)
-    if wanted.opted_out:
-        named = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.opted_out), plain), otherwise=named)
+    again = _route(by_header, repeat=True, credential=credential)
+    opted_out = dict.fromkeys(sorted(wanted.opted_out), plain)
+    named = _look_up(AGENT_HEADER, opted_out, otherwise=_by_path(wanted.idempotent, again, plain))
     if wanted.cached:
         by_relay = {
             agent: _route({"cluster": clusters.CACHED_PREFIX + agent}, repeat=True, credential=credential)
             for agent in sorted(wanted.cached)
         }
-        kept = _look_up(AGENT_HEADER, by_relay, otherwise=named)
-        named = _by_path(wanted.cacheable, _unless_passed_by(kept, named), named)
+        # What may be kept may be repeated, so below each such path only the agents differ: the tree stays small.
+        kept = _look_up(AGENT_HEADER, by_relay, otherwise=_look_up(AGENT_HEADER, opted_out, otherwise=again))
+        named = _unless_passed_by(_by_path(wanted.cacheable, kept, named), named)
     given = _matches(AGENT_HEADER, ".+")
     return {
         "matcher": {
@@ -211,7 +215,8 @@ def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[
             cacheable = {path for path in wanted.cacheable if path.startswith(prefix)}
             prefixes[prefix] = _by_path(cacheable, _unless_passed_by(relay, again), prefixes[prefix])
     for prefix in OPERATOR_PREFIXES:
-        allowed = pool if prefix.startswith((f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/")) else control
+        pools_own = prefix.startswith((f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/")) and prefix != RUN_AGENT
+        allowed = pool if pools_own else control
         prefixes[prefix] = allowed if operator else _refusal(401, UNAUTHENTICATED)
     tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
     return {"matcher": {"matcher_tree": tree, "on_no_match": control}}

@@ -12,6 +12,7 @@ from grpc import aio
 
 from uapi_gateway.load import Load
 from uapi_gateway.xds.cache import Cache
+from uapi_gateway.xds.clusters import AGENT_PREFIX
 from uapi_gateway.xds.delta import Session
 
 _log = log.get("uapi_gateway.xds")
@@ -23,6 +24,19 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self.rejections = 0
+        self._sessions: set[Session] = set()
+        self._heard = asyncio.Event()
+
+    async def routed(self, agent_id: str, longest_s: float) -> bool:
+        """Waits until Envoy can route to an agent by its name, for at most so long; says whether it can."""
+        name = AGENT_PREFIX + agent_id
+        try:
+            async with asyncio.timeout(longest_s):
+                while not any(name in session.endpoints for session in self._sessions):
+                    await self._heard.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def DeltaAggregatedResources(
         self, requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]
@@ -32,6 +46,7 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         reader = asyncio.create_task(self._read(requests, session))
         reader.add_done_callback(lambda _task: due.set())
         self._cache.listen(session)
+        self._sessions.add(session)
         try:
             while not reader.done():
                 await due.wait()
@@ -43,6 +58,7 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
                 _log.info("the stream to envoy broke", error=str(error))
         finally:
             self._cache.unlisten(session)
+            self._sessions.discard(session)
             reader.cancel()
 
     async def _read(self, requests: AsyncIterator[Any], session: Session) -> None:
@@ -51,6 +67,9 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
                 self.rejections += 1
                 _log.error("envoy rejected a resource", kind=request.type_url, error=request.error_detail.message)
             session.request(request)
+            # Whoever waits looks again; who waits from now on waits for the next.
+            self._heard.set()
+            self._heard = asyncio.Event()
 
     async def StreamAggregatedResources(
         self, requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]

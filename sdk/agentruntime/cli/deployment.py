@@ -27,21 +27,22 @@ def followed(client: Client, name: str, text: str, *, goes_on: str, quiet: bool)
         goes_on: said if the user interrupts: the pool does not stop for that.
         quiet: without lines where nobody looks, for output that a program reads.
     """
-    with output.progress(text, quiet=quiet) as say:
-        watch = client.pool.WatchDeployments(pool_pb2.WatchDeploymentsRequest(), timeout=math.inf)
-        synced = threading.Event()
-        thread = threading.Thread(target=_say_changes, args=(watch, name, say, synced), daemon=True)
-        thread.start()
-        try:
-            # Else what happened before could be taken for news.
-            synced.wait(_SYNCED_WITHIN_S)
-            yield
-        except KeyboardInterrupt:
-            output.note(goes_on)
-            raise
-        finally:
-            watch.cancel()
-            thread.join()
+    try:
+        with output.progress(text, quiet=quiet) as say:
+            watch = client.pool.WatchDeployments(pool_pb2.WatchDeploymentsRequest(), timeout=math.inf)
+            synced = threading.Event()
+            thread = threading.Thread(target=_say_changes, args=(watch, name, say, synced), daemon=True)
+            thread.start()
+            try:
+                # Else what happened before could be taken for news.
+                synced.wait(_SYNCED_WITHIN_S)
+                yield
+            finally:
+                watch.cancel()
+                thread.join()
+    except KeyboardInterrupt:
+        output.note(goes_on)
+        raise
 
 
 def _say_changes(watch: Any, name: str, say: Any, synced: threading.Event) -> None:

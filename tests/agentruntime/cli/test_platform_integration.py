@@ -142,15 +142,15 @@ def test_run_starts_the_platform(home: Home, agent_process: Agent, monkeypatch: 
     assert ok(agent_process("call", "echo", "hello there")).out == "hello there\n"
 
 
-def test_a_project_from_init_to_its_answer(home: Home, agent_process: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_from_init_to_its_answer(home: Home, agent_process: Agent, agent_inside: Agent) -> None:
     ok(agent_process("up", *FREE_PORTS))
-    ok(agent_process("init", "my-agent"))
-    ok(agent_process("build", "my-agent", "-t", "my-agent:1.2.0"))
-    ok(agent_process("run", "my-agent:1.2.0"))
-    assert ok(agent_process("call", "my-agent", "Hello there")).out == "my-agent heard: Hello there\n"
-    assert "worker serves" in ok(agent_process("logs", "my-agent", "--tail", "5")).out
-    ok(agent_process("stop", "my-agent"))
-    ok(agent_process("rmi", "my-agent:1.2.0"))
+    ok(agent_inside("init", "my-agent"))
+    ok(agent_inside("build", "my-agent", "-t", "my-agent:1.2.0"))
+    ok(agent_inside("run", "my-agent:1.2.0"))
+    assert ok(agent_inside("call", "my-agent", "Hello there")).out == "my-agent heard: Hello there\n"
+    assert "worker serves" in ok(agent_inside("logs", "my-agent", "--tail", "5")).out
+    ok(agent_inside("stop", "my-agent"))
+    ok(agent_inside("rmi", "my-agent:1.2.0"))
 
 
 def workers_of(agent: Agent) -> dict[str, int]:

@@ -132,6 +132,28 @@ def test_acknowledgements_ask_for_nothing() -> None:
     assert envoy.gets() == []
 
 
+def test_endpoints_are_taken_up_when_envoy_says_so() -> None:
+    envoy = Envoy()
+    for name in ("a", "b"):
+        envoy.cache.put(ENDPOINTS, resource(name))
+    envoy.asks(ENDPOINTS, "a", "b", has={"a": "1"})
+    assert envoy.session.endpoints == {"a"}
+    (sent,) = envoy.session.flush()
+    assert envoy.session.endpoints == {"a"}
+    envoy.session.request(discovery_pb2.DeltaDiscoveryRequest(type_url=ENDPOINTS, response_nonce=sent.nonce))
+    assert envoy.session.endpoints == {"a", "b"}
+    envoy.cache.put(ENDPOINTS, resource("c"))
+    envoy.asks(ENDPOINTS, "c", drops=("b",))
+    (sent,) = envoy.session.flush()
+    refusal = discovery_pb2.DeltaDiscoveryRequest(type_url=ENDPOINTS, response_nonce=sent.nonce)
+    refusal.error_detail.message = "no"
+    envoy.session.request(refusal)
+    assert envoy.session.endpoints == {"a"}
+    envoy.cache.remove(ENDPOINTS, "a")
+    envoy.gets()
+    assert envoy.session.endpoints == set()
+
+
 def test_nonces_differ() -> None:
     envoy = Envoy()
     envoy.cache.put(CLUSTER, resource("a"))

@@ -178,7 +178,9 @@ def test_whom_a_cache_serves() -> None:
 @pytest.mark.parametrize(
     ("path", "cluster"),
     [
-        ("/uapi.v1.AgentPool/RunAgent", "pool"),
+        ("/uapi.v1.AgentPool/StopAgent", "pool"),
+        # By way of the gateway, which waits for Envoy to know the agent.
+        ("/uapi.v1.AgentPool/RunAgent", "control"),
         ("/uapi.v1.ImageService/ListImages", "pool"),
         ("/uapi.v1.AgentRegistry/RegisterAgent", "control"),
         ("/uapi.v1.AgentRegistry/KeepAlive", "control"),
