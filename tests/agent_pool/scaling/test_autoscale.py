@@ -90,6 +90,28 @@ async def test_up_with_the_calls_and_down_after_them(quick: RunningPool) -> None
         await until(quick, lambda now: len(ready(now)) == 2)
 
 
+async def test_cpu_is_a_reason_only_while_there_are_calls(quick: RunningPool) -> None:
+    body = (
+        "async def start(self):\n"
+        "        import threading\n"
+        "        threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()"
+    )
+    await quick.build(harness.project("tester", body=body))
+    reporter = Reporter()
+    async with reporter.to(quick):
+        await quick.run(
+            "tester:1.0.0",
+            # Of all that a worker may use here, it uses all.
+            resources=pb.Resources(cpu_millis=20, cpu_limit_millis=100),
+            scaling=scaling(auto_scale=True, max_replicas=2, cpu_threshold_percent=50, target_concurrency=1000),
+        )
+        used = (await quick.worker("tester-01")).usage.cpu_seconds
+        await quick.until("tester-01", lambda now: now.usage.cpu_seconds > used + 0.2)
+        assert (await deployment(quick, "tester")).replicas == 1
+        reporter.in_flight["tester"] = 1
+        await until(quick, lambda now: len(ready(now)) == 2, "tester")
+
+
 async def test_as_many_as_fit_and_the_reason_why_not_more(quick: RunningPool) -> None:
     node = await quick.pool.GetNode(pb.GetNodeRequest())
     reporter = Reporter()
@@ -115,6 +137,13 @@ async def test_an_idle_agent_sleeps_while_somebody_reports(quick: RunningPool) -
     assert not (await deployment(quick)).asleep
     reporter.in_flight["busy"] = 1
     async with reporter.to(quick):
+        await until(quick, lambda now: now.asleep and not now.workers)
+        # One that may not sleep any more is woken, and may sleep again.
+        request = pb.ScaleAgentRequest(agent="echo", scaling=pb.Scaling(min_replicas=1))
+        await quick.pool.ScaleAgent(request, timeout=20)
+        await until(quick, lambda now: len(ready(now)) == 1)
+        request.scaling.min_replicas = 0
+        await quick.pool.ScaleAgent(request, timeout=20)
         await until(quick, lambda now: now.asleep and not now.workers)
         assert ready(await deployment(quick, "kept"))
         assert ready(await deployment(quick, "busy"))
