@@ -17,20 +17,20 @@ class Crew:
         self._keeper = keeper
 
     def enlist(
-        self, deployment: Deployment, count: int, *, revision: int = 0, avoid: Collection[str] = ()
+        self, deployment: Deployment, count: int, *, revision: int = 0, places: Collection[int] = ()
     ) -> list[Worker]:
         """New pending workers with their reservations: all of them or none. See `Deployment.new_workers`.
 
         Raises:
             InsufficientResources, FailedPrecondition: as the ledger says.
         """
-        workers = deployment.new_workers(count, revision=revision, avoid=avoid)
+        workers = deployment.new_workers(count, revision=revision, places=places)
         try:
             resources = deployment.revisions[revision or deployment.current].resources
-            self._ledger.reserve((worker.worker_id for worker in workers), resources)
+            self._ledger.reserve((worker.key for worker in workers), resources)
         except BaseException:
             for worker in workers:
-                del deployment.workers[worker.worker_id]
+                del deployment.workers[worker.key]
             raise
         return workers
 

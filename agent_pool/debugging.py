@@ -7,6 +7,7 @@ from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 
 from agent_pool.pool import Pool
+from agent_pool.worker import Worker
 
 _PIECE_BYTES = 64 * 1024
 
@@ -24,8 +25,7 @@ async def carry(pool: Pool, requests: AsyncIterator[pb.DebugWorkerRequest]) -> A
     if first is None or not first.worker_id:
         raise errors.InvalidArgument("the first request must name a worker")
     worker_id = first.worker_id
-    _check(pool, worker_id)
-    reader, writer = await pool.driver.debug(worker_id)
+    reader, writer = await pool.driver.debug(_worker(pool, worker_id).key)
     telling = asyncio.create_task(_tell(writer, requests))
     heard = False
     try:
@@ -40,7 +40,8 @@ async def carry(pool: Pool, requests: AsyncIterator[pb.DebugWorkerRequest]) -> A
         await asyncio.wait([telling])
 
 
-def _check(pool: Pool, worker_id: str) -> None:
+def _worker(pool: Pool, worker_id: str) -> Worker:
+    """The one of that name, which can be debugged."""
     deployment, worker = pool.worker(worker_id)
     revision = deployment.revision(worker.revision)
     agent = deployment.agent
@@ -56,6 +57,7 @@ def _check(pool: Pool, worker_id: str) -> None:
         )
     if not worker.pid:
         raise errors.FailedPrecondition(f"worker '{worker_id}' does not run now; `agent ps` shows it")
+    return worker
 
 
 async def _tell(writer: asyncio.StreamWriter, requests: AsyncIterator[pb.DebugWorkerRequest]) -> None:

@@ -39,7 +39,7 @@ class Roll:
     target: int
     # The revision to go back to, if a new worker fails; 0 for nowhere.
     back_to: int
-    # Workers to be replaced.
+    # Keys of the workers to be replaced.
     old: tuple[str, ...]
     # New ones that there are to be in the end.
     wanted: int
@@ -64,6 +64,7 @@ class Deployment:
     # What goes on or went wrong last with the agent as a whole; see the proto.
     status: str = ""
     roll: Roll | None = None
+    # By key.
     workers: dict[str, Worker] = field(default_factory=dict)
     # False until its first workers are ready: then it counts for what `before` says.
     begun: bool = True
@@ -143,7 +144,7 @@ class Deployment:
         return self.revisions[worker.revision]
 
     def launch(self, worker: Worker) -> Launch:
-        return Launch(worker.worker_id, self.revision(worker.revision), worker.gpus)
+        return Launch(worker.key, worker.worker_id, self.revision(worker.revision), worker.gpus)
 
     def living(self) -> list[Worker]:
         """Workers that count towards the desired number: all but those that are on their way out."""
@@ -158,27 +159,32 @@ class Deployment:
         living = sorted(youngest_first, key=lambda worker: worker.state in LIVING)
         return living[: max(0, len(living) - self.target)]
 
-    def new_workers(self, count: int, *, revision: int = 0, avoid: Collection[str] = ()) -> list[Worker]:
-        """That many more workers, with the lowest numbers that are free. They are entered here.
+    def named(self, worker_id: str) -> Worker | None:
+        """What a worker's name means: the newest of that name that takes calls, else the newest."""
+        newest_first = (each for each in reversed(self.workers.values()) if each.worker_id == worker_id)
+        return max(newest_first, key=lambda worker: worker.state is State.READY, default=None)
+
+    def new_workers(self, count: int, *, revision: int = 0, places: Collection[int] = ()) -> list[Worker]:
+        """That many more workers. They are entered here.
 
         Args:
             count: how many.
             revision: theirs; 0 for the current one.
-            avoid: worker ids that are not to be used again now.
+            places: numbers of workers whose places they take, as far as they go; then the lowest that are free.
         """
         made: list[Worker] = []
-        number = 0
-        while len(made) < count:
-            number += 1
-            worker_id = names.worker_id(self.agent, number)
-            if worker_id not in self.workers and worker_id not in avoid:
-                worker = Worker(worker_id, self.agent, number, revision or self.current)
-                self.enter(worker)
-                made.append(worker)
+        taken = {worker.number for worker in self.workers.values()}
+        free = (number for number in range(1, len(taken) + count + 1) if number not in taken)
+        for number in [*places, *free][:count]:
+            turns = {worker.turn for worker in self.workers.values() if worker.number == number}
+            turn = next(turn for turn in range(len(turns) + 1) if turn not in turns)
+            worker = Worker(names.worker_id(self.agent, number), self.agent, number, revision or self.current, turn)
+            self.enter(worker)
+            made.append(worker)
         return made
 
     def enter(self, worker: Worker) -> None:
-        self.workers[worker.worker_id] = worker
+        self.workers[worker.key] = worker
 
     @staticmethod
     def _policies(asked: AskedPolicies, spec: Spec) -> Policies:

@@ -81,13 +81,13 @@ class Keeper:
         """Drains a worker and removes it. Returns when nothing of it is left, or at once if it drains already."""
         if not worker.wanted:
             return
-        task = self._tasks.pop(worker.worker_id, None)
+        task = self._tasks.pop(worker.key, None)
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
         if worker.rests:
             if worker.state is State.DRAINING:
-                await self._driver.stop(worker.worker_id, grace_s)
+                await self._driver.stop(worker.key, grace_s)
             await self.remove(deployment, worker)
             return
         if not worker.wanted:
@@ -102,13 +102,13 @@ class Keeper:
     def see_off(self, deployment: Deployment, worker: Worker) -> None:
         """Lets a worker finish that was taken over while it drained."""
         ending = asyncio.create_task(self._end(deployment, worker, DEFAULT_GRACE_S))
-        self._tasks[worker.worker_id] = ending
-        ending.add_done_callback(lambda _: self._tasks.pop(worker.worker_id, None))
+        self._tasks[worker.key] = ending
+        ending.add_done_callback(lambda _: self._tasks.pop(worker.key, None))
 
     async def _end(self, deployment: Deployment, worker: Worker, grace_s: float) -> None:
         """Waits for the end of a worker that drains, and removes what is left of it."""
         try:
-            reason = (await self._driver.stop(worker.worker_id, grace_s)).reason
+            reason = (await self._driver.stop(worker.key, grace_s)).reason
         except OSError as error:
             # `remove` kills whatever is left.
             _log.error("worker could not be drained", worker_id=worker.worker_id, exc_info=error)
@@ -118,7 +118,7 @@ class Keeper:
 
     async def abandon(self, deployment: Deployment, worker: Worker) -> None:
         """Ends a worker at once, whatever it does, and removes it."""
-        task = self._tasks.pop(worker.worker_id, None)
+        task = self._tasks.pop(worker.key, None)
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
@@ -132,16 +132,16 @@ class Keeper:
             # What the kernel will not let go of is swept up by the next pool; nobody waits for it here.
             _log.error("something of a worker is left", worker_id=worker.worker_id, exc_info=error)
         finally:
-            self._ledger.release(worker.worker_id)
-            deployment.workers.pop(worker.worker_id, None)
+            self._ledger.release(worker.key)
+            deployment.workers.pop(worker.key, None)
             self._changed(worker.agent)
 
     def _keep(self, deployment: Deployment, worker: Worker) -> None:
-        self._tasks[worker.worker_id] = asyncio.create_task(self._live(deployment, worker))
+        self._tasks[worker.key] = asyncio.create_task(self._live(deployment, worker))
 
     async def _wipe(self, worker: Worker) -> None:
         try:
-            await self._driver.destroy(worker.worker_id)
+            await self._driver.destroy(worker.key)
         finally:
             if worker.probe is not None:
                 await worker.probe.close()
@@ -178,18 +178,18 @@ class Keeper:
         except errors.Unavailable as error:
             # What it was made from died under it, and is made anew.
             _log.warning("worker is started once more", worker_id=worker.worker_id, reason=error.message)
-            await self._driver.destroy(worker.worker_id)
+            await self._driver.destroy(worker.key)
             return await self._driver.start(launch)
 
     def _reserved(self, deployment: Deployment, worker: Worker) -> tuple[int, ...]:
-        self._ledger.reserve([worker.worker_id], deployment.spec_of(worker).resources)
-        held = self._ledger.holding(worker.worker_id)
+        self._ledger.reserve([worker.key], deployment.spec_of(worker).resources)
+        held = self._ledger.holding(worker.key)
         return held.gpus if held else ()
 
     async def _become_ready(self, deployment: Deployment, worker: Worker, timeout_s: float) -> None:
         worker.probe = HealthProbe(worker.address)
         asking = asyncio.create_task(worker.probe.until_well(timeout_s))
-        ending = asyncio.create_task(self._driver.wait(worker.worker_id))
+        ending = asyncio.create_task(self._driver.wait(worker.key))
         try:
             await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
@@ -236,8 +236,8 @@ class Keeper:
             worker.rests = not again
             await self._note_end(worker, reason, as_it_may=not again and served and end.status == 0)
             if not again:
-                self._tasks.pop(worker.worker_id, None)
-                self._ledger.release(worker.worker_id)
+                self._tasks.pop(worker.key, None)
+                self._ledger.release(worker.key)
                 self._changed(worker.agent)
                 return
             await asyncio.sleep(delay_s)
@@ -267,7 +267,7 @@ class Keeper:
     async def _serve(self, deployment: Deployment, worker: Worker) -> Exit:
         """Returns when a worker has ended, by itself or because its health is what the policy ends it for."""
         checking = asyncio.create_task(self._check(deployment, worker))
-        ending = asyncio.create_task(self._driver.wait(worker.worker_id))
+        ending = asyncio.create_task(self._driver.wait(worker.key))
         try:
             await asyncio.wait([checking, ending], return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
@@ -285,7 +285,7 @@ class Keeper:
         await asyncio.sleep(self._drain_delay_s)
         # One that is replaced has little time: whatever it does, it takes too long.
         grace_s = DEFAULT_GRACE_S if worker.rests else policy.timeout_s
-        await self._driver.stop(worker.worker_id, grace_s)
+        await self._driver.stop(worker.key, grace_s)
         return Exit(f"unhealthy: {problem}")
 
     async def _check(self, deployment: Deployment, worker: Worker) -> str:

@@ -193,7 +193,7 @@ def _usage(of: Worker, stats: Stats) -> pb.Usage:
 
 def deployment(of: Deployment, stats: dict[str, Stats] | None = None) -> pb.Deployment:
     """With its workers' usage, as far as `stats` says it."""
-    workers = sorted(of.workers.values(), key=lambda each: each.number)
+    workers = sorted(of.workers.values(), key=lambda each: (each.number, each.turn))
     return pb.Deployment(
         agent=of.agent,
         image=of.spec.image,
@@ -203,7 +203,7 @@ def deployment(of: Deployment, stats: dict[str, Stats] | None = None) -> pb.Depl
         stopped=of.stopped,
         services=of.prepared.services,
         descriptors=of.prepared.descriptors,
-        workers=[worker(each, of, (stats or {}).get(each.worker_id)) for each in workers],
+        workers=[worker(each, of, (stats or {}).get(each.key)) for each in workers],
         notes=of.notes,
         idempotent=of.spec.program.idempotent,
         asleep=of.asleep,

@@ -91,8 +91,8 @@ class Pool:
     def worker(self, worker_id: str) -> tuple[Deployment, Worker]:
         """Raises WorkerNotFound."""
         for deployment in self._deployments.values():
-            if worker_id in deployment.workers:
-                return deployment, deployment.workers[worker_id]
+            if worker := deployment.named(worker_id):
+                return deployment, worker
         raise errors.WorkerNotFound(f"worker '{worker_id}' not found; `agent ps` lists them")
 
     def named(self, name: str) -> tuple[Deployment, Worker | None]:
@@ -251,11 +251,11 @@ class Pool:
             for number in deployment.revisions:
                 await self.driver.release(deployment.revision(number))
             await self._saver.save(agent)
-            return sorted(worker.worker_id for worker in workers)
+            return sorted({worker.worker_id for worker in workers})
 
     async def _stop_worker(self, deployment: Deployment, worker: Worker, grace_s: float) -> list[str]:
         async with self.lock(deployment.agent):
-            if worker.wanted and worker.worker_id in deployment.workers:
+            if worker.wanted and worker.key in deployment.workers:
                 if deployment.replicas > 1:
                     deployment.replicas -= 1
                 elif not deployment.stopped:
@@ -297,7 +297,7 @@ class Pool:
         for deployment in list(self._deployments.values()):
             for worker in list(deployment.workers.values()):
                 if worker.meter is not None and worker.pid:
-                    worker.meter.percent(time.monotonic(), self.driver.cpu_s(worker.worker_id))
+                    worker.meter.percent(time.monotonic(), self.driver.cpu_s(worker.key))
 
     def suspect(self, worker_id: str, reason: str) -> None:
         """Has a worker's health asked at once, because somebody has seen it fail."""

@@ -23,20 +23,20 @@ async def recover(saved: list[SavedDeployment], driver: Driver, ledger: Ledger, 
         for worker in deployment.workers.values()
         if not worker.rests
     ]
-    launches = {worker.worker_id: deployment.launch(worker) for deployment, worker in running}
-    handles = {worker.worker_id: worker.handle for _, worker in running}
-    adopted = {each.worker_id: each for each in await driver.recover(_revisions(deployments), launches, handles)}
+    launches = {worker.key: deployment.launch(worker) for deployment, worker in running}
+    handles = {worker.key: worker.handle for _, worker in running}
+    adopted = {each.key: each for each in await driver.recover(_revisions(deployments), launches, handles)}
     for deployment, worker in running:
-        if each := adopted.get(worker.worker_id):
+        if each := adopted.get(worker.key):
             worker.runs(each)
             resources = deployment.spec_of(worker).resources
-            ledger.adopt(worker.worker_id, Reservation(resources.cpu_millis, resources.memory_bytes, worker.gpus))
+            ledger.adopt(worker.key, Reservation(resources.cpu_millis, resources.memory_bytes, worker.gpus))
         elif worker.state is State.DRAINING:
-            del deployment.workers[worker.worker_id]
+            del deployment.workers[worker.key]
     for deployment in deployments:
         _keep(deployment, keeper)
     if adopted:
-        _log.info("took over workers", worker_ids=sorted(adopted))
+        _log.info("took over workers", workers=sorted(adopted))
     return deployments
 
 
@@ -48,7 +48,7 @@ def _send_away(deployment: Deployment) -> None:
     unwanted = deployment.surplus() if deployment.roll is None else []
     for worker in unwanted:
         if worker.rests:
-            del deployment.workers[worker.worker_id]
+            del deployment.workers[worker.key]
         else:
             worker.apply(Event.DRAIN)
 

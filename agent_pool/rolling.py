@@ -31,18 +31,16 @@ class Rolls:
     def situation(self, deployment: Deployment, roll: Roll, new: list[Worker], leaving: set[str]) -> Situation:
         """As it is now, for the plan."""
         workers = deployment.workers
-        old = [workers[worker_id] for worker_id in roll.old if worker_id in workers]
+        old = [workers[key] for key in roll.old if key in workers]
         others = [each for each in deployment.ready() if each not in old and each not in new]
         return Situation(
             wanted=roll.wanted,
             old=tuple(
-                Old(each.worker_id, each.state is State.READY)
-                for each in old
-                if each.wanted and each.worker_id not in leaving
+                Old(each.key, each.state is State.READY) for each in old if each.wanted and each.key not in leaving
             ),
             starting=sum(each.state in (State.PENDING, State.STARTING) for each in new),
             ready=sum(each.state is State.READY for each in new),
-            draining=sum(not each.wanted or each.worker_id in leaving for each in old),
+            draining=sum(not each.wanted or each.key in leaving for each in old),
             others_serve=bool(others),
             room=self._pool.ledger.room(deployment.revisions[roll.target].resources) > 0,
         )
@@ -72,14 +70,15 @@ class Rolls:
                 step = rollout.next_step(self.situation(deployment, roll, new, set(leaving)))
                 match step:
                     case Start():
-                        started = self._crew.enlist(deployment, 1, revision=roll.target, avoid=roll.old)
+                        places = _places(deployment, roll, new)
+                        started = self._crew.enlist(deployment, 1, revision=roll.target, places=places)
                         await self._crew.start(deployment, started)
                         new += started
                         await self._note(deployment, roll, sum(each.state is State.READY for each in new))
-                    case Drain(worker_id):
-                        worker = deployment.workers[worker_id]
+                    case Drain(key):
+                        worker = deployment.workers[key]
                         stop = self._keeper.stop(deployment, worker, roll.grace_s)
-                        leaving[worker_id] = self._pool.spawn(stop)
+                        leaving[key] = self._pool.spawn(stop)
                     case Stuck():
                         self._pool.ledger.check(1, deployment.revisions[roll.target].resources)
                         raise errors.InsufficientResources(
@@ -102,13 +101,13 @@ class Rolls:
         """
         new = [each for each in deployment.living() if each.revision == failed.target != failed.back_to]
         if failed.back_to and new:
-            kept = [each for each in deployment.living() if each.worker_id in failed.old]
+            kept = [each for each in deployment.living() if each.key in failed.old]
             ready = [each for each in kept if each.state is State.READY]
             back = replace(
                 failed,
                 what=f"rolling back to revision {failed.back_to}",
                 target=failed.back_to,
-                old=tuple(each.worker_id for each in new),
+                old=tuple(each.key for each in new),
                 wanted=failed.wanted - len(kept) + len(ready),
             )
             try:
@@ -132,10 +131,17 @@ class Rolls:
             await self._pool.save(deployment.agent)
 
 
+def _places(deployment: Deployment, roll: Roll, new: list[Worker]) -> list[int]:
+    """Numbers of the workers that are replaced, in that order, as far as no new worker has them yet."""
+    taken = {each.number for each in new}
+    old = [deployment.workers[key].number for key in roll.old if key in deployment.workers]
+    return [number for number in old if number not in taken]
+
+
 def _check(deployment: Deployment, new: list[Worker]) -> None:
     """Raises AgentFailed if a new worker has failed."""
     for worker in new:
-        gone = deployment.workers.get(worker.worker_id) is not worker
+        gone = deployment.workers.get(worker.key) is not worker
         if gone or worker.state in (State.FAILED, State.UNHEALTHY, State.STOPPED):
             why = worker.reason or worker.last_failure or "it ended"
             trace = f"\n{worker.last_traceback}" if worker.last_traceback else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class Old:
     """A worker that is yet to be replaced."""
 
-    worker_id: str
+    key: str
     # Whether it takes calls now.
     serves: bool
 
@@ -44,7 +44,7 @@ class Start:
 class Drain:
     """That old worker."""
 
-    worker_id: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def next_step(now: Situation) -> Step:
     # What takes no calls is missed by nobody.
     goes_first = min(now.old, key=lambda each: each.serves, default=None)
     if goes_first is not None and now.ready + len(now.old) > now.wanted:
-        return Drain(goes_first.worker_id)
+        return Drain(goes_first.key)
     if now.ready >= now.wanted:
         return Wait() if now.draining else Done()
     if now.room:
@@ -84,4 +84,4 @@ def next_step(now: Situation) -> Step:
     others = now.ready + sum(each.serves for each in now.old) - goes_first.serves
     if goes_first.serves and not others and not now.others_serve:
         return Stuck()
-    return Drain(goes_first.worker_id)
+    return Drain(goes_first.key)

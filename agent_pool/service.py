@@ -95,7 +95,7 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
 
     async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> pb.GetWorkerResponse:
         deployment, worker = self._pool.worker(request.worker_id)
-        stats = await asyncio.to_thread(self._pool.driver.stats, worker.worker_id)
+        stats = await asyncio.to_thread(self._pool.driver.stats, worker.key)
         return pb.GetWorkerResponse(worker=messages.worker(worker, deployment, stats))
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Context) -> pb.GetDeploymentResponse:
@@ -162,5 +162,5 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     async def _with_usage(self, deployment: Deployment) -> pb.Deployment:
         return messages.deployment(deployment, await asyncio.to_thread(self._stats, list(deployment.workers)))
 
-    def _stats(self, worker_ids: list[str]) -> dict[str, Stats]:
-        return {worker_id: self._pool.driver.stats(worker_id) for worker_id in worker_ids}
+    def _stats(self, keys: list[str]) -> dict[str, Stats]:
+        return {key: self._pool.driver.stats(key) for key in keys}

@@ -24,6 +24,7 @@ class SavedWorker(BaseModel):
 
     number: int
     revision: int
+    turn: int = 0
     restarts: int = 0
     started_at_s: float = 0.0
     ready_at_s: float = 0.0
@@ -40,6 +41,7 @@ class SavedWorker(BaseModel):
         return cls.model_construct(
             number=worker.number,
             revision=worker.revision,
+            turn=worker.turn,
             restarts=worker.restarts,
             started_at_s=worker.started_at_s,
             ready_at_s=worker.ready_at_s,

@@ -76,7 +76,7 @@ class Updates:
             with self._alone(deployment.agent):
                 async with self._pool.lock(deployment.agent):
                     of_target = [worker for worker in deployment.living() if worker.revision == roll.target]
-                    new = [worker for worker in of_target if worker.worker_id not in roll.old]
+                    new = [worker for worker in of_target if worker.key not in roll.old]
                     _log.info("takes up a roll", agent=deployment.agent, what=roll.what)
                     await self._roll(deployment, roll, new)
         finally:
@@ -93,7 +93,7 @@ class Updates:
                 started: list[Worker] = []
                 # Those of each revision for themselves: beside the current one, there may be a canary.
                 for number in sorted({worker.revision for worker in old}):
-                    ids = tuple(worker.worker_id for worker in old if worker.revision == number)
+                    ids = tuple(worker.key for worker in old if worker.revision == number)
                     started += await self._roll(deployment, Roll("restarting", number, 0, ids, len(ids), grace_s))
                 await self._pool.save(agent)
                 return sorted(worker.worker_id for worker in started)
@@ -185,7 +185,7 @@ class Updates:
         notes = enforcement.notes(pool.driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
         spec = spec.model_copy(update={"loaded_as": current.loaded_as or current.number, "notes": tuple(notes)})
         workers = [worker for worker in deployment.living() if worker.revision == current.number]
-        ids = [worker.worker_id for worker in workers]
+        ids = [worker.key for worker in workers]
         pool.ledger.change(ids, spec.resources)
         # Before the caps: what is started meanwhile begins with the new ones.
         deployment.turn_to(spec)
@@ -197,10 +197,10 @@ class Updates:
                 for worker in workers:
                     if worker.pid:
                         moved.append(worker)
-                        await pool.driver.limit(worker.worker_id, spec.limits)
+                        await pool.driver.limit(worker.key, spec.limits)
         except BaseException:
             for worker in moved[:-1]:
-                await pool.driver.limit(worker.worker_id, current.limits)
+                await pool.driver.limit(worker.key, current.limits)
             for worker in workers:
                 worker.revision = current.number
             deployment.turn_to(current)
@@ -227,7 +227,7 @@ class Updates:
             what=("trying" if canary else "updating to") + f" revision {spec.number}",
             target=spec.number,
             back_to=canary.revision if canary else before,
-            old=tuple(worker.worker_id for worker in old),
+            old=tuple(worker.key for worker in old),
             wanted=1 if canary else deployment.target,
             grace_s=grace_s,
         )

@@ -18,10 +18,13 @@ from agent_pool.usage import CpuMeter
 class Worker:
     """Its state changes through `apply` only."""
 
+    # Its name: "my-agent-01". A worker that takes its place has the same.
     worker_id: str
     agent: str
     number: int
     revision: int
+    # 0, or what tells it from a worker of the same name that is still there.
+    turn: int = 0
     state: State = State.PENDING
     # Why it is in its state, in a sentence.
     reason: str = ""
@@ -49,6 +52,11 @@ class Worker:
     lag_s: float = 0.0
     # Set to have its health asked now.
     ask_now: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def key(self) -> str:
+        """By which the pool, its ledger and its driver tell it from all others."""
+        return f"{self.worker_id}~{self.turn}" if self.turn else self.worker_id
 
     @property
     def wanted(self) -> bool:

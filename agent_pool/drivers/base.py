@@ -61,6 +61,9 @@ class Prepared:
 class Launch:
     """One worker to be started."""
 
+    # Unique in the pool.
+    key: str
+    # What it is called, in its log too. A worker and its successor may have the same, for as long as both are there.
     worker_id: str
     revision: Revision
     gpus: tuple[int, ...] = ()
@@ -70,7 +73,7 @@ class Launch:
 class Running:
     """A worker whose process exists and listens."""
 
-    worker_id: str
+    key: str
     pid: int
     # "unix:/path".
     address: str
@@ -114,7 +117,7 @@ class Stats:
 
 
 class Driver(ABC):
-    """Launches workers. A worker is known by its worker_id from `start` until `destroy`."""
+    """Launches workers. A worker is known by its key from `start` until `destroy`."""
 
     name: str
 
@@ -157,15 +160,15 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    async def wait(self, worker_id: str) -> Exit:
+    async def wait(self, key: str) -> Exit:
         """Returns when the worker has ended. May be called more than once."""
 
     @abstractmethod
-    async def stop(self, worker_id: str, grace_s: float) -> Exit:
+    async def stop(self, key: str, grace_s: float) -> Exit:
         """Lets the worker finish its calls for up to `grace_s`, then kills it; returns when it has ended."""
 
     @abstractmethod
-    async def limit(self, worker_id: str, limits: Limits) -> None:
+    async def limit(self, key: str, limits: Limits) -> None:
         """Changes the caps of a worker that runs; all of them or none.
 
         Raises:
@@ -173,7 +176,7 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def debug(self, key: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the debugger of a worker that runs with `debug`: Debug Adapter Protocol.
 
         Raises:
@@ -181,11 +184,11 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    async def destroy(self, worker_id: str) -> None:
+    async def destroy(self, key: str) -> None:
         """Kills what is left of the worker and removes everything it had. Idempotent."""
 
     @abstractmethod
-    async def inspect(self, worker_id: str) -> Running | None:
+    async def inspect(self, key: str) -> Running | None:
         """The worker, if it is running."""
 
     @abstractmethod
@@ -199,16 +202,16 @@ class Driver(ABC):
 
         Args:
             revisions: those wanted, by key, with what was known of them.
-            launches: what is wanted, by worker_id.
-            handles: of the workers that ran last, by worker_id.
+            launches: what is wanted, by key.
+            handles: of the workers that ran last, by key.
         """
 
     @abstractmethod
-    def cpu_s(self, worker_id: str) -> float:
+    def cpu_s(self, key: str) -> float:
         """CPU time that the worker has used, in seconds; much cheaper than all of `stats`."""
 
     @abstractmethod
-    def stats(self, worker_id: str) -> Stats:
+    def stats(self, key: str) -> Stats:
         """What the worker uses now. Blocks for about a millisecond."""
 
     @abstractmethod

@@ -95,7 +95,7 @@ class ProcessDriver(Driver):
         template = await self._templates.get(revision)
         spare = self._spares.take(revision.key, template.channel)
         process = self._place(launch_, spare)
-        self._workers[launch_.worker_id] = process
+        self._workers[launch_.key] = process
         try:
             answer = await self._fork(template, process, spare)
         except ControlClosed:
@@ -129,36 +129,36 @@ class ProcessDriver(Driver):
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    async def wait(self, worker_id: str) -> Exit:
-        process = self._workers[worker_id]
+    async def wait(self, key: str) -> Exit:
+        process = self._workers[key]
         assert process.exit is not None
         return await asyncio.shield(process.exit)
 
-    async def stop(self, worker_id: str, grace_s: float) -> Exit:
-        process = self._workers.get(worker_id)
+    async def stop(self, key: str, grace_s: float) -> Exit:
+        process = self._workers.get(key)
         if process is None or process.exit is None:
             return Exit("it never ran")
         process.ask_to_drain(grace_s)
         try:
-            return await asyncio.wait_for(self.wait(worker_id), grace_s + _STOP_MARGIN_S)
+            return await asyncio.wait_for(self.wait(key), grace_s + _STOP_MARGIN_S)
         except TimeoutError:
             process.kill()
-            await self.wait(worker_id)
+            await self.wait(key)
             return Exit(f"killed, because it had not ended {grace_s:g}s after it was asked to")
 
-    async def limit(self, worker_id: str, limits: Limits) -> None:
-        process = self._workers.get(worker_id)
+    async def limit(self, key: str, limits: Limits) -> None:
+        process = self._workers.get(key)
         if process is None:
-            raise errors.FailedPrecondition(f"worker {worker_id} does not run now; try again")
+            raise errors.FailedPrecondition(f"worker {key} does not run now; try again")
         await asyncio.to_thread(process.limit, limits)
         # It has the old ones.
         await self._spares.drop(process.launch.revision.key)
 
-    async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        process = self._workers.get(worker_id)
+    async def debug(self, key: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        worker_id = self._workers[key].launch.worker_id
         ours, theirs = socket.socketpair()
         with theirs:
-            if process is None or not process.reports.hand_to_debugger(theirs):
+            if not self._workers[key].reports.hand_to_debugger(theirs):
                 ours.close()
                 raise errors.FailedPrecondition(
                     f"the pool has no channel to worker '{worker_id}', as after a restart of the pool; "
@@ -166,8 +166,8 @@ class ProcessDriver(Driver):
                 )
         return await asyncio.open_unix_connection(sock=ours)
 
-    async def destroy(self, worker_id: str) -> None:
-        process = self._workers.get(worker_id)
+    async def destroy(self, key: str) -> None:
+        process = self._workers.get(key)
         if process is None:
             return
         try:
@@ -184,12 +184,12 @@ class ProcessDriver(Driver):
             # Also what ends a worker whose pid the pool never heard: it ends with this socket until it listens.
             process.reports.close()
         self._templates.forget_exit(process.pid)
-        if self._workers.get(worker_id) is process:
-            del self._workers[worker_id]
+        if self._workers.get(key) is process:
+            del self._workers[key]
             self._slots.free(process.launch.revision.agent, process.slot)
 
-    async def inspect(self, worker_id: str) -> Running | None:
-        process = self._workers.get(worker_id)
+    async def inspect(self, key: str) -> Running | None:
+        process = self._workers.get(key)
         return process.running() if process and process.pid and not process.ended.is_set() else None
 
     async def recover(
@@ -200,8 +200,8 @@ class ProcessDriver(Driver):
     ) -> list[Running]:
         await self._templates.recover(revisions)
         adopted = []
-        for worker_id, each in launches.items():
-            handle = handles.get(worker_id)
+        for key, each in launches.items():
+            handle = handles.get(key)
             if handle and processes.alive(handle["pid"], handle.get("start_time", 0.0)):
                 process = self._adopt(each, handle)
                 if process is not None:
@@ -212,17 +212,17 @@ class ProcessDriver(Driver):
     def warm(self) -> Collection[str]:
         return self._templates.keys()
 
-    def cpu_s(self, worker_id: str) -> float:
-        process = self._workers.get(worker_id)
+    def cpu_s(self, key: str) -> float:
+        process = self._workers.get(key)
         return process.cpu_s() if process else 0.0
 
-    def stats(self, worker_id: str) -> Stats:
-        process = self._workers.get(worker_id)
+    def stats(self, key: str) -> Stats:
+        process = self._workers.get(key)
         return process.stats() if process else Stats()
 
     async def close(self) -> None:
-        for worker_id in list(self._workers):
-            await self.destroy(worker_id)
+        for key in list(self._workers):
+            await self.destroy(key)
         await self._spares.close()
         await self._templates.close()
         if self._hierarchy is not None:
@@ -292,7 +292,7 @@ class ProcessDriver(Driver):
         self._slots.claim(revision.agent, slot)
         directory = self._templates.workers_dir(revision.agent) / str(slot)
         process = WorkerProcess(launch_, slot, group, directory, self._logs.size(revision.agent, launch_.worker_id))
-        self._workers[launch_.worker_id] = process
+        self._workers[launch_.key] = process
         process.attach(handle["pid"], None, self._tell_exit(process))
         return process
 

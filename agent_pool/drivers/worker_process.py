@@ -170,7 +170,7 @@ class WorkerProcess:
     def running(self) -> Running:
         """As the pool keeps it, to find it again."""
         return Running(
-            worker_id=self.launch.worker_id,
+            key=self.launch.key,
             pid=self.pid,
             address=f"unix:{self.directory / 's'}",
             handle={

@@ -141,7 +141,7 @@ class Autoscaler:
 def _cpu(driver: Driver, deployments: list[Deployment]) -> dict[str, float]:
     """CPU seconds that workers have used so far, by worker id. Blocks for some microseconds each."""
     return {
-        worker.worker_id: driver.cpu_s(worker.worker_id)
+        worker.key: driver.cpu_s(worker.key)
         for deployment in deployments
         for worker in list(deployment.workers.values())
         if worker.pid
@@ -153,13 +153,13 @@ def _share(deployment: Deployment, watched: _Watched, used: dict[str, float], no
     cpu: dict[str, tuple[float, float]] = {}
     total = 0.0
     for worker in deployment.living():
-        if worker.worker_id not in used:
+        if worker.key not in used:
             continue
-        cpu[worker.worker_id] = (now_s, used[worker.worker_id])
-        then_s, before_s = watched.cpu.get(worker.worker_id, cpu[worker.worker_id])
+        cpu[worker.key] = (now_s, used[worker.key])
+        then_s, before_s = watched.cpu.get(worker.key, cpu[worker.key])
         limit = (deployment.spec_of(worker).resources.cpu_limit_millis or _MILLIS) / _MILLIS
         # Less than before is another process under the same name.
-        if now_s > then_s and used[worker.worker_id] > before_s:
-            total += (used[worker.worker_id] - before_s) / (now_s - then_s) / limit
+        if now_s > then_s and used[worker.key] > before_s:
+            total += (used[worker.key] - before_s) / (now_s - then_s) / limit
     watched.cpu = cpu
     return total

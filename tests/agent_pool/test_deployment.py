@@ -5,7 +5,7 @@ from agentruntime import errors
 
 from agent_pool.asked import AskedHealth, AskedPolicies, AskedTraffic
 from agent_pool.health import HealthPolicy
-from agent_pool.lifecycle import Event
+from agent_pool.lifecycle import Event, State
 from agent_pool.policies import TrafficPolicy
 from agent_pool.revision import Program
 from agent_pool.scaling.policy import AskedScaling
@@ -18,6 +18,22 @@ def test_new_workers_take_the_lowest_numbers() -> None:
     assert sorted(made.workers) == ["a-01", "a-02", "a-03"]
     del made.workers["a-02"]
     assert [worker.worker_id for worker in made.new_workers(2)] == ["a-02", "a-04"]
+
+
+def test_a_successor_has_the_name_of_the_one_whose_place_it_takes() -> None:
+    made = deployment()
+    made.new_workers(1)
+    one, other = made.new_workers(2, places=[2])
+    assert [(one.worker_id, one.key), (other.worker_id, other.key)] == [("a-02", "a-02~1"), ("a-03", "a-03")]
+    assert made.named("a-02") is one  # the newest
+    made.workers["a-02"].state = State.READY
+    assert made.named("a-02") is made.workers["a-02"]  # the one that takes calls
+    one.state = State.READY
+    assert made.named("a-02") is one
+    del made.workers["a-02"]
+    (next_one,) = made.new_workers(1, places=[2])
+    assert next_one.key == "a-02"
+    assert made.named("a-09") is None
 
 
 def test_surplus_goes_from_the_top_and_what_failed_goes_first() -> None:

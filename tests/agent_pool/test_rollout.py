@@ -76,7 +76,7 @@ class Machine:
                 assert self.room
                 self.starting += 1
             case Drain(worker_id):
-                self.old = [each for each in self.old if each.worker_id != worker_id]
+                self.old = [each for each in self.old if each.key != worker_id]
                 self.draining += 1
         self.serving.append(sum(each.serves for each in self.old) + self.ready)
         return step

@@ -167,7 +167,7 @@ async def test_a_revision_that_fails_is_rolled_back_and_says_why(pool: RunningPo
         assert part in error.message
     now = await deployment(pool)
     assert [each.pid for each in now.workers] == [each.pid for each in before.workers]
-    assert now.status.startswith("rolled back to revision 1: worker tester-03 failed: RuntimeError: no model here")
+    assert now.status.startswith("rolled back to revision 1: worker tester-01 failed: RuntimeError: no model here")
     assert (now.revision, now.settings.restart_policy) == (1, pb.RESTART_POLICY_ALWAYS)
     kept = await revisions(pool)
     assert [(each.number, each.current, bool(each.failure), each.ready_workers) for each in kept] == [
@@ -218,8 +218,10 @@ async def test_restarting_one_worker_and_two_updates_at_once(pool: RunningPool) 
     kept = before.workers[1]
     restarted = await pool.pool.RestartAgent(pb.RestartAgentRequest(name="tester-01"), timeout=30)
     now = await deployment(pool)
-    assert list(restarted.worker_ids) == ["tester-03"]
-    assert {each.worker_id: each.pid for each in now.workers}["tester-02"] == kept.pid
+    assert list(restarted.worker_ids) == ["tester-01"]
+    pids = {each.worker_id: each.pid for each in now.workers}
+    assert pids["tester-01"] != before.workers[0].pid
+    assert pids["tester-02"] == kept.pid
     assert now.replicas == len(now.workers) == 2
 
     updating = asyncio.create_task(update(pool, image="tester:slow"))
@@ -345,7 +347,7 @@ async def test_a_restart_that_a_pool_dies_in_leaves_as_many_workers_as_before(po
     restarting = pool.pool.RestartAgent(pb.RestartAgentRequest(name="tester"), timeout=30)
 
     async def one_is_new() -> bool:
-        return any(each.worker_id == "tester-03" for each in (await deployment(pool)).workers)
+        return len((await deployment(pool)).workers) > 2
 
     await eventually(one_is_new)
     await pool.kill()
