@@ -83,10 +83,17 @@ def bars(seen: Evidence) -> Table:
         "not idempotent: answered, but not written down": sum(
             not call.idempotent and not call.failed and call.call_id not in ran for call in calls
         ),
+        # At a plain client the status alone can be seen.
+        "streams of drained workers, ended otherwise than UNAVAILABLE, at the SDK WORKER_DRAINED": sum(
+            cut.code != _UNAVAILABLE or (cut.client == SDK and cut.reason != "WORKER_DRAINED")
+            for cut in seen.outcome.cuts
+            for phase in seen.phases
+            if phase.name == "update" and phase.has(cut.ended_at)
+        ),
         "killed, and not back": sum(kill.back_at is None for kill in kills),
         "alive, and not taken over by the new pool": seen.lost_workers,
     }
-    table = Table("chaos: bars", "Of calls, kills and workers; there must be none.")
+    table = Table("chaos: bars", "Of calls, streams, kills and workers; there must be none.")
     for what, count in counts.items():
         table.add(what, count, "", 0)
     return table

@@ -65,6 +65,20 @@ def test_how_they_are_cut() -> None:
     assert missed(call(PLAIN, 9.99, "INTERNAL")) == ["not idempotent: failed, not as UNAVAILABLE"]
 
 
+def test_streams_of_drained_workers() -> None:
+    cuts = [
+        Stream(PLAIN, 31.0, "UNAVAILABLE"),
+        Stream(SDK, 31.0, "UNAVAILABLE", "WORKER_DRAINED"),
+        Stream(PLAIN, 31.0, "INTERNAL"),
+        Stream(SDK, 31.0, "UNAVAILABLE", "WORKER_LOST"),
+        Stream(PLAIN, 9.0, "INTERNAL"),
+    ]
+    phases = [Phase("workers", 8.0, 10.0), Phase("update", 30.0, 32.0)]
+    seen = Evidence(Outcome([], cuts, 50), phases, [], {}, [], lost_workers=0)
+    [row] = [row for row in bars(seen).rows if row.missed]
+    assert (row.what.partition(",")[0], row.figure) == ("streams of drained workers", 2)
+
+
 def test_run_twice_and_not_back() -> None:
     assert missed(ran={"id": [101, 102]}) == ["not idempotent: ran twice"]
     assert missed(kills=(Kill("pool", 8, 1.0, 1.1),)) == ["killed, and not back"]
