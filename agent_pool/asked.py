@@ -19,9 +19,6 @@ RestartMode = Literal["always", "on-failure", "no"]
 FailureAction = Literal["restart", "stop", "ignore"]
 LoadBalancer = Literal["round-robin", "sticky", "health-based", "least-request"]
 Compression = Literal["none", "gzip"]
-# Of a circuit breaker, and of a cache, that agent.yaml turns on without saying how.
-_FAILURE_THRESHOLD = 5
-_CACHE_BYTES = 100 * 10**6
 
 
 def spoken(said: "DataclassInstance") -> dict[str, Any]:
@@ -75,12 +72,7 @@ class AskedTraffic:
 
     @classmethod
     def of_manifest(cls, section: TrafficSection) -> "AskedTraffic":
-        threshold = section.failure_threshold
-        if section.circuit_breaker is False:
-            threshold = 0
-        elif section.circuit_breaker and threshold is None:
-            threshold = _FAILURE_THRESHOLD
-        return cls(section.load_balancer, threshold)
+        return cls(section.load_balancer, section.threshold)
 
 
 @dataclass(frozen=True)
@@ -92,12 +84,7 @@ class AskedCache:
 
     @classmethod
     def of_manifest(cls, section: CacheSection) -> "AskedCache":
-        size = section.size_bytes
-        if section.enabled is False:
-            size = 0
-        elif size is None and (section.enabled or section.ttl_s is not None):
-            size = _CACHE_BYTES
-        return cls(size, section.ttl_s)
+        return cls(section.max_bytes, section.ttl_s)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """A revision is checked against this machine, and its code is loaded, before anything runs from it."""
 
+from agentruntime import errors
+
 from agent_pool import enforcement
 from agent_pool.asked import AskedPolicies
 from agent_pool.deployment import Deployment
-from agent_pool.drivers.base import Driver
+from agent_pool.drivers.base import Driver, Prepared, Revision
 from agent_pool.known import Known
 from agent_pool.policies import Policies
 from agent_pool.revision import Spec
@@ -34,10 +36,17 @@ class Loader:
         await self._driver.check(revision)
         prepared = None if starts else self._known.find(revision)
         if prepared is None:
-            prepared = self._known.learn(revision, await self._driver.prepare(revision))
+            prepared = self._known.learn(revision, await self._prepare(revision))
         if prepared.degraded and spec.asked.network == "isolated":
             enforcement.refuse("network isolation", prepared.degraded[0], allow_unenforced=allow_unenforced)
         return spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
+
+    async def _prepare(self, revision: Revision) -> Prepared:
+        try:
+            return await self._driver.prepare(revision)
+        except errors.Unavailable:
+            # What loads it died under it, and is made anew.
+            return await self._driver.prepare(revision)
 
     def recall(self, deployment: Deployment) -> None:
         """Takes in what is known of an agent that comes from disk; the same content is then kept once."""

@@ -42,6 +42,9 @@ async def recover(saved: list[SavedDeployment], driver: Driver, ledger: Ledger, 
 
 def _send_away(deployment: Deployment) -> None:
     """Has the workers drain that are not wanted any more: a lost pool must not cut their calls."""
+    if deployment.roll is not None and not deployment.roll.back_to:
+        # A restart: whoever asked for it has heard that the pool was lost.
+        deployment.roll, deployment.status = None, ""
     unwanted = deployment.surplus() if deployment.roll is None else []
     for worker in unwanted:
         if worker.rests:
@@ -64,9 +67,6 @@ def _revisions(deployments: list[Deployment]) -> dict[str, Prepared]:
 
 
 def _keep(deployment: Deployment, keeper: Keeper) -> None:
-    if deployment.roll is not None and not deployment.roll.back_to:
-        # A restart: whoever asked for it has heard that the pool was lost.
-        deployment.roll, deployment.status = None, ""
     if deployment.roll is None:
         deployment.new_workers(max(0, deployment.target - len(deployment.living())))
     for worker in deployment.workers.values():

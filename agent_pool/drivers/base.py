@@ -132,6 +132,7 @@ class Driver(ABC):
 
         Raises:
             AgentFailed: the agent's code does not import; nothing of it is left.
+            Unavailable: what loads it died under it; prepare it again.
         """
 
     @abstractmethod

@@ -31,12 +31,12 @@ def worker_id(agent: str, number: int) -> str:
     return f"{agent}-{number:02d}"
 
 
-def run_command(image: str, agent: str, replicas: int | None = None) -> str:
+def run_command(image: str, agent: str) -> str:
     """The command line that runs an agent of that name, for messages that say how."""
     command = f"agent run {image}"
     if agent != re.split("[:@]", image, maxsplit=1)[0]:
         command += f" --name {agent}"
-    return command if replicas is None else f"{command} --replicas {replicas}"
+    return command
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ def _unit(parse: Any) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+# What a circuit breaker and a cache are where only that they are wanted was said.
+DEFAULT_FAILURE_THRESHOLD = 5
+DEFAULT_CACHE_BYTES = 100 * 10**6
+
 Size = Annotated[int, _unit(units.parse_size)]
 Cpu = Annotated[int, _unit(units.parse_cpu)]
 Duration = Annotated[float, _unit(units.parse_duration)]
@@ -71,6 +75,17 @@ class TrafficSection(Section):
     circuit_breaker: bool | None = None
     failure_threshold: int | None = Field(default=None, ge=1, le=1000)
 
+    @property
+    def threshold(self) -> int | None:
+        """Failures in a row that are too many; 0 for no circuit breaker, None where nothing was said of it."""
+        if self.circuit_breaker is False:
+            return 0
+        return (
+            DEFAULT_FAILURE_THRESHOLD
+            if self.circuit_breaker and not self.failure_threshold
+            else self.failure_threshold
+        )
+
 
 class CacheSection(Section):
     """Answers that the gateway gives again by itself. Off unless something of it is written."""
@@ -78,3 +93,11 @@ class CacheSection(Section):
     enabled: bool | None = None
     ttl_s: Duration | None = Field(default=None, alias="ttl", gt=0)
     size_bytes: Size | None = Field(default=None, alias="size", gt=0)
+
+    @property
+    def max_bytes(self) -> int | None:
+        """What it may hold; 0 for no cache, None where nothing was said of it."""
+        if self.enabled is False:
+            return 0
+        wanted = self.enabled or self.ttl_s is not None
+        return DEFAULT_CACHE_BYTES if wanted and not self.size_bytes else self.size_bytes

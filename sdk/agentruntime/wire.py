@@ -6,11 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime.config import RuntimeConfig
-from agentruntime.sections import CacheSection, ScalingSection, TrafficSection
-
-# What `circuit_breaker` and `cache` mean where only that they are wanted was said.
-DEFAULT_FAILURE_THRESHOLD = 5
-DEFAULT_CACHE_BYTES = 100 * 10**6
+from agentruntime.sections import ScalingSection
 
 
 def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
@@ -49,8 +45,11 @@ def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
         failure_action=_enum(pool_pb2.HealthFailureAction, "HEALTH_FAILURE_ACTION", health.failure_action) or None,
     )
     _scaling(settings.scaling, config.scaling)
-    _traffic(settings.traffic, config.traffic)
-    _cache(settings.cache, config.cache)
+    balancer = _enum(pool_pb2.LoadBalancer, "LOAD_BALANCER", config.traffic.load_balancer)
+    _set(settings.traffic, load_balancer=balancer or None, failure_threshold=config.traffic.threshold)
+    _set(settings.cache, max_bytes=config.cache.max_bytes)
+    if config.cache.ttl_s is not None:
+        settings.cache.ttl.CopyFrom(duration(config.cache.ttl_s))
     return settings
 
 
@@ -65,23 +64,6 @@ def _scaling(message: pool_pb2.Scaling, section: ScalingSection) -> None:
     )
     if section.idle_timeout_s is not None:
         message.idle_timeout.CopyFrom(duration(section.idle_timeout_s))
-
-
-def _traffic(message: pool_pb2.Traffic, section: TrafficSection) -> None:
-    threshold = section.failure_threshold
-    if section.circuit_breaker is not None:
-        threshold = (threshold or DEFAULT_FAILURE_THRESHOLD) if section.circuit_breaker else 0
-    balancer = _enum(pool_pb2.LoadBalancer, "LOAD_BALANCER", section.load_balancer)
-    _set(message, load_balancer=balancer or None, failure_threshold=threshold)
-
-
-def _cache(message: pool_pb2.Cache, section: CacheSection) -> None:
-    size = section.size_bytes
-    if section.enabled is not None:
-        size = (size or DEFAULT_CACHE_BYTES) if section.enabled else 0
-    _set(message, max_bytes=size)
-    if section.ttl_s is not None:
-        message.ttl.CopyFrom(duration(section.ttl_s))
 
 
 def duration(seconds: float) -> Duration:

@@ -31,6 +31,8 @@ class Quiet(Agent):
         return loud + "!"
 """
 LINE = {"tester:Tester": 7, "tester:Quiet": 13}
+# Where the developer has it.
+PROJECT = "/home/dev/tester"
 DEBUG = pb.Serving(debug=True)
 
 
@@ -105,10 +107,11 @@ async def attached(pool: RunningPool, worker_id: str, line: int) -> Dap:
     """A client that has set a breakpoint."""
     dap = Dap(pool, worker_id)
     await dap.ask("initialize", adapterID="test", pathFormat="path", linesStartAt1=True, columnsStartAt1=True)
-    attaching = dap.say("attach", justMyCode=True)
+    mappings = [{"localRoot": PROJECT, "remoteRoot": "/agent/app"}]
+    attaching = dap.say("attach", justMyCode=True, pathMappings=mappings)
     await dap.event("initialized")
     breakpoints = await dap.ask(
-        "setBreakpoints", source={"path": "/agent/app/tester.py"}, breakpoints=[{"line": line}]
+        "setBreakpoints", source={"path": f"{PROJECT}/tester.py"}, breakpoints=[{"line": line}]
     )
     assert breakpoints["breakpoints"][0]["verified"]
     await dap.ask("configurationDone")
@@ -134,6 +137,7 @@ async def test_a_breakpoint_is_hit_read_and_left(pool: RunningPool, entrypoint: 
     assert has_debugger(worker.pid)
     frames = (await dap.ask("stackTrace", threadId=stopped["threadId"]))["stackFrames"]
     assert (frames[0]["line"], frames[0]["name"]) == (LINE[entrypoint], "generate")
+    assert frames[0]["source"]["path"] == f"{PROJECT}/tester.py"
     scopes = (await dap.ask("scopes", frameId=frames[0]["id"]))["scopes"]
     variables = (await dap.ask("variables", variablesReference=scopes[0]["variablesReference"]))["variables"]
     assert {each["name"]: each["value"] for each in variables}["loud"] == "'HELLO'"

@@ -238,6 +238,45 @@ async def test_restarting_one_worker_and_two_updates_at_once(pool: RunningPool) 
     assert "agent run tester" in (failure.value.details() or "")
 
 
+async def test_an_agent_without_workers_takes_a_revision_up_and_starts_nothing(pool: RunningPool) -> None:
+    await build(pool, "one")
+    await build(pool, "two")
+    await pool.build(harness.project("tester", before="raise ValueError('at import')"), "tester:bad")
+    await pool.run("tester:one", replicas=0)
+    with pytest.raises(aio.AioRpcError) as failure:
+        await update(pool, image="tester:bad")
+    assert "ValueError: at import" in (failure.value.details() or "")
+    updated = await update(pool, image="tester:two")
+    assert (updated.revision, updated.asleep, states(updated)) == (2, True, [])
+    woken = (await pool.pool.WakeAgent(pb.WakeAgentRequest(agent="tester"), timeout=30)).deployment
+    assert await harness.generate(woken.workers[0].address, "x") == "two x"
+    # Stopped, it is rolled back as quietly, and runs so when it is started.
+    await pool.stop("tester")
+    back = (await pool.pool.RollbackAgent(pb.RollbackAgentRequest(agent="tester"), timeout=30)).deployment
+    assert (back.revision, back.stopped, states(back)) == (3, True, [])
+    assert not list((pool.home.run / "t").glob("i-*"))
+    started = await pool.run("tester:one")
+    assert states(started) == [(3, pb.WORKER_STATE_READY)]
+
+
+async def test_policies_are_taken_up_at_once(pool: RunningPool) -> None:
+    before = await pool.run("echo")
+    traffic = pb.Traffic(load_balancer=pb.LOAD_BALANCER_STICKY, failure_threshold=5)
+    after = await pool.run("echo", traffic=traffic, cache=pb.Cache(max_bytes=10**6))
+    assert (after.revision, after.workers[0].pid) == (before.revision, before.workers[0].pid)
+    assert (after.settings.traffic, after.settings.cache.max_bytes) == (traffic, 10**6)
+    assert after.settings.cache.ttl.seconds == 300
+    serving = pb.Serving(queue=7)
+    updated = await update(pool, "echo", settings=pb.AgentSettings(serving=serving, cache=pb.Cache(max_bytes=0)))
+    assert (updated.settings.serving.queue, updated.settings.serving.concurrency) == (7, 64)
+    assert (updated.settings.traffic, updated.settings.cache.max_bytes) == (traffic, 0)
+    # All of it is there after the pool was killed.
+    await pool.kill()
+    await pool.start()
+    again = (await pool.pool.GetDeployment(pb.GetDeploymentRequest(agent="echo"), timeout=10)).deployment
+    assert again.settings == updated.settings
+
+
 async def rolling(pool: RunningPool) -> bool:
     return (await deployment(pool)).status.startswith("updating to revision 2 (")
 
@@ -294,6 +333,23 @@ async def test_a_pool_that_is_killed_within_a_roll_takes_it_up_again(
         assert states(now) == [(1, pb.WORKER_STATE_READY)] * 3
         assert "no model here" in now.status
         assert [each.pid for each in now.workers] == [each.pid for each in before.workers]
+
+
+async def test_a_restart_that_a_pool_dies_in_leaves_as_many_workers_as_before(pool: RunningPool) -> None:
+    await build(pool, "slow", "async def start(self):\n        await asyncio.sleep(0.3)")
+    await pool.run("tester:slow", replicas=2)
+    restarting = pool.pool.RestartAgent(pb.RestartAgentRequest(name="tester"), timeout=30)
+
+    async def one_is_new() -> bool:
+        return any(each.worker_id == "tester-03" for each in (await deployment(pool)).workers)
+
+    await eventually(one_is_new)
+    await pool.kill()
+    with pytest.raises((aio.AioRpcError, asyncio.CancelledError)):
+        await restarting
+    await pool.start()
+    now = await until(pool, lambda now: states(now) == [(1, pb.WORKER_STATE_READY)] * 2)
+    assert (now.replicas, now.status) == (2, "")
 
 
 async def until(pool: RunningPool, accept: Callable[[pb.Deployment], bool]) -> pb.Deployment:

@@ -1,5 +1,6 @@
 """Templates and workers as processes: what is loaded, forked, refused and reaped."""
 
+import collections
 import os
 import select
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from agentruntime import status
+from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import text_generation_pb2, text_generation_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -82,6 +83,33 @@ def test_a_stream_finishes_within_the_grace_period_and_new_calls_are_refused(bas
         first = next(pieces).text
         worker.drain()
         assert first + "".join(piece.text for piece in pieces) == "01234"
+    assert template.control.exit_of("a-01") == 0
+
+
+def test_what_outlasts_the_grace_period_is_told_why(base: templates.Base) -> None:
+    template = load(
+        base,
+        """
+        import asyncio
+        from agentruntime.agent import Agent
+        class A(Agent):
+            async def generate(self, prompt, *, temperature, max_tokens):
+                while True:
+                    yield prompt
+                    await asyncio.sleep(0.01)
+        """,
+    )
+    worker = template.fork()
+    worker.event()
+    with grpc.insecure_channel(worker.address) as channel:
+        stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
+        pieces = stub.StreamText(text_generation_pb2.StreamTextRequest(prompt="x"), timeout=20)
+        next(pieces)
+        worker.drain(grace_s=0.1)
+        with pytest.raises(grpc.RpcError) as caught:
+            collections.deque(pieces, maxlen=0)
+    error = status.decode(caught.value)
+    assert (type(error), error.reason) == (errors.WorkerDrained, "WORKER_DRAINED")
     assert template.control.exit_of("a-01") == 0
 
 

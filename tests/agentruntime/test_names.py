@@ -63,13 +63,12 @@ def test_a_reference_prints_as_it_was_written(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "agent", "replicas", "command"),
+    ("image", "agent", "command"),
     [
-        ("my-agent:1.1.0", "my-agent", None, "agent run my-agent:1.1.0"),
-        ("my-agent:1.1.0", "second", None, "agent run my-agent:1.1.0 --name second"),
-        (f"my-agent@sha256:{'0' * 64}", "my-agent", 1, f"agent run my-agent@sha256:{'0' * 64} --replicas 1"),
-        ("my-agent:1.1.0", "second", 1, "agent run my-agent:1.1.0 --name second --replicas 1"),
+        ("my-agent:1.1.0", "my-agent", "agent run my-agent:1.1.0"),
+        ("my-agent:1.1.0", "second", "agent run my-agent:1.1.0 --name second"),
+        (f"my-agent@sha256:{'0' * 64}", "my-agent", f"agent run my-agent@sha256:{'0' * 64}"),
     ],
 )
-def test_the_command_that_runs_an_agent(image: str, agent: str, replicas: int | None, command: str) -> None:
-    assert names.run_command(image, agent, replicas) == command
+def test_the_command_that_runs_an_agent(image: str, agent: str, command: str) -> None:
+    assert names.run_command(image, agent) == command

@@ -60,6 +60,10 @@ async def test_operating_over_tcp_needs_the_credential(platform: Platform) -> No
             error = await fails(method(request, timeout=5, metadata=wrong))
             assert isinstance(error, errors.Unauthenticated)
             assert "Bearer" in error.message
+        debugging: Any = pool.DebugWorker(
+            iter([pool_proto.DebugWorkerRequest(worker_id="alpha-01")]), timeout=5, metadata=wrong
+        )
+        assert isinstance(await fails(debugging.read()), errors.Unauthenticated)
     right = (("authorization", f"Bearer {platform.home.token()}"),)
     workers = await pool.ListWorkers(pool_proto.ListWorkersRequest(), timeout=5, metadata=right)
     assert len(workers.workers) == 3

@@ -60,9 +60,9 @@ def test_a_worker_and_its_successor_share_a_name() -> None:
     cache = published(registry)
     pair = (Endpoint("unix:/old", ready=True, worker_id="a-01"), Endpoint("unix:/new", ready=True, worker_id="a-01"))
     registry.put_pool_agent(agent("a", endpoints=pair))
-    assert paths(cache, "a-01") == paths(cache, "a") == [["/new", "/old"], ["/relay"]]
+    assert paths(cache, "a-01") == paths(cache, "a") == [["/new", "/old"], ["/hold"]]
     registry.put_pool_agent(agent("a", endpoints=(replace(pair[0], ready=False), pair[1])))
-    assert paths(cache, "a-01") == [["/new"], ["/relay"]]
+    assert paths(cache, "a-01") == [["/new"], ["/hold"]]
 
 
 def test_policies_reach_clusters_and_weights_only_where_they_count() -> None:

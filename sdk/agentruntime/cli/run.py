@@ -83,17 +83,13 @@ def run_request(image: str, agent: str | None, config: RuntimeConfig) -> pool_pb
     """
     config.check_supported()
     names.ImageReference.parse(image)
-    request = pool_pb2.RunAgentRequest(
+    return pool_pb2.RunAgentRequest(
         image=image,
         agent=names.check_agent_name(agent) if agent else "",
         replicas=config.replicas,
         settings=wire.agent_settings(config),
         allow_unenforced=config.allow_unenforced or False,
     )
-    cache = request.settings.cache
-    if cache.HasField("ttl") and not cache.HasField("max_bytes"):
-        cache.max_bytes = wire.DEFAULT_CACHE_BYTES
-    return request
 
 
 def run(client: Client, request: pool_pb2.RunAgentRequest, *, quiet: bool) -> pool_pb2.Deployment:

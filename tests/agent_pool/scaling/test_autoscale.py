@@ -90,6 +90,28 @@ async def test_up_with_the_calls_and_down_after_them(quick: RunningPool) -> None
         await until(quick, lambda now: len(ready(now)) == 2)
 
 
+async def test_cpu_is_a_reason_only_while_there_are_calls(quick: RunningPool) -> None:
+    body = (
+        "async def start(self):\n"
+        "        import threading\n"
+        "        threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()"
+    )
+    await quick.build(harness.project("tester", body=body))
+    reporter = Reporter()
+    async with reporter.to(quick):
+        await quick.run(
+            "tester:1.0.0",
+            # Of all that a worker may use here, it uses all.
+            resources=pb.Resources(cpu_millis=20, cpu_limit_millis=100),
+            scaling=scaling(auto_scale=True, max_replicas=2, cpu_threshold_percent=50, target_concurrency=1000),
+        )
+        used = (await quick.worker("tester-01")).usage.cpu_seconds
+        await quick.until("tester-01", lambda now: now.usage.cpu_seconds > used + 0.2)
+        assert (await deployment(quick, "tester")).replicas == 1
+        reporter.in_flight["tester"] = 1
+        await until(quick, lambda now: len(ready(now)) == 2, "tester")
+
+
 async def test_as_many_as_fit_and_the_reason_why_not_more(quick: RunningPool) -> None:
     node = await quick.pool.GetNode(pb.GetNodeRequest())
     reporter = Reporter()
