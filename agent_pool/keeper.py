@@ -12,6 +12,7 @@ from random import Random
 from agentruntime import errors, log
 
 from agent_pool import health, restart
+from agent_pool.asked import FailureAction
 from agent_pool.deployment import DEFAULT_GRACE_S, Deployment
 from agent_pool.drivers.base import Driver, Exit, Running
 from agent_pool.health import HealthProbe, Verdict
@@ -277,7 +278,7 @@ class Keeper:
             ending.cancel()
             await asyncio.wait([checking, ending])
         policy = deployment.policies.health
-        if policy.failure_action == "stop":
+        if _failure_action(deployment, worker) == "stop":
             worker.rests = True
             worker.apply(Event.DRAIN, problem)
             self._changed(worker.agent)
@@ -307,7 +308,7 @@ class Keeper:
                 self._note_health(worker, Event.SICKEN, problem)
             elif verdict is Verdict.WELL and worker.state is State.UNHEALTHY:
                 self._note_health(worker, Event.RECOVER, "")
-            if verdict is Verdict.SICK and policy.failure_action != "ignore":
+            if verdict is Verdict.SICK and _failure_action(deployment, worker) != "ignore":
                 return problem
 
     def _note_health(self, worker: Worker, event: Event, reason: str) -> None:
@@ -319,6 +320,12 @@ class Keeper:
         before, worker.lag_s = worker.lag_s, lag_s
         if abs(health.weight(before) - health.weight(lag_s)) >= _WEIGHT_NEWS:
             self._changed(worker.agent)
+
+
+def _failure_action(deployment: Deployment, worker: Worker) -> FailureAction:
+    # One that is debugged may stand at a breakpoint for as long as it likes.
+    debugged = deployment.spec_of(worker).serving.debug
+    return "ignore" if debugged else deployment.policies.health.failure_action
 
 
 def _failure(worker: Worker, end: Exit) -> str:

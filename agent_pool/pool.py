@@ -152,6 +152,7 @@ class Pool:
             return
         deployment.replicas, deployment.asleep = replicas, False
         more = deployment.target - len(deployment.living())
+        workers: list[Worker] = []
         if more > 0:
             try:
                 # Reserved at once or not at all, before anything is started.
@@ -162,13 +163,16 @@ class Pool:
                 await saving
                 self.sleeping.awake(deployment)
             except BaseException:
+                # Also if the disk is full: what is refused does not run.
+                await self._crew.abandon(deployment, workers)
                 deployment.replicas, deployment.asleep = before
                 self.announce(deployment.agent)
                 raise
         for worker in deployment.surplus():
             self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
         self.announce(deployment.agent)
-        await self._saver.save(deployment.agent)
+        if not workers:
+            await self._saver.save(deployment.agent)
 
     async def set_policies(self, agent: str, asked: AskedPolicies) -> Deployment:
         """Puts policies in force, over those asked for before.

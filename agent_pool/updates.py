@@ -44,6 +44,8 @@ class Updates:
         self._pool = pool
         self._rolls = rolls
         self._busy: set[str] = set()
+        # Rolls that a pool before this one began, by agent; set when they are over.
+        self._resumed: dict[str, asyncio.Event] = {}
 
     async def restart(self, name: str, grace_s: float) -> list[str]:
         """Replaces the workers of an agent, or one of them; the ids of the new ones. See the proto's RestartAgent."""
@@ -51,6 +53,9 @@ class Updates:
 
     async def update(self, request: UpdateRequest) -> Deployment:
         """Makes a new revision and rolls it out. See the proto's UpdateAgent."""
+        # Who asked the pool that died asks again: what it began is over first, and may be all that was wanted.
+        if over := self._resumed.get(request.name):
+            await over.wait()
         return await self._pool.finish(self._update(request))
 
     async def roll_back(self, agent: str, number: int | None, grace_s: float) -> Deployment:
@@ -66,12 +71,17 @@ class Updates:
         roll = deployment.roll
         if roll is None:
             return
-        with self._alone(deployment.agent):
-            async with self._pool.lock(deployment.agent):
-                of_target = [worker for worker in deployment.living() if worker.revision == roll.target]
-                new = [worker for worker in of_target if worker.worker_id not in roll.old]
-                _log.info("takes up a roll", agent=deployment.agent, what=roll.what)
-                await self._roll(deployment, roll, new)
+        over = self._resumed[deployment.agent] = asyncio.Event()
+        try:
+            with self._alone(deployment.agent):
+                async with self._pool.lock(deployment.agent):
+                    of_target = [worker for worker in deployment.living() if worker.revision == roll.target]
+                    new = [worker for worker in of_target if worker.worker_id not in roll.old]
+                    _log.info("takes up a roll", agent=deployment.agent, what=roll.what)
+                    await self._roll(deployment, roll, new)
+        finally:
+            del self._resumed[deployment.agent]
+            over.set()
 
     async def _restart(self, name: str, grace_s: float) -> list[str]:
         deployment, one = self._pool.named(name)

@@ -9,7 +9,6 @@ cannot make an agent do something twice:
     part of the answer was handed over               never, nor where the caller streams the request
 """
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,12 +29,9 @@ _ONCE = frozenset(("WORKER_LOST", "WORKER_DRAINED"))
 # Meant to be known at once, or waited for already.
 _FINAL = frozenset(("CIRCUIT_OPEN", "NOT_CONNECTED"))
 _PLATFORM = frozenset(f"uapi.v1.{name}" for name in ("AgentGateway", "AgentPool", "AgentRegistry", "ImageService"))
-_IDEMPOTENT = frozenset(
-    (descriptor_pb2.MethodOptions.IDEMPOTENT, descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS),
-)
+_IDEMPOTENT = (descriptor_pb2.MethodOptions.IDEMPOTENT, descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS)
 
 
-@functools.lru_cache(maxsize=4096)
 def declared_idempotent(method: str) -> bool:
     """Whether the proto of "/package.Service/Method" says so; False for what this process does not know."""
     service, _, name = method.strip("/").rpartition("/")
