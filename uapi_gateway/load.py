@@ -136,3 +136,8 @@ class Load:
             for agent_id in [agent_id for agent_id, count in counter.items() if not count]:
                 del counter[agent_id]
         return [load for load in loads if load.in_flight or load.begun or load.queued]
+
+    def take_back(self, loads: list[pool.AgentLoad]) -> None:
+        """A report that did not arrive: what had begun is to be said again."""
+        for load in loads:
+            self._begun[load.agent] += load.begun

@@ -37,10 +37,11 @@ class LoadReport:
                 await self._report(call)
             except (grpc.RpcError, asyncio.InvalidStateError) as error:
                 # A stream that has ended refuses to be written to in one of these two ways.
-                _log.info("the pool does not take the load; tried again", error=str(error))
+                _log.debug("the pool does not take the load; tried again", error=str(error))
             finally:
                 call.cancel()
             await asyncio.sleep(_RETRY_S)
+            self._load.due.set()
 
     async def _report(self, call: "aio.StreamUnaryCall[pool.ReportLoadRequest, pool.ReportLoadResponse]") -> None:
         while True:
@@ -50,10 +51,13 @@ class LoadReport:
                 if doubtful := self._load.doubtful:
                     await self._look(doubtful)
                 # All of it each time: silence about an agent would mean that it has no calls.
-                message = pool.ReportLoadRequest(
-                    loads=self._load.report(), ejected_worker_ids=self._ejections.workers()
-                )
-                await call.write(message)
+                loads = self._load.report()
+                message = pool.ReportLoadRequest(loads=loads, ejected_worker_ids=self._ejections.workers())
+                try:
+                    await call.write(message)
+                except BaseException:
+                    self._load.take_back(loads)
+                    raise
 
     async def _look(self, agent_ids: list[str]) -> None:
         """Reads Envoy's gauges of the calls in flight of these agents and their workers."""

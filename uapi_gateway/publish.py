@@ -83,8 +83,9 @@ class Publisher:
         self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(name, _weights(agent, endpoints), self._hold))
 
     def _put_cached(self, agent: Agent) -> None:
-        if agent.agent_id not in routes.cached([agent]):
-            self._remove(clusters.CACHED_PREFIX + agent.agent_id)
+        known = self._cache.get(resources.CLUSTER, clusters.CACHED_PREFIX + agent.agent_id)
+        # Stays when the cache is turned off: Envoy would forget the calls that it has counted there.
+        if known is None and agent.agent_id not in routes.cached([agent]):
             return
         weights = _weights(agent, agent.endpoints)
         self._cache.put(resources.CLUSTER, clusters.cached_cluster(agent.agent_id))

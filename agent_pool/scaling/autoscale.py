@@ -1,6 +1,7 @@
 """Looks at all agents every half second: scales those that do so by load, and puts to sleep those that are idle."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -60,7 +61,8 @@ class Autoscaler:
 
     async def look(self, now_s: float) -> None:
         """Looks at every agent once, and has done what follows; does not wait for it."""
-        awake = [deployment for deployment in self._pool.deployments() if deployment.target]
+        deployments = self._pool.deployments()
+        awake = [deployment for deployment in deployments if deployment.target]
         for agent in set(self._watched) - {deployment.agent for deployment in awake}:
             del self._watched[agent]
         scaling = [deployment for deployment in awake if deployment.policies.scaling.auto_scale]
@@ -69,7 +71,15 @@ class Autoscaler:
             watched = self._watched.setdefault(deployment.agent, _Watched())
             if deployment.target and not self._pool.lock(deployment.agent).locked():
                 self._tend(deployment, watched, used, now_s)
+        for deployment in deployments:
+            if deployment.asleep and not deployment.policies.scaling.may_sleep:
+                self._pool.spawn(self._rouse(deployment.agent))
         self._pool.spawn(self._pool.sleeping.let_go())
+
+    async def _rouse(self, agent: str) -> None:
+        """Wakes an agent whose policy no longer lets it sleep; a failure is in its status, and tried again later."""
+        with contextlib.suppress(errors.AgentError):
+            await self._pool.wake(agent)
 
     def _tend(self, deployment: Deployment, watched: _Watched, used: dict[str, float], now_s: float) -> None:
         agent = deployment.agent

@@ -1,6 +1,7 @@
 """A worker's server: what goes over its wire beside the agent's own answers."""
 
 import asyncio
+import contextlib
 import select
 import socket
 import tempfile
@@ -59,7 +60,7 @@ def count(listener: socket.socket, path: str) -> int:
     """Carries one connection until its caller hangs up; how many bytes came back to it."""
     total = 0
     caller, _ = listener.accept()
-    with caller, socket.socket(socket.AF_UNIX) as server:
+    with caller, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(ConnectionError):
         server.connect(path)
         while True:
             for end in select.select([caller, server], [], [])[0]:
@@ -68,6 +69,7 @@ def count(listener: socket.socket, path: str) -> int:
                     return total
                 total += len(piece) if end is server else 0
                 (caller if end is server else server).sendall(piece)
+    return total
 
 
 # https://grpc.github.io/grpc/core/group__grpc__arg__keys.html: the algorithms that a caller accepts, as bits

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from envoy.config.endpoint.v3 import load_report_pb2
 from envoy.service.load_stats.v3 import lrs_pb2
 
@@ -42,7 +43,10 @@ def test_calls_to_a_worker_are_its_agents_and_calls_to_the_relay_are_not_envoys(
     assert counted.envoy_reports
     assert reported(counted) == {"a": (3, 6, 0)}
     # What has begun is said once; what is in flight as long as it is.
-    assert reported(counted) == {"a": (3, 0, 0)}
+    last = counted.report()
+    assert [(each.in_flight, each.begun) for each in last] == [(3, 0)]
+    counted.take_back([pool.AgentLoad(agent="a", in_flight=9, begun=6)])
+    assert reported(counted) == {"a": (3, 6, 0)}
     counted.take(lrs_pb2.LoadStatsRequest())
     assert reported(counted) == {}
 

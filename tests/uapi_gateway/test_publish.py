@@ -48,9 +48,12 @@ def test_calls_that_a_cache_may_answer_go_to_the_relay_and_to_workers_while_it_i
     registry.put_pool_agent(agent("a", "a-01", cache=CachePolicy(1000)))
     assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01", "cached/a"}
     assert paths(cache, "a", "cached") == [["/relay"], ["/a-01"], ["/hold"]]
-    registry.put_pool_agent(agent("a", "a-01", cache=CachePolicy(1000), idempotent=False))
-    assert set(cache.names(CLUSTER)) == {"agent/a", "agent/a-01"}
-    registry.put_pool_agent(agent("a", cache=CachePolicy(1000)))
+    # It stays without the cache, with what Envoy has counted there.
+    registry.put_pool_agent(agent("a"))
+    assert paths(cache, "a", "cached") == [["/relay"], [], ["/hold"]]
+    registry.put_pool_agent(agent("b", cache=CachePolicy(1000), idempotent=False))
+    assert "cached/b" not in set(cache.names(CLUSTER))
+    registry.remove_pool_agent("b")
     registry.remove_pool_agent("a")
     assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
 

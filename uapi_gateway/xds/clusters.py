@@ -144,7 +144,7 @@ def _agent_template(load_balancer: int, failure_threshold: int) -> Any:
             "enforcing_local_origin_success_rate": 0,
             "interval": "1s",
             **ejection,
-            # All workers, but not the last host of all: that is the relay, which will be back in a second.
+            # All workers, but not the last host of all: that is the way to the relay, whose refusals are no failures.
             "max_ejection_percent": 99,
         },
     }

@@ -1,6 +1,7 @@
 """What a virtual environment is told to install, and when it is looked at again."""
 
 import importlib.metadata
+import importlib.util
 import json
 import venv
 from pathlib import Path
@@ -53,3 +54,23 @@ async def test_one_that_was_complete_is_looked_at_again_after_a_change(tmp_path:
     (packages / "grpc").mkdir()
     with pytest.raises(errors.FailedPrecondition, match="lacks what a worker needs"):
         await venvs.check(str(tmp_path))
+
+
+async def test_a_debugger_must_be_installed_where_workers_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Venvs({}).check("", debug=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(errors.FailedPrecondition, match="-m pip install debugpy"):
+        await Venvs({}).check("", debug=True)
+    await Venvs({}).check("")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    with pytest.raises(errors.FailedPrecondition, match=f"{python} -m pip install debugpy"):
+        await Venvs({}).check(str(tmp_path), debug=True)
+    package = tmp_path / "lib" / "python3.11" / "site-packages" / "debugpy" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    await Venvs({}).check(str(tmp_path), debug=True)

@@ -138,6 +138,13 @@ async def test_an_idle_agent_sleeps_while_somebody_reports(quick: RunningPool) -
     reporter.in_flight["busy"] = 1
     async with reporter.to(quick):
         await until(quick, lambda now: now.asleep and not now.workers)
+        # One that may not sleep any more is woken, and may sleep again.
+        request = pb.ScaleAgentRequest(agent="echo", scaling=pb.Scaling(min_replicas=1))
+        await quick.pool.ScaleAgent(request, timeout=20)
+        await until(quick, lambda now: len(ready(now)) == 1)
+        request.scaling.min_replicas = 0
+        await quick.pool.ScaleAgent(request, timeout=20)
+        await until(quick, lambda now: now.asleep and not now.workers)
         assert ready(await deployment(quick, "kept"))
         assert ready(await deployment(quick, "busy"))
         # Calls that came and went between two reports keep an agent awake, too.
