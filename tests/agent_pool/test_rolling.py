@@ -20,6 +20,7 @@ from agent_pool.resources import Requested, resolve
 from agent_pool.restart import Backoff
 from agent_pool.rolling import Rolls
 from tests.agent_pool.patients import Hospital
+from tests.agent_pool.test_keeper import at_once
 from tests.agent_pool.test_state import spec
 from tests.waiting import eventually
 
@@ -51,7 +52,7 @@ class Bench:
         self.saved: list[Roll | None] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.keeper = Keeper(
-            self.driver, self.ledger, Backoff(0.01, longest_delay_s=0.02), changed=self.announce, drain_delay_s=0.0
+            self.driver, self.ledger, Backoff(0.01, longest_delay_s=0.02), changed=self.announce, heard=at_once
         )
         self.crew = Crew(self.ledger, self.keeper)
         self.rolls = Rolls(cast(Pool, self), self.crew, self.keeper)
