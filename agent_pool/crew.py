@@ -48,9 +48,13 @@ class Crew:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            for worker in workers:
-                await self._keeper.abandon(deployment, worker)
+            await self.abandon(deployment, workers)
             raise
+
+    async def abandon(self, deployment: Deployment, workers: Iterable[Worker]) -> None:
+        """Ends and removes them at once, whatever they do."""
+        for worker in workers:
+            await self._keeper.abandon(deployment, worker)
 
     async def stop(self, deployment: Deployment, workers: Iterable[Worker], grace_s: float) -> None:
         """Drains them side by side; returns when nothing of them is left."""

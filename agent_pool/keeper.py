@@ -6,12 +6,13 @@ A worker that serves has one task here, which ends only when the worker is stopp
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
 
 from agentruntime import errors, log
 
 from agent_pool import health, restart
+from agent_pool.asked import FailureAction
 from agent_pool.deployment import DEFAULT_GRACE_S, Deployment
 from agent_pool.drivers.base import Driver, Exit, Running
 from agent_pool.health import HealthProbe, Verdict
@@ -34,7 +35,7 @@ class Keeper:
 
     Args:
         changed: is called with the agent's name after each change of a worker.
-        drain_delay_s: between the news that a worker drains and its draining, for whoever routes to it.
+        heard: comes back once whoever routes to workers can have heard of the changes until now.
         random: of the jitter.
     """
 
@@ -45,14 +46,14 @@ class Keeper:
         backoff: Backoff,
         *,
         changed: Callable[[str], None],
-        drain_delay_s: float,
+        heard: Callable[[], Awaitable[None]],
         random: Random | None = None,
     ) -> None:
         self._driver = driver
         self._ledger = ledger
         self._backoff = backoff
         self._changed = changed
-        self._drain_delay_s = drain_delay_s
+        self._heard = heard
         self._random = random or Random()  # noqa: S311 — spreads restarts, guards nothing
         self._tasks: dict[str, asyncio.Task[None]] = {}
         # Of workers that start: those beside others of their agent, and those that have none beside them.
@@ -95,7 +96,7 @@ class Keeper:
         worker.apply(Event.DRAIN)
         self._changed(worker.agent)
         if served:
-            await asyncio.sleep(self._drain_delay_s)
+            await self._heard()
         await self._end(deployment, worker, grace_s)
 
     def see_off(self, deployment: Deployment, worker: Worker) -> None:
@@ -277,11 +278,11 @@ class Keeper:
             ending.cancel()
             await asyncio.wait([checking, ending])
         policy = deployment.policies.health
-        if policy.failure_action == "stop":
+        if _failure_action(deployment, worker) == "stop":
             worker.rests = True
             worker.apply(Event.DRAIN, problem)
             self._changed(worker.agent)
-        await asyncio.sleep(self._drain_delay_s)
+        await self._heard()
         # One that is replaced has little time: whatever it does, it takes too long.
         grace_s = DEFAULT_GRACE_S if worker.rests else policy.timeout_s
         await self._driver.stop(worker.worker_id, grace_s)
@@ -307,7 +308,7 @@ class Keeper:
                 self._note_health(worker, Event.SICKEN, problem)
             elif verdict is Verdict.WELL and worker.state is State.UNHEALTHY:
                 self._note_health(worker, Event.RECOVER, "")
-            if verdict is Verdict.SICK and policy.failure_action != "ignore":
+            if verdict is Verdict.SICK and _failure_action(deployment, worker) != "ignore":
                 return problem
 
     def _note_health(self, worker: Worker, event: Event, reason: str) -> None:
@@ -319,6 +320,12 @@ class Keeper:
         before, worker.lag_s = worker.lag_s, lag_s
         if abs(health.weight(before) - health.weight(lag_s)) >= _WEIGHT_NEWS:
             self._changed(worker.agent)
+
+
+def _failure_action(deployment: Deployment, worker: Worker) -> FailureAction:
+    # One that is debugged may stand at a breakpoint for as long as it likes.
+    debugged = deployment.spec_of(worker).serving.debug
+    return "ignore" if debugged else deployment.policies.health.failure_action
 
 
 def _failure(worker: Worker, end: Exit) -> str:

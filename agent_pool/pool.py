@@ -59,9 +59,7 @@ class Pool:
         self._closing = False
         # Of runs in flight.
         self._held_digests: collections.Counter[str] = collections.Counter()
-        self._keeper = Keeper(
-            driver, ledger, settings.backoff, changed=self.announce, drain_delay_s=settings.drain_delay_s
-        )
+        self._keeper = Keeper(driver, ledger, settings.backoff, changed=self.announce, heard=self._heard)
         self._crew = Crew(ledger, self._keeper)
         self._runs = Runs(self, self._crew)
         self.updates = Updates(self, Rolls(self, self._crew, self._keeper))
@@ -154,6 +152,7 @@ class Pool:
             return
         deployment.replicas, deployment.asleep = replicas, False
         more = deployment.target - len(deployment.living())
+        workers: list[Worker] = []
         if more > 0:
             try:
                 # Reserved at once or not at all, before anything is started.
@@ -164,13 +163,16 @@ class Pool:
                 await saving
                 self.sleeping.awake(deployment)
             except BaseException:
+                # Also if the disk is full: what is refused does not run.
+                await self._crew.abandon(deployment, workers)
                 deployment.replicas, deployment.asleep = before
                 self.announce(deployment.agent)
                 raise
         for worker in deployment.surplus():
             self.spawn(self._keeper.stop(deployment, worker, DEFAULT_GRACE_S))
         self.announce(deployment.agent)
-        await self._saver.save(deployment.agent)
+        if not workers:
+            await self._saver.save(deployment.agent)
 
     async def set_policies(self, agent: str, asked: AskedPolicies) -> Deployment:
         """Puts policies in force, over those asked for before.
@@ -270,6 +272,14 @@ class Pool:
             self.loader.recall(deployment)
             if deployment.roll is not None:
                 self.spawn(self.updates.resume(deployment))
+        if any(worker.address for deployment in self._deployments.values() for worker in deployment.workers.values()):
+            # They were routed to, and whoever does must hear of a drain before it begins.
+            self.changes.expect()
+
+    async def _heard(self) -> None:
+        if not self._closing:  # then the gateway has ended first
+            await self.changes.watched()
+        await asyncio.sleep(self._settings.drain_delay_s)
 
     async def close(self, grace_s: float) -> None:
         """Drains and stops every worker. What is desired stays on disk."""

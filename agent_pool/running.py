@@ -58,15 +58,15 @@ class Runs:
             deployment.keep(loaded)
             self._pool.announce(agent)
             await self._crew.start(deployment, workers)
+            deployment.begun = True
+            await self._pool.save(agent)
         except BaseException:
+            await self._crew.abandon(deployment, workers)
             await self._pool.driver.release(deployment.revision(deployment.current))
-            for worker in workers:
-                self._pool.ledger.release(worker.worker_id)
             self._pool.put(agent, before)
             raise
-        deployment.begun, deployment.before = True, None
+        deployment.before = None
         self._pool.sleeping.awake(deployment)
-        await self._pool.save(agent)
         return deployment
 
     def _new_deployment(
@@ -91,7 +91,7 @@ class Runs:
         if request.replicas is not None:
             scaling.check_replicas(request.replicas)
         least = max(1, scaling.min_replicas) if scaling.auto_scale else 1
-        deployment.replicas = request.replicas or (before.replicas if before else least)
+        deployment.replicas = request.replicas or (before.replicas if before and not scaling.auto_scale else least)
         return deployment
 
 

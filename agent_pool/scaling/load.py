@@ -66,8 +66,3 @@ class LoadBook:
     def touch(self, agent: str) -> None:
         """Counts as a call now: the agent has just been started, or woken."""
         self._called_s[agent] = self._heard_s
-
-    def forget(self, agent: str) -> None:
-        """The agent is gone."""
-        self._called_s.pop(agent, None)
-        self._loads.pop(agent, None)

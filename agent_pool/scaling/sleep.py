@@ -193,11 +193,15 @@ class Sleep:
 
     def _fail(self, deployment: Deployment, error: errors.AgentError) -> None:
         agent = deployment.agent
-        before = self._failures.get(agent)
-        delay_s, count = restart.next_delay(self._backoff, before.count if before else 0, 0.0, chance=1.0)
-        self._failures[agent] = _Failure(error, count, asyncio.get_running_loop().time() + delay_s)
         deployment.status = _COULD_NOT_WAKE + error.message.partition("\n")[0]
-        _log.warning("agent could not be woken", agent=agent, reason=error.message, again_in_s=delay_s)
+        _log.warning("agent could not be woken", agent=agent, reason=error.message)
+        if isinstance(error, errors.InsufficientResources):
+            return  # nothing was started, and there may be room at the next try
+        now_s = asyncio.get_running_loop().time()
+        before = self._failures.get(agent)
+        in_a_row = before.count if before and now_s < before.until_s + self._backoff.forgive_after_s else 0
+        delay_s, count = restart.next_delay(self._backoff, in_a_row, 0.0, chance=1.0)
+        self._failures[agent] = _Failure(error, count, now_s + delay_s)
 
     async def _until_ready(self, deployment: Deployment) -> None:
         agent = deployment.agent

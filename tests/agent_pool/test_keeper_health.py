@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_pool.asked import AskedHealth, AskedPolicies, FailureAction, RestartMode
+from agent_pool.asked import Asked, AskedHealth, AskedPolicies, AskedServing, FailureAction, RestartMode
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Exit
 from agent_pool.keeper import Keeper
@@ -29,7 +29,11 @@ class Ward:
         self.ledger = Ledger(Capacity(4000, 2**33, ()))
         self.news = 0
         self.keeper = Keeper(
-            self.driver, self.ledger, Backoff(0.1, longest_delay_s=0.1), changed=self._on_change, drain_delay_s=0.0
+            self.driver,
+            self.ledger,
+            Backoff(0.1, longest_delay_s=0.1),
+            changed=self._on_change,
+            heard=test_keeper.at_once,
         )
         self.deployment: Deployment = test_keeper.deployment()
         [self.worker] = self.deployment.new_workers(1)
@@ -87,6 +91,18 @@ async def test_a_sick_worker_is_left_alone_until_it_is_well(ward: Ward) -> None:
     ward.patient.serves = True
     await ward.until(State.READY)
     assert (ward.worker.restarts, ward.driver.started, ward.driver.graces_s) == (0, 1, [])
+
+
+async def test_one_that_is_debugged_is_left_alone_whatever_the_policy(ward: Ward) -> None:
+    asked = Asked(serving=AskedServing(debug=True))
+    ward.deployment.keep(ward.deployment.spec.model_copy(update={"asked": asked}))
+    await ward.begin()
+    ward.patient.serves = False
+    await ward.until(State.UNHEALTHY)
+    await ward.asked_again(ward.patient.asked)
+    ward.patient.serves = True
+    await ward.until(State.READY)
+    assert ward.driver.started == 1
 
 
 async def test_a_sick_worker_is_stopped_and_stays_listed(ward: Ward) -> None:

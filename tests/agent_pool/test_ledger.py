@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_pool.ledger import Capacity, Ledger, Reservation
-from agent_pool.resources import Resources
+from agent_pool.resources import MB, Resources
 
 SMALL = Resources(cpu_millis=100, memory_bytes=100)
 
@@ -92,3 +92,25 @@ def test_room_is_what_would_still_fit() -> None:
     assert ledger.room(Resources(cpu_millis=10, memory_bytes=100, gpus=2)) == 1
     ledger.adopt("b", Reservation(10_000, 100))
     assert ledger.room(SMALL) == 0
+
+
+def test_what_holders_have_changes_for_all_or_for_none() -> None:
+    ledger = Ledger(Capacity(1000, 1000 * MB, gpus=(0, 1)))
+    ledger.reserve(["a", "b"], Resources(cpu_millis=200, memory_bytes=200 * MB, gpus=1))
+    ledger.reserve(["other"], Resources(cpu_millis=100, memory_bytes=100 * MB))
+    ledger.change(["a", "b", "nobody"], Resources(cpu_millis=450, memory_bytes=100 * MB))
+    assert ledger.reserved() == Capacity(1000, 300 * MB, (0, 1))
+    before = ledger.holding("a")
+    with pytest.raises(errors.InsufficientResources, match="2 workers will not fit: 1 CPU asked"):
+        ledger.change(["a", "b"], Resources(cpu_millis=500, memory_bytes=1 * MB))
+    assert ledger.holding("a") == before
+    assert ledger.holding("nobody") is None
+
+
+def test_what_would_fit_without_some() -> None:
+    ledger = Ledger(Capacity(1000, 1000 * MB))
+    ledger.reserve(["a", "b"], Resources(cpu_millis=400, memory_bytes=1 * MB))
+    more = Resources(cpu_millis=500, memory_bytes=1 * MB)
+    ledger.check(2, more, besides=["a", "b"])
+    with pytest.raises(errors.InsufficientResources):
+        ledger.check(2, more, besides=["a"])

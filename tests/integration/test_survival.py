@@ -204,6 +204,8 @@ def test_a_full_disk_is_said_to_be_full_and_harms_nobody(small_disk: SmallDisk, 
         assert refused.returncode == 10 + 8, (arguments, refused.stdout, refused.stderr)
         assert re.search("no space is left on the disk|disk is full", refused.stderr)
         assert "Traceback" not in refused.stderr
+    # What was refused does not run.
+    assert [len(_workers(disk, agent)) for agent in ("echo", "mock-ai")] == [1, 0]
     for agent in ("echo", "noisy"):
         for _ in range(2):
             called = disk.agent("call", agent, "still here")

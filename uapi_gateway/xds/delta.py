@@ -46,6 +46,8 @@ class Session:
         self._unacknowledged: dict[str, list[str]] = {}
         # Endpoints that Envoy has taken up. A cluster is in use with its endpoints, not before.
         self.endpoints: set[str] = set()
+        # Envoy did not accept a cluster, and will never ask for its endpoints.
+        self._refused = False
 
     def touched(self, kind: str, name: str) -> None:
         """A resource has changed or is gone."""
@@ -62,6 +64,7 @@ class Session:
             self.endpoints.update(acknowledged)
         asked = set(request.resource_names_subscribe)
         first = kind not in self._subscriptions
+        self._refused |= kind == CLUSTER and request.HasField("error_detail")
         subscription = self._subscriptions.setdefault(kind, Subscription())
         if first:
             subscription.has.update(request.initial_resource_versions)
@@ -85,7 +88,7 @@ class Session:
             # Subscribing again asks for the resource again, whatever was sent before.
             for name in asked:
                 subscription.has.pop(name, None)
-        if subscription.pending or subscription.awaited:
+        if subscription.pending or subscription.awaited or self._refused:
             self._wake()
 
     def flush(self) -> Iterator[Any]:
@@ -123,6 +126,8 @@ class Session:
 
         A route to a cluster that still waits for its endpoints is a route to none.
         """
+        if self._refused:
+            return False
         clusters, endpoints = self._subscriptions.get(CLUSTER), self._subscriptions.get(ENDPOINTS)
         sent = clusters.has.keys() if clusters else ()
         asked = endpoints.names if endpoints else ()

@@ -9,7 +9,6 @@ from google.protobuf import descriptor_pb2
 from agentruntime import errors, names, supervisor, wire
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime.cli import deployment, output, platform, settings
-from agentruntime.cli import dev as develop
 from agentruntime.cli.update import update
 from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
@@ -54,24 +53,36 @@ def command(
     """
     given = flags.load(config)
     request = run_request(image, name, given)
-    local = platform.is_local(given)
-    development = None
     if dev or hot_reload or project:
-        development = develop.development(request, project=project, hot_reload=hot_reload, local=local)
+        _develop(given, request, project, hot_reload=hot_reload)
+        return
     as_json = output.wants_json(format_)
-    if local:
-        with output.progress("starting the platform"):
-            platform.start(Home.default(), supervisor.Listen())
+    _start_platform(given)
     with platform.connect(given) as client:
-        if development:
-            develop.develop(client, development)
-            return
         if update_it:
             _update(client, request, quiet=as_json)
         after = run(client, request, quiet=as_json)
     deployment.show(after, as_json=as_json)
     if not as_json:
         _say_how_to_call(after)
+
+
+def _start_platform(config: RuntimeConfig) -> None:
+    if platform.is_local(config):
+        with output.progress("starting the platform"):
+            platform.start(Home.default(), supervisor.Listen())
+
+
+def _develop(
+    config: RuntimeConfig, request: pool_pb2.RunAgentRequest, project: Path | None, *, hot_reload: bool
+) -> None:
+    from agentruntime.cli import dev  # noqa: PLC0415 — it builds and follows, which most runs do not
+
+    local = platform.is_local(config)
+    development = dev.development(request, project=project, hot_reload=hot_reload, local=local)
+    _start_platform(config)
+    with platform.connect(config) as client:
+        dev.develop(client, development)
 
 
 def run_request(image: str, agent: str | None, config: RuntimeConfig) -> pool_pb2.RunAgentRequest:

@@ -41,11 +41,9 @@ def test_calls_that_come_and_go_between_two_reports_count() -> None:
     assert [book.idle_s(agent) for agent in "abcd"] == [2.0, 2.0, 2.0, 4.0]
 
 
-def test_a_start_counts_as_a_call_and_a_removed_agent_as_nothing() -> None:
+def test_a_start_counts_as_a_call() -> None:
     book = LoadBook()
     for tick in range(5):
         book.report([], float(tick))
     book.touch("a")
     assert book.idle_s("a") == 0.0
-    book.forget("a")
-    assert book.idle_s("a") == 4.0

@@ -160,9 +160,9 @@ async def test_a_wake_that_does_not_fit_says_what_is_free(pool: RunningPool) -> 
     assert "free" in (failure.value.details() or "")
     assert (await deployment(pool)).asleep
     await pool.stop("other")
-    await until(pool, lambda now: now.asleep)
-    await asyncio.sleep(0.2)  # the backoff
-    assert ready(await wake(pool))
+    woken = await wake(pool)
+    assert ready(woken)
+    assert not woken.status
 
 
 async def test_a_killed_pool_knows_who_sleeps(pool: RunningPool) -> None:

@@ -180,3 +180,17 @@ def test_a_route_waits_until_its_new_cluster_has_been_asked_for_endpoints() -> N
     envoy.cache.put(CLUSTER, resource("static"))
     envoy.cache.put(ROUTE, resource("r", "2"))
     assert envoy.gets() == [(CLUSTER, ["static"], []), (ROUTE, ["r"], [])]
+
+
+def test_a_cluster_that_is_refused_holds_no_route_up() -> None:
+    envoy = Envoy()
+    for kind in (CLUSTER, ENDPOINTS, ROUTE):
+        envoy.asks(kind, *(("r",) if kind == ROUTE else ()))
+    list(envoy.session.flush())
+    for kind, name in ((CLUSTER, "a"), (ENDPOINTS, "a"), (ROUTE, "r")):
+        envoy.cache.put(kind, resource(name))
+    assert envoy.gets() == [(CLUSTER, ["a"], [])]
+    refusal = discovery_pb2.DeltaDiscoveryRequest(type_url=CLUSTER)
+    refusal.error_detail.message = "no"
+    envoy.session.request(refusal)
+    assert envoy.gets() == [(ROUTE, ["r"], [])]

@@ -1,0 +1,72 @@
+"""Requests as they are read, and settings as they are told: what is told can be asked for again."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from agentruntime import errors
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
+
+from agent_pool import messages, requests
+from agent_pool.asked import Asked, AskedPolicies
+from tests.agent_pool.test_state import deployment
+
+
+def run(**settings: object) -> pb.RunAgentRequest:
+    return pb.RunAgentRequest(image="a", settings=pb.AgentSettings(**settings))  # type: ignore[arg-type]  # fields
+
+
+def test_what_is_silent_asks_for_nothing() -> None:
+    read = requests.run_request(pb.RunAgentRequest(image="a"))
+    assert (read.asked, read.policies, read.replicas) == (Asked(), AskedPolicies(), None)
+    assert requests.run_request(pb.RunAgentRequest(image="a", replicas=0)).replicas == 0
+    assert requests.grace_s(pb.StopAgentRequest()) == 30.0
+    assert requests.grace_s(pb.UpdateAgentRequest(grace_period=Duration(nanos=500_000_000))) == 0.5
+
+
+def test_everything_in_force_is_told_and_can_be_asked_for() -> None:
+    told = messages.settings(deployment())
+    for field in pb.AgentSettings.DESCRIPTOR.fields_by_name:
+        if field not in {"venv"}:
+            assert any(each.name == field for each, _ in told.ListFields()), field
+    assert (told.health_check.retries, told.restart_policy) == (7, pb.RESTART_POLICY_NO)
+    assert (told.scaling.min_replicas, told.scaling.max_replicas, told.scaling.idle_timeout.seconds) == (1, 10, 300)
+    assert told.traffic.load_balancer == pb.LOAD_BALANCER_LEAST_REQUEST
+    assert (told.serving.concurrency, told.serving.queue, told.serving.compression) == (64, 1024, pb.COMPRESSION_NONE)
+    made = deployment()
+    assert made.take_up(requests.asked_policies(told)) is False
+    assert requests.asked(told).serving.queue == 1024
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (pb.RunAgentRequest(), "name an image"),
+        (pb.RunAgentRequest(image="a", replicas=1001), "1001 replicas"),
+        (run(network=9), "9 is not a network mode"),
+        (run(restart_policy=9), "9 is not a restart policy"),
+        (run(log_level="loud"), "not a log level"),
+        (run(env={"": "x"}), "environment variable"),
+        (run(env={"A": "x" * 200_000}), "larger"),
+        (run(serving=pb.Serving(concurrency=0)), "a concurrency of 0"),
+        (run(serving=pb.Serving(queue=10**6)), "a queue of 1000000"),
+        (run(serving=pb.Serving(compression=9)), "9 is not a compression"),  # type: ignore[arg-type]  # wrong on purpose
+        (run(health_check=pb.HealthCheck(interval_seconds=math.nan)), "interval of nan"),
+        (run(health_check=pb.HealthCheck(timeout_seconds=0)), "timeout of 0"),
+        (run(health_check=pb.HealthCheck(failure_action=9)), "9 is not a failure action"),  # type: ignore[arg-type]  # as above
+        (run(traffic=pb.Traffic(load_balancer=9)), "9 is not a load balancer"),  # type: ignore[arg-type]  # as above
+        (run(traffic=pb.Traffic(failure_threshold=10**6)), "a failure threshold of 1000000"),
+        (run(cache=pb.Cache(ttl=Duration(seconds=-1))), "keeps none"),
+    ],
+)
+def test_what_makes_no_sense(request_: pb.RunAgentRequest, says: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match=says):
+        requests.run_request(request_)
+
+
+@pytest.mark.parametrize("seconds", [-1, 3601])
+@pytest.mark.parametrize("kind", [pb.StopAgentRequest, pb.RestartAgentRequest, pb.RollbackAgentRequest])
+def test_grace_periods_have_bounds(kind: Callable[..., pb.StopAgentRequest], seconds: int) -> None:
+    with pytest.raises(errors.InvalidArgument, match="grace period"):
+        requests.grace_s(kind(grace_period=Duration(seconds=seconds)))
