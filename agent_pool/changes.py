@@ -1,8 +1,12 @@
 """Who hears of changes: a watcher is told which agents changed, never how often, so a slow one costs nothing."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# For the gateway to watch again, after it or the pool was started again.
+_BACK_S = 3.0
 
 
 class Subscription:
@@ -29,16 +33,32 @@ class Changes:
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
+        self._watched = asyncio.Event()
+        self._expected_until = 0.0
 
     def publish(self, agent: str) -> None:
         for subscription in self._subscriptions:
             subscription.put(agent)
 
+    def expect(self) -> None:
+        """Somebody who watched is gone, or watched this pool's predecessor, and should come back soon."""
+        self._watched.clear()
+        self._expected_until = asyncio.get_running_loop().time() + _BACK_S
+
+    async def watched(self) -> None:
+        """Comes back once somebody watches who is expected, or is late."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._expected_until):
+                await self._watched.wait()
+
     @contextmanager
     def subscribe(self) -> Iterator[Subscription]:
         subscription = Subscription()
         self._subscriptions.add(subscription)
+        self._watched.set()
         try:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
+            if not self._subscriptions:
+                self.expect()

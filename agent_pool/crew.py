@@ -17,14 +17,20 @@ class Crew:
         self._keeper = keeper
 
     def enlist(
-        self, deployment: Deployment, count: int, *, revision: int = 0, places: Collection[int] = ()
+        self,
+        deployment: Deployment,
+        count: int,
+        *,
+        revision: int = 0,
+        places: Collection[int] = (),
+        avoid: Collection[str] = (),
     ) -> list[Worker]:
         """New pending workers with their reservations: all of them or none. See `Deployment.new_workers`.
 
         Raises:
             InsufficientResources, FailedPrecondition: as the ledger says.
         """
-        workers = deployment.new_workers(count, revision=revision, places=places)
+        workers = deployment.new_workers(count, revision=revision, places=places, avoid=avoid)
         try:
             resources = deployment.revisions[revision or deployment.current].resources
             self._ledger.reserve((worker.key for worker in workers), resources)

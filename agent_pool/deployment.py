@@ -164,21 +164,24 @@ class Deployment:
         newest_first = (each for each in reversed(self.workers.values()) if each.worker_id == worker_id)
         return max(newest_first, key=lambda worker: worker.state is State.READY, default=None)
 
-    def new_workers(self, count: int, *, revision: int = 0, places: Collection[int] = ()) -> list[Worker]:
+    def new_workers(
+        self, count: int, *, revision: int = 0, places: Collection[int] = (), avoid: Collection[str] = ()
+    ) -> list[Worker]:
         """That many more workers. They are entered here.
 
         Args:
             count: how many.
             revision: theirs; 0 for the current one.
             places: numbers of workers whose places they take, as far as they go; then the lowest that are free.
+            avoid: keys that still mean other workers, though these may be gone.
         """
         made: list[Worker] = []
         taken = {worker.number for worker in self.workers.values()}
         free = (number for number in range(1, len(taken) + count + 1) if number not in taken)
         for number in [*places, *free][:count]:
-            turns = {worker.turn for worker in self.workers.values() if worker.number == number}
-            turn = next(turn for turn in range(len(turns) + 1) if turn not in turns)
-            worker = Worker(names.worker_id(self.agent, number), self.agent, number, revision or self.current, turn)
+            worker = Worker(names.worker_id(self.agent, number), self.agent, number, revision or self.current)
+            while worker.key in self.workers or worker.key in avoid:
+                worker.turn += 1
             self.enter(worker)
             made.append(worker)
         return made

@@ -6,7 +6,7 @@ A worker that serves has one task here, which ends only when the worker is stopp
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
 
 from agentruntime import errors, log
@@ -35,7 +35,7 @@ class Keeper:
 
     Args:
         changed: is called with the agent's name after each change of a worker.
-        drain_delay_s: between the news that a worker drains and its draining, for whoever routes to it.
+        heard: comes back once whoever routes to workers can have heard of the changes until now.
         random: of the jitter.
     """
 
@@ -46,14 +46,14 @@ class Keeper:
         backoff: Backoff,
         *,
         changed: Callable[[str], None],
-        drain_delay_s: float,
+        heard: Callable[[], Awaitable[None]],
         random: Random | None = None,
     ) -> None:
         self._driver = driver
         self._ledger = ledger
         self._backoff = backoff
         self._changed = changed
-        self._drain_delay_s = drain_delay_s
+        self._heard = heard
         self._random = random or Random()  # noqa: S311 — spreads restarts, guards nothing
         self._tasks: dict[str, asyncio.Task[None]] = {}
         # Of workers that start: those beside others of their agent, and those that have none beside them.
@@ -96,7 +96,7 @@ class Keeper:
         worker.apply(Event.DRAIN)
         self._changed(worker.agent)
         if served:
-            await asyncio.sleep(self._drain_delay_s)
+            await self._heard()
         await self._end(deployment, worker, grace_s)
 
     def see_off(self, deployment: Deployment, worker: Worker) -> None:
@@ -282,7 +282,7 @@ class Keeper:
             worker.rests = True
             worker.apply(Event.DRAIN, problem)
             self._changed(worker.agent)
-        await asyncio.sleep(self._drain_delay_s)
+        await self._heard()
         # One that is replaced has little time: whatever it does, it takes too long.
         grace_s = DEFAULT_GRACE_S if worker.rests else policy.timeout_s
         await self._driver.stop(worker.key, grace_s)

@@ -59,9 +59,7 @@ class Pool:
         self._closing = False
         # Of runs in flight.
         self._held_digests: collections.Counter[str] = collections.Counter()
-        self._keeper = Keeper(
-            driver, ledger, settings.backoff, changed=self.announce, drain_delay_s=settings.drain_delay_s
-        )
+        self._keeper = Keeper(driver, ledger, settings.backoff, changed=self.announce, heard=self._heard)
         self._crew = Crew(ledger, self._keeper)
         self._runs = Runs(self, self._crew)
         self.updates = Updates(self, Rolls(self, self._crew, self._keeper))
@@ -274,6 +272,14 @@ class Pool:
             self.loader.recall(deployment)
             if deployment.roll is not None:
                 self.spawn(self.updates.resume(deployment))
+        if any(worker.address for deployment in self._deployments.values() for worker in deployment.workers.values()):
+            # They were routed to, and whoever does must hear of a drain before it begins.
+            self.changes.expect()
+
+    async def _heard(self) -> None:
+        if not self._closing:  # then the gateway has ended first
+            await self.changes.watched()
+        await asyncio.sleep(self._settings.drain_delay_s)
 
     async def close(self, grace_s: float) -> None:
         """Drains and stops every worker. What is desired stays on disk."""

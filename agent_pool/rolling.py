@@ -71,7 +71,9 @@ class Rolls:
                 match step:
                     case Start():
                         places = _places(deployment, roll, new)
-                        started = self._crew.enlist(deployment, 1, revision=roll.target, places=places)
+                        started = self._crew.enlist(
+                            deployment, 1, revision=roll.target, places=places, avoid=roll.old
+                        )
                         await self._crew.start(deployment, started)
                         new += started
                         await self._note(deployment, roll, sum(each.state is State.READY for each in new))

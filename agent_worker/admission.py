@@ -102,11 +102,17 @@ class Admission(aio.ServerInterceptor):
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(admitted, handler.request_deserializer, handler.response_serializer)
 
-    async def drain(self, grace_s: float) -> None:
-        """Refuses new calls; returns when no call is left. Those that are after `grace_s` end as `WorkerDrained`."""
+    async def drain(self, grace_s: float, over: asyncio.Event) -> None:
+        """Refuses new calls; returns when no call is left.
+
+        Those that are after `grace_s`, or once `over` is set, end as `WorkerDrained`.
+        """
         self._drains = True
         if self._calls:
-            await asyncio.wait(list(self._calls), timeout=grace_s)
+            either = [asyncio.create_task(_all(list(self._calls))), asyncio.create_task(over.wait())]
+            await asyncio.wait(either, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in either:
+                task.cancel()
         if left := dict(self._calls):
             # The status first: what a handler does about its cancellation may take as long as it likes.
             cuts = [asyncio.create_task(_cut(context, self._last_word(context))) for context in left.values()]
@@ -180,6 +186,11 @@ class Admission(aio.ServerInterceptor):
             yield
         finally:
             self._vitals.requests_processed += 1
+
+
+async def _all(calls: list[asyncio.Task[Any]]) -> bool:
+    """Returns when all have ended, however."""
+    return not (await asyncio.wait(calls))[1]
 
 
 def _draining() -> errors.WorkerDraining:

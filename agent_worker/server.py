@@ -78,8 +78,10 @@ class WorkerServer:
         await self._server.start()
         self._vitals.begin()
 
-    async def drain(self, grace_s: float) -> None:
+    async def drain(self, grace_s: float, over: asyncio.Event) -> None:
         """Takes no new calls, lets those in flight finish for `grace_s` seconds, then ends them UNAVAILABLE.
+
+        So it does once `over` is set.
 
         The server itself is not stopped, the process's end does that: grpc ends calls that come while it stops as
         CANCELLED, and a caller could not tell whether they were begun.
@@ -88,7 +90,7 @@ class WorkerServer:
             Exception: whatever the agent's stop() raises; TimeoutError if it takes too long. No call is left then.
         """
         await self._health.enter_graceful_shutdown()
-        await self._admission.drain(grace_s)
+        await self._admission.drain(grace_s, over)
         # In a thread of its own: calls that hang may occupy all the others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="stop"))
         async with asyncio.timeout(_STOP_TIMEOUT_S):

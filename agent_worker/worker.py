@@ -156,6 +156,7 @@ async def _serve(
 ) -> int:
     loop = asyncio.get_running_loop()
     drain: asyncio.Future[float] = loop.create_future()
+    grace_over = asyncio.Event()
     debugger = Debugger(allowed=spec.debug)
     serves = False
 
@@ -175,7 +176,13 @@ async def _serve(
             elif command.get("op") == "debug":
                 debugger.admit(channel.connection())
 
-    loop.add_signal_handler(signal.SIGTERM, begin_drain, spec.stop_grace_s)
+    def terminate() -> None:
+        if drain.done():
+            # Again: a pool that has taken this worker over has no other way to say that the grace is over.
+            grace_over.set()
+        begin_drain(spec.stop_grace_s)
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
     loop.add_reader(channel.fileno(), hear)
     path = sandbox.workers_dir(template.sandbox) / socket_name(spec.slot)
     starting: asyncio.Future[Any] = asyncio.ensure_future(server.start(loaded, path))
@@ -189,7 +196,7 @@ async def _serve(
     grace_s = await drain
     _log.info("worker drains", grace_s=grace_s)
     try:
-        await server.drain(grace_s)
+        await server.drain(grace_s, grace_over)
     except Exception as error:  # the worker ends as it was asked to, whatever the agent's stop() does
         _log.error("the agent's stop() failed", exc_info=error)
     _log.info("worker ended")

@@ -40,7 +40,10 @@ def bootstrap(home: Home) -> dict[str, Any]:
         "node": {"id": "envoy", "cluster": "agentruntime"},
         "admin": {"address": {"pipe": {"path": str(home.envoy_admin_socket), "mode": 0o600}}},
         "dynamic_resources": {"ads_config": grpc_api, "cds_config": source, "lds_config": source},
+        # Most agents sleep: what a cluster needs in each thread, and its counters, are made at its first call.
+        "deferred_stat_options": {"enable_deferred_creation_stats": True},
         "cluster_manager": {
+            "enable_deferred_cluster_creation": True,
             "load_stats_config": {
                 "api_type": "GRPC",
                 "transport_api_version": "V3",

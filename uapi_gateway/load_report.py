@@ -17,6 +17,8 @@ from uapi_gateway.load import Load
 
 _log = log.get("uapi_gateway.load_report")
 _RETRY_S = 0.5
+# Agents whose gauges are read at a time: their names must fit into the head of a request, which may have 60 KiB.
+_MOST_LOOKED_AT = 500
 
 
 class LoadReport:
@@ -49,7 +51,7 @@ class LoadReport:
             self._load.due.clear()
             if self._load.envoy_reports:
                 if doubtful := self._load.doubtful:
-                    await self._look(doubtful)
+                    await self._look(doubtful[:_MOST_LOOKED_AT])
                 # All of it each time: silence about an agent would mean that it has no calls.
                 loads = self._load.report()
                 message = pool.ReportLoadRequest(loads=loads, ejected_worker_ids=self._ejections.workers())

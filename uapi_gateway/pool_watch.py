@@ -16,19 +16,19 @@ from uapi_gateway.store import Store
 
 _log = log.get("uapi_gateway.pool_watch")
 _FIRST_DELAY_S = 0.05
-_LONGEST_DELAY_S = 1.0
+_LONGEST_DELAY_S = 0.2
 # Before a write that the disk refused is tried again.
 _SAVE_DELAY_S = 1.0
 
 
 def pool_channel(path: Path) -> aio.Channel:
-    """A channel to the pool that finds it again within a second of its return."""
+    """A channel to the pool that finds it again within 0.1 s of its return."""
     return aio.insecure_channel(
         f"unix:{path}",
         options=[
             ("grpc.initial_reconnect_backoff_ms", 50),
             ("grpc.min_reconnect_backoff_ms", 50),
-            ("grpc.max_reconnect_backoff_ms", 500),
+            ("grpc.max_reconnect_backoff_ms", 100),
             ("grpc.max_receive_message_length", 64 * 2**20),
         ],
     )

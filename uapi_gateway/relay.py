@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
-from agentruntime import errors, log, names, status
+from agentruntime import errors, names
 from grpc import aio
 
 from uapi_gateway import caching, response_cache, waking
@@ -25,7 +25,6 @@ from uapi_gateway.registry import Agent, Endpoint, Registry, Target
 from uapi_gateway.settings import Settings
 from uapi_gateway.xds.routes import AGENT_HEADER, CACHE_HEADER, CLUSTER_HEADER
 
-_log = log.get("uapi_gateway.relay")
 # The platform's limit for a message to an agent (text_generation.proto); what comes back only must not drown us.
 LONGEST_REQUEST_BYTES = 4 * 2**20
 _HOP_BY_HOP = frozenset((CLUSTER_HEADER, "user-agent", "te", "content-type", "x-forwarded-proto"))
@@ -274,8 +273,6 @@ class Relay:
         try:
             async for message in self._answer(_Call(method, name, metadata, kept, context)):
                 yield message
-        except errors.AgentError as error:
-            _finish(context, error)
         finally:
             kept.release()
 
@@ -352,16 +349,8 @@ def _marked(trailing: Metadata, how: str) -> Metadata:
     return (*_unmarked(trailing), (CACHE_HEADER, how))
 
 
-def _finish(context: aio.ServicerContext[Any, Any], error: errors.AgentError) -> None:
-    """Gives the call the status of an error; the handler must return then."""
-    context.set_code(status.code_of(error))
-    context.set_details(error.message)
-    details = (status.DETAILS_KEY, status.encode(error))
-    context.set_trailing_metadata((details,) if error.begun else (details, (status.NOT_BEGUN_KEY, "1")))
-
-
 class RelayHandler(grpc.GenericRpcHandler):
-    """Takes every method there is."""
+    """Takes every method there is. Its server encodes the errors that are raised."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay

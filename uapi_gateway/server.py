@@ -100,7 +100,9 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         discovery = DiscoveryService(cache)
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, xds)
         lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(LoadService(load, settings.load_interval_s), xds)
-        relay = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
+        relay = aio.server(
+            interceptors=[ServerInterceptor()], options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)]
+        )
         stack.push_async_callback(carrier.close)
         relay.add_generic_rpc_handlers((RelayHandler(carrier),))
         control = _control_server(registry, service, registrar, watch)

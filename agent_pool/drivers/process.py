@@ -138,9 +138,13 @@ class ProcessDriver(Driver):
         process = self._workers.get(key)
         if process is None or process.exit is None:
             return Exit("it never ran")
-        process.ask_to_drain(grace_s)
+        knows = process.ask_to_drain(grace_s)
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(self.wait(key), grace_s + (_STOP_MARGIN_S if knows else 0))
+        if not knows:
+            process.terminate()
         try:
-            return await asyncio.wait_for(self.wait(key), grace_s + _STOP_MARGIN_S)
+            return await asyncio.wait_for(self.wait(key), 0 if knows else _STOP_MARGIN_S)
         except TimeoutError:
             process.kill()
             await self.wait(key)

@@ -113,9 +113,17 @@ class WorkerProcess:
             loop.remove_reader(reports.connection)
             ending.cancel()
 
-    def ask_to_drain(self, grace_s: float) -> None:
-        if not self.reports.ask_to_drain(grace_s) and not self.ended.is_set():
-            # Taken over from a pool that died: the signal says the same, with the grace it was started with.
+    def ask_to_drain(self, grace_s: float) -> bool:
+        """False where the worker will not know when its grace is over, and has to be told by `terminate`."""
+        if self.reports.ask_to_drain(grace_s):
+            return True
+        # Taken over from a pool that died: the signal says the same, with the grace it was started with.
+        self.terminate()
+        return False
+
+    def terminate(self) -> None:
+        """Asks it to drain; once more, to be done with draining."""
+        if not self.ended.is_set():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
 

@@ -57,8 +57,7 @@ class Kill:
 
     # "worker", "pool", "gateway", "envoy" or "template".
     what: str
-    # "ledger-02" of a worker, else what.
-    name: str
+    pid: int
     at: float
     # When the process had ended.
     gone_at: float

@@ -21,8 +21,9 @@ class Readiness:
     def __init__(self, home: Home, agent: str) -> None:
         self._home = home
         self.agent = agent
-        self.workers: dict[str, agent_pool_pb2.Worker] = {}
-        self._ready: dict[str, Process] = {}
+        # By pid: a name may go from a worker to its successor.
+        self.workers: dict[int, agent_pool_pb2.Worker] = {}
+        self._ready: list[Process] = []
         # When, and how many were ready from then on.
         self.changes: list[tuple[float, int]] = []
 
@@ -32,15 +33,15 @@ class Readiness:
             group.create_task(self._listen())
             group.create_task(self._look())
 
-    def ready(self) -> dict[str, Process]:
-        """The workers that are ready, by name."""
-        return {name: process for name, process in self._ready.items() if process.alive}
+    def ready(self) -> list[Process]:
+        """The workers that are ready."""
+        return [process for process in self._ready if process.alive]
 
     async def until(self, count: int, without: Process | None = None) -> float:
         """When so many are ready, none of them that one."""
         while True:
             ready = self.ready()
-            if len(ready) >= count and without not in ready.values():
+            if len(ready) >= count and without not in ready:
                 return time.monotonic()
             await asyncio.sleep(INTERVAL_S)
 
@@ -62,13 +63,13 @@ class Readiness:
             await asyncio.sleep(_RETRY_S)
 
     def _take(self, deployment: agent_pool_pb2.Deployment) -> None:
-        self.workers = {worker.worker_id: worker for worker in deployment.workers}
-        self._ready = {}
+        self.workers = {worker.pid: worker for worker in deployment.workers}
+        self._ready = []
         for worker in deployment.workers:
             if worker.state == agent_pool_pb2.WORKER_STATE_READY:
                 # One that has ended since is none that is ready.
                 with contextlib.suppress(LookupError):
-                    self._ready[worker.worker_id] = Process.of(worker.pid)
+                    self._ready.append(Process.of(worker.pid))
 
 
 def longest_without(changes: list[tuple[float, int]], began_at: float, ended_at: float) -> float:

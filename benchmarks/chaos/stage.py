@@ -82,21 +82,22 @@ class Stage:
     async def _nothing(self) -> None:
         pass
 
-    async def _kill(self, what: str, name: str, victim: Process, back: Callable[[], Awaitable[float]]) -> None:
+    async def _kill(self, what: str, victim: Process, back: Callable[[], Awaitable[float]]) -> None:
         """Kills, and waits until what was killed is back."""
         at, gone_at = await victim.kill()
         place = len(self.kills)
-        self.kills.append(Kill(what, name, at, gone_at))
+        self.kills.append(Kill(what, victim.pid, at, gone_at))
         try:
             back_at = await asyncio.wait_for(back(), _BACK_TIMEOUT_S)
         except TimeoutError:
             return
         self.kills[place] = replace(self.kills[place], back_at=back_at)
 
-    async def _kill_worker(self, number: int) -> None:
-        ready = sorted(self._readiness.ready().items())
-        name, victim = ready[number % len(ready)]
-        await self._kill("worker", name, victim, lambda: self._readiness.until(self._plan.replicas, victim))
+    async def _kill_worker(self) -> None:
+        # The oldest first: each in its turn.
+        ready = sorted(self._readiness.ready(), key=lambda process: (process.started, process.pid))
+        victim = ready[0]
+        await self._kill("worker", victim, lambda: self._readiness.until(self._plan.replicas, victim))
 
     async def _kill_workers(self) -> None:
         began_at = time.monotonic()
@@ -106,13 +107,13 @@ class Stage:
                 if at + self._plan.kill_every_s > began_at + self._plan.workers_s:
                     break
                 await asyncio.sleep(max(0.0, at - time.monotonic()))
-                group.create_task(self._kill_worker(number))
+                group.create_task(self._kill_worker())
 
     async def _kill_pool(self) -> None:
         victim, before = victims.child(self._home, "pool"), self._readiness.ready()
-        await self._kill("pool", "pool", victim, lambda: self._answering_pool(victim.pid))
+        await self._kill("pool", victim, lambda: self._answering_pool(victim.pid))
         await asyncio.wait_for(self._readiness.until(self._plan.replicas), _BACK_TIMEOUT_S)
-        self.lost_workers = len(set(before.values()) - set(self._readiness.ready().values()))
+        self.lost_workers = len(set(before) - set(self._readiness.ready()))
 
     async def _answering_pool(self, other_than: int) -> float:
         while True:
@@ -132,7 +133,7 @@ class Stage:
             # It writes the file once it answers.
             return victims.gateway(self._home) != victim and accepts(self._home.control_socket)
 
-        await self._kill("gateway", "gateway", victim, lambda: _when(back))
+        await self._kill("gateway", victim, lambda: _when(back))
 
     async def _kill_envoy(self) -> None:
         victim = victims.envoy(self._home)
@@ -140,21 +141,20 @@ class Stage:
         def back() -> bool:
             return victims.envoy(self._home) != victim and accepts(self._home.gateway_socket)
 
-        await self._kill("envoy", "envoy", victim, lambda: _when(back))
+        await self._kill("envoy", victim, lambda: _when(back))
 
     async def _kill_template(self) -> None:
         """With a worker at once after it: only the next start needs a template."""
-        ready = self._readiness.ready()
-        name = min(ready)
-        victim = victims.template(self._readiness.workers[name])
-        await self._kill("template", "template", victim, self._kill_worker_and_wait)
+        worker = self._readiness.workers[self._readiness.ready()[0].pid]
+        victim = victims.template(worker)
+        await self._kill("template", victim, self._kill_worker_and_wait)
 
     async def _kill_worker_and_wait(self) -> float:
-        await self._kill_worker(0)
+        await self._kill_worker()
         return await self._readiness.until(self._plan.replicas)
 
     async def _update(self) -> None:
-        before = {worker.pid for worker in self._readiness.workers.values()}
+        before = set(self._readiness.workers)
         request = agent_pool_pb2.UpdateAgentRequest(name=self._readiness.agent, image=self._update_to)
         request.grace_period.FromMilliseconds(int(self._plan.grace_s * 1000))
         async with aio.insecure_channel(f"unix:{self._home.gateway_socket}") as channel:

@@ -12,7 +12,7 @@ from benchmarks.chaos.readiness import longest_without
 from benchmarks.table import Grid, Table
 
 _UNAVAILABLE = "UNAVAILABLE"
-_RAN = re.compile(rb"^ran (\S+)$", re.MULTILINE)
+_RAN = re.compile(rb"^ran (\S+) (\d+)$", re.MULTILINE)
 # What a gRPC client lets pass by default before it connects again: 1 s, ±20 %
 # (https://github.com/grpc/grpc/blob/master/doc/connection-backoff.md). Until then its calls fail in itself.
 _RECONNECT_S = 1.3
@@ -25,20 +25,20 @@ class Evidence:
     outcome: Outcome
     phases: list[Phase]
     kills: list[Kill]
-    # Of each call that was written down, the workers that did, once for each time.
-    ran: Mapping[str, list[str]]
+    # Of each call that was written down, the pids of the workers that did, once for each time.
+    ran: Mapping[str, list[int]]
     # When, and how many workers were ready from then on.
     ready: list[tuple[float, int]]
     # That a new pool did not take over although they had not ended.
     lost_workers: int
 
 
-def executions(logs: Path) -> dict[str, list[str]]:
+def executions(logs: Path) -> dict[str, list[int]]:
     """Reads `Evidence.ran` from the logs of an agent's workers, with the parts that were rotated away."""
-    ran: dict[str, list[str]] = defaultdict(list)
+    ran: dict[str, list[int]] = defaultdict(list)
     for path in sorted(logs.iterdir()):
-        for found in _RAN.findall(path.read_bytes()):
-            ran[found.decode()].append(path.name.partition(".")[0])
+        for call_id, pid in _RAN.findall(path.read_bytes()):
+            ran[call_id.decode()].append(int(pid))
     return ran
 
 
@@ -51,10 +51,10 @@ def through_envoy(call: Call, kills: Iterable[Kill]) -> bool:
     )
 
 
-def on_killed_worker(call: Call, kills: Iterable[Kill], ran: Mapping[str, list[str]]) -> bool:
+def on_killed_worker(call: Call, kills: Iterable[Kill], ran: Mapping[str, list[int]]) -> bool:
     """Whether a call was in flight while a worker died, and ran on no other."""
     died = {
-        kill.name
+        kill.pid
         for kill in kills
         if kill.what == "worker" and call.began_at <= kill.gone_at and call.ended_at >= kill.at
     }
@@ -83,10 +83,17 @@ def bars(seen: Evidence) -> Table:
         "not idempotent: answered, but not written down": sum(
             not call.idempotent and not call.failed and call.call_id not in ran for call in calls
         ),
+        # At a plain client the status alone can be seen.
+        "streams of drained workers, ended otherwise than UNAVAILABLE, at the SDK WORKER_DRAINED": sum(
+            cut.code != _UNAVAILABLE or (cut.client == SDK and cut.reason != "WORKER_DRAINED")
+            for cut in seen.outcome.cuts
+            for phase in seen.phases
+            if phase.name == "update" and phase.has(cut.ended_at)
+        ),
         "killed, and not back": sum(kill.back_at is None for kill in kills),
         "alive, and not taken over by the new pool": seen.lost_workers,
     }
-    table = Table("chaos: bars", "Of calls, kills and workers; there must be none.")
+    table = Table("chaos: bars", "Of calls, streams, kills and workers; there must be none.")
     for what, count in counts.items():
         table.add(what, count, "", 0)
     return table

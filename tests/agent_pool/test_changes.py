@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from agent_pool.changes import Changes
 
 
@@ -20,3 +22,25 @@ async def test_changes_are_told_once_however_many() -> None:
         assert await waiting == ["c"]
         assert await other.take() == ["a", "b", "c"]
     changes.publish("gone")
+
+
+async def test_a_watcher_that_is_expected_is_waited_for() -> None:
+    changes = Changes()
+    await asyncio.wait_for(changes.watched(), 1)
+    changes.expect()
+    waiting = asyncio.create_task(changes.watched())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    with changes.subscribe():
+        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(changes.watched(), 1)
+    # Now it is gone, and should come back.
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(changes.watched(), 0.05)
+
+
+async def test_a_watcher_that_is_late_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_pool.changes._BACK_S", 0.01)
+    changes = Changes()
+    changes.expect()
+    await asyncio.wait_for(changes.watched(), 1)

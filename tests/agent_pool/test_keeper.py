@@ -102,10 +102,14 @@ def deployment() -> Deployment:
     return Deployment("tester", {1: spec}, current=1, replicas=1)
 
 
+async def at_once() -> None:
+    """Nobody has to hear of anything."""
+
+
 def keep(driver: Driver) -> tuple[Keeper, Ledger]:
     ledger = Ledger(Capacity(4000, 2**33, ()))
     backoff = Backoff(first_delay_s=0.001, longest_delay_s=0.002)
-    return Keeper(driver, ledger, backoff, changed=lambda _agent: None, drain_delay_s=0.0), ledger
+    return Keeper(driver, ledger, backoff, changed=lambda _agent: None, heard=at_once), ledger
 
 
 async def test_a_restart_that_the_machine_refuses_is_tried_again() -> None:

@@ -29,7 +29,11 @@ class Ward:
         self.ledger = Ledger(Capacity(4000, 2**33, ()))
         self.news = 0
         self.keeper = Keeper(
-            self.driver, self.ledger, Backoff(0.1, longest_delay_s=0.1), changed=self._on_change, drain_delay_s=0.0
+            self.driver,
+            self.ledger,
+            Backoff(0.1, longest_delay_s=0.1),
+            changed=self._on_change,
+            heard=test_keeper.at_once,
         )
         self.deployment: Deployment = test_keeper.deployment()
         [self.worker] = self.deployment.new_workers(1)

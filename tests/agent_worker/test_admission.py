@@ -250,7 +250,7 @@ async def test_what_is_left_after_the_grace_period_ends_with_its_reason(held: He
         unary: Any = channel.unary_unary(CALL)
         behind = asyncio.ensure_future(unary(b"behind", timeout=20)) if waits else None
         await eventually(lambda: len(admission._slots.waiting) == waits)
-        draining = asyncio.create_task(admission.drain(0.1))
+        draining = asyncio.create_task(admission.drain(0.1, asyncio.Event()))
         await eventually(lambda: admission._drains)
         refused = await failure(unary(b"new", timeout=5))
         assert (type(refused), refused.begun) == (errors.WorkerDraining, False)
@@ -268,7 +268,7 @@ async def test_a_drain_ends_with_the_last_call(held: Held) -> None:
         streaming: Any = channel.unary_stream(STREAM)
         stream = streaming(b"s", timeout=20)
         assert await stream.read() == b"1"
-        draining = asyncio.create_task(admission.drain(20.0))
+        draining = asyncio.create_task(admission.drain(20.0, asyncio.Event()))
         await eventually(lambda: admission._drains)
         held.go.set()
         assert await stream.read() == b"2"
@@ -278,7 +278,7 @@ async def test_a_drain_ends_with_the_last_call(held: Held) -> None:
 
 async def test_a_refusal_says_to_proxies_that_the_call_was_not_begun(held: Held) -> None:
     async with served(held.async_call) as (channel, admission):
-        await admission.drain(0.0)
+        await admission.drain(0.0, asyncio.Event())
         unary: Any = channel.unary_unary(CALL)
         call = unary(b"x", timeout=5)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE

@@ -16,6 +16,7 @@ from agentruntime._proto.uapi.v1 import text_generation_pb2, text_generation_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.agent_worker import templates
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -214,6 +215,32 @@ def test_sigterm_drains_a_worker_whose_pool_is_gone(base: templates.Base) -> Non
     worker.channel.close()
     assert ask(worker, "no pool") == "no pool"
     os.kill(worker.pid, signal.SIGTERM)
+    assert template.control.exit_of("a-01") == 0
+
+
+def test_a_second_sigterm_ends_the_grace_of_a_worker_whose_pool_is_gone(base: templates.Base) -> None:
+    code = """
+    from agentruntime.agent import Agent
+    import asyncio
+    class A(Agent):
+        async def generate(self, prompt, *, temperature, max_tokens):
+            yield "begun"
+            await asyncio.sleep(600)
+    """
+    template = load(base, code)
+    worker = template.fork()
+    worker.event()
+    worker.channel.close()
+    with grpc.insecure_channel(worker.address) as channel:
+        stub = text_generation_pb2_grpc.TextGenerationServiceStub(channel)
+        stream = stub.StreamText(text_generation_pb2.StreamTextRequest(prompt="x"), timeout=30)
+        assert next(stream).text == "begun"
+        os.kill(worker.pid, signal.SIGTERM)
+        until(lambda: "worker drains" in worker.log.read_text())
+        os.kill(worker.pid, signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream)
+        assert status.decode(caught.value).reason == "WORKER_DRAINED"
     assert template.control.exit_of("a-01") == 0
 
 

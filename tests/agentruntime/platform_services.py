@@ -40,11 +40,16 @@ class Record:
         self.failures: list[errors.AgentError] = []
         self.leases: set[str] = set()
         self.registrations = 0
-        self.deployments = [agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", workers=[worker()])]
+        self.deployments = [
+            agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", revision=1, workers=[worker()])
+        ]
         self.outside: list[agent_registry_pb2.AgentInfo] = []
         # While it is not set, RunAgent and StreamText do not answer.
         self.holds = threading.Event()
         self.holds.set()
+        # A change goes on until this is set.
+        self.shown = threading.Event()
+        self.shown.set()
         self._changed = threading.Condition()
         self._statuses: list[agent_pool_pb2.Deployment] = []
 
@@ -65,7 +70,7 @@ class Record:
             updating = agent_pool_pb2.Deployment(agent="my-agent", status="updating to revision 2 (1 of 2 workers)")
             self._statuses.append(updating)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._statuses, 5.0)
+        self.shown.wait(10.0)
         changed = agent_pool_pb2.Deployment()
         changed.CopyFrom(self.deployments[0])
         changed.MergeFrom(agent_pool_pb2.Deployment(image=image, revision=2, replicas=1))
@@ -77,7 +82,6 @@ class Record:
             with self._changed:
                 self._changed.wait_for(lambda: self._statuses or not context.is_active())
                 said, self._statuses = self._statuses, []
-                self._changed.notify_all()
             yield from said
 
     def stop_waiting(self) -> None:
@@ -181,6 +185,7 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
         deployment = agent_pool_pb2.Deployment(
             agent=request.agent or request.image.partition(":")[0],
             image=request.image,
+            revision=1,
             services=[TEXT_SERVICE],
             descriptors=b"schema",
             replicas=request.replicas,

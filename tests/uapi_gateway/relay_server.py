@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentruntime.home import Home
+from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
@@ -50,7 +51,9 @@ async def relaying(home: Home, **settings: Any) -> AsyncIterator[RelayServer]:
     load, ejections = Load(registry), Ejections(registry)
     to_pool = pool_channel(home.pool_socket)
     relay = Relay(registry, to_pool, load, ejections, Settings(root=home.root, **settings))
-    server = aio.server(options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)])
+    server = aio.server(
+        interceptors=[ServerInterceptor()], options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)]
+    )
     server.add_generic_rpc_handlers((RelayHandler(relay),))
     server.add_insecure_port(f"unix:{home.run}/relay.sock")
     await server.start()

@@ -159,6 +159,26 @@ async def test_the_callers_deadline_wins(home: Home) -> None:
         assert wakes.outcomes == {"abandoned": 1}
 
 
+async def test_callers_that_hang_up_leave_nothing_behind(home: Home) -> None:
+    async with relaying(home, relay_held_bytes=2**20 + 1000) as server, server.pool.serving(home):
+        server.put("a", {}, **asleep())
+        server.pool.on_wake = _never
+        calls = [asyncio.ensure_future(server.call("x" * 1000, "a", timeout_s=None)) for _ in range(50)]
+        await eventually(lambda: server.relay.figures().waiting.get("a") == 50)
+        for call in calls:
+            call.cancel()
+        await eventually(lambda: server.relay.figures().waiting == {})
+        await eventually(lambda: [wakes.outcomes for _, wakes in server.relay.figures().wakes] == [{"abandoned": 1}])
+        # All that it may hold is free again.
+        assert server.load.report() == [pool_proto.AgentLoad(agent="a", begun=50)]
+        for name in ("a",) * 3:
+            assert isinstance(await refusal(server, name, prompt="x" * (2**20), timeout_s=0.1), AgentNotReady)
+
+
+async def _never(_agent: str) -> None:
+    await asyncio.sleep(3600)
+
+
 async def test_a_pool_that_comes_back_is_asked(home: Home, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/1.sock"
     async with relaying(home) as server, echoing(address, "a-01"):

@@ -37,5 +37,5 @@ class LedgerAgent(ledger_pb2_grpc.LedgerServicer):
 
 
 def _write_down(call_id: str) -> None:
-    os.write(_STDOUT, f"ran {call_id}\n".encode())
+    os.write(_STDOUT, f"ran {call_id} {os.getpid()}\n".encode())
     os.fsync(_STDOUT)

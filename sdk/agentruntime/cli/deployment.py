@@ -2,9 +2,9 @@
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
 from agentruntime import errors, names
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
@@ -14,16 +14,21 @@ from agentruntime.client.sync import Client
 # The pool bounds each step by the agent's own start timeout and the grace period; beyond this it no longer answers.
 TIMEOUT_S = 3600.0
 _SYNCED_WITHIN_S = 2.0
+_LOOK_S = 0.25
+AnswerT = TypeVar("AnswerT")
 
 
-@contextmanager
-def followed(client: Client, name: str, text: str, *, goes_on: str, quiet: bool) -> Iterator[None]:
-    """Shows how the pool gets on with an agent while the body waits for its answer.
+def followed(
+    client: Client, name: str, text: str, call: Callable[[], AnswerT], *, goes_on: str, quiet: bool
+) -> AnswerT:
+    """Makes a call that takes long, and shows how the pool gets on with an agent meanwhile.
 
     Args:
         client: a client of the platform.
         name: the agent, or one of its workers.
         text: what is shown until the pool says more.
+        call: made in a thread of its own. Ctrl-C is an exception at any place of the main thread, and a lock of
+            grpc held there would never be let go.
         goes_on: said if the user interrupts: the pool does not stop for that.
         quiet: without lines where nobody looks, for output that a program reads.
     """
@@ -31,18 +36,36 @@ def followed(client: Client, name: str, text: str, *, goes_on: str, quiet: bool)
         with output.progress(text, quiet=quiet) as say:
             watch = client.pool.WatchDeployments(pool_pb2.WatchDeploymentsRequest(), timeout=math.inf)
             synced = threading.Event()
-            thread = threading.Thread(target=_say_changes, args=(watch, name, say, synced), daemon=True)
-            thread.start()
+            watching = threading.Thread(target=_say_changes, args=(watch, name, say, synced), daemon=True)
+            watching.start()
+            answer: Future[AnswerT] = Future()
+            threading.Thread(target=_answer, args=(call, synced, answer), daemon=True).start()
             try:
-                # Else what happened before could be taken for news.
-                synced.wait(_SYNCED_WITHIN_S)
-                yield
+                # A signal that comes just before a wait does not end it.
+                while not wait([answer], timeout=_LOOK_S).done:
+                    continue
+                return answer.result()
             finally:
                 watch.cancel()
-                thread.join()
+                watching.join()
     except KeyboardInterrupt:
         output.note(goes_on)
         raise
+    except errors.Unavailable as error:
+        if error.reason != "CONNECTION_LOST":
+            raise
+        # The pool that was asked is gone; the one after it knows.
+        lost = f"{error.message}; `agent ps --agents` shows what became of it"
+        raise errors.Unavailable(lost, reason=error.reason) from None
+
+
+def _answer(call: Callable[[], AnswerT], synced: threading.Event, answer: "Future[AnswerT]") -> None:
+    # Else what happened before could be taken for news.
+    synced.wait(_SYNCED_WITHIN_S)
+    try:
+        answer.set_result(call())
+    except Exception as error:
+        answer.set_exception(error)
 
 
 def _say_changes(watch: Any, name: str, say: Any, synced: threading.Event) -> None:

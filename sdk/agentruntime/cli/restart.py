@@ -21,11 +21,15 @@ def command(
     request = pool_pb2.RestartAgentRequest(name=name, grace_period=graces.period(grace))
     as_json = output.wants_json(format_)
     goes_on = f"the restart goes on; `agent ps` shows it, `agent stop {name}` ends it"
-    with (
-        platform.connect() as client,
-        deployment.followed(client, name, f"restarting {name}", goes_on=goes_on, quiet=as_json),
-    ):
-        response = client.pool.RestartAgent(request, timeout=deployment.TIMEOUT_S)
+    with platform.connect() as client:
+        response = deployment.followed(
+            client,
+            name,
+            f"restarting {name}",
+            lambda: client.pool.RestartAgent(request, timeout=deployment.TIMEOUT_S),
+            goes_on=goes_on,
+            quiet=as_json,
+        )
     if as_json:
         output.print_json(output.as_data(response))
     elif response.worker_ids:

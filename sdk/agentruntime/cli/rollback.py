@@ -25,9 +25,13 @@ def command(
     request = pool_pb2.RollbackAgentRequest(agent=agent, revision=to, grace_period=graces.period(grace))
     as_json = output.wants_json(format_)
     goes_on = f"the rollback goes on; `agent history {agent}` says how it ends"
-    with (
-        platform.connect() as client,
-        deployment.followed(client, agent, f"rolling {agent} back", goes_on=goes_on, quiet=as_json),
-    ):
-        after = client.pool.RollbackAgent(request, timeout=deployment.TIMEOUT_S).deployment
+    with platform.connect() as client:
+        after = deployment.followed(
+            client,
+            agent,
+            f"rolling {agent} back",
+            lambda: client.pool.RollbackAgent(request, timeout=deployment.TIMEOUT_S).deployment,
+            goes_on=goes_on,
+            quiet=as_json,
+        )
     deployment.show(after, as_json=as_json)

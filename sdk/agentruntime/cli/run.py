@@ -107,8 +107,14 @@ def run(client: Client, request: pool_pb2.RunAgentRequest, *, quiet: bool) -> po
     """Runs it, and shows how the pool gets on."""
     agent = _agent_of(request)
     goes_on = f"the start goes on; `agent ps --agent {agent}` shows it, `agent stop {agent}` ends it"
-    with deployment.followed(client, agent, f"starting {agent}", goes_on=goes_on, quiet=quiet):
-        return client.pool.RunAgent(request, timeout=deployment.TIMEOUT_S).deployment
+    return deployment.followed(
+        client,
+        agent,
+        f"starting {agent}",
+        lambda: client.pool.RunAgent(request, timeout=deployment.TIMEOUT_S).deployment,
+        goes_on=goes_on,
+        quiet=quiet,
+    )
 
 
 def _update(client: Client, request: pool_pb2.RunAgentRequest, *, quiet: bool) -> None:

@@ -24,11 +24,15 @@ def command(
     request = scale_request(agent, flags.config())
     as_json = output.wants_json(format_)
     goes_on = f"the scaling goes on; `agent ps --agent {agent}` shows it"
-    with (
-        platform.connect() as client,
-        deployment.followed(client, agent, f"scaling {agent}", goes_on=goes_on, quiet=as_json),
-    ):
-        after = client.pool.ScaleAgent(request, timeout=deployment.TIMEOUT_S).deployment
+    with platform.connect() as client:
+        after = deployment.followed(
+            client,
+            agent,
+            f"scaling {agent}",
+            lambda: client.pool.ScaleAgent(request, timeout=deployment.TIMEOUT_S).deployment,
+            goes_on=goes_on,
+            quiet=as_json,
+        )
     deployment.show(after, as_json=as_json)
 
 

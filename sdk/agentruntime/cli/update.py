@@ -64,5 +64,11 @@ def update(client: Client, request: pool_pb2.UpdateAgentRequest, *, quiet: bool)
     """Makes an update, and shows how it gets on."""
     name = request.name
     goes_on = f"the update goes on; `agent history {name}` says how it ends, `agent rollback {name}` takes it back"
-    with deployment.followed(client, name, f"updating {name}", goes_on=goes_on, quiet=quiet):
-        return client.pool.UpdateAgent(request, timeout=deployment.TIMEOUT_S).deployment
+    return deployment.followed(
+        client,
+        name,
+        f"updating {name}",
+        lambda: client.pool.UpdateAgent(request, timeout=deployment.TIMEOUT_S).deployment,
+        goes_on=goes_on,
+        quiet=quiet,
+    )

@@ -13,8 +13,11 @@ from agentruntime.client.target import Target
 AGENT_KEY = "x-uapi-agent"
 # Between the gateway's clock for a deadline and ours.
 _DEADLINE_SKEW_S = 0.1
-# What gRPC's core says of a connection that ended under a call.
-_BROKEN = re.compile(r"Stream removed|Socket closed|Connection (reset|aborted)|Broken pipe|GOAWAY|Transport closed")
+# What gRPC's core says of a connection that ended under a call, and Envoy of one behind it.
+_BROKEN = re.compile(
+    r"Stream removed|Socket closed|Connection (reset|aborted)|Broken pipe|GOAWAY|Transport closed"
+    r"|disconnect/reset before headers"
+)
 Metadata = list[tuple[str, str | bytes]]
 
 
@@ -71,7 +74,7 @@ def failure(
     decoded = status.decode(error)
     if decoded.reason == "UNAVAILABLE" and _BROKEN.search(decoded.message):
         return errors.Unavailable(
-            f"the connection to the gateway broke during the call; it may have been carried out ({decoded.message})",
+            f"the connection broke during the call, which may have been carried out ({decoded.message})",
             reason="CONNECTION_LOST",
         )
     if timeout_s is None or decoded.reason not in ("DEADLINE_EXCEEDED", "WORKER_LOST"):

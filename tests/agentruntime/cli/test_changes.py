@@ -11,12 +11,25 @@ from pathlib import Path
 import pytest
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
-from agentruntime.cli import deployment
+from agentruntime.cli import deployment, output
 
 from tests.agentruntime.cli.conftest import Agent
 from tests.agentruntime.platform_services import Record
 
 UPDATING = "updating to revision 2 (1 of 2 workers)\n"
+
+
+@pytest.fixture
+def note_shown(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes go on until a note of them was shown."""
+    note = output.note
+
+    def noted(text: str) -> None:
+        note(text)
+        record.shown.set()
+
+    monkeypatch.setattr(output, "note", noted)
+    record.shown.clear()
 
 
 def test_restart(agent: Agent, record: Record) -> None:
@@ -27,6 +40,7 @@ def test_restart(agent: Agent, record: Record) -> None:
     assert agent("restart", "my-agent", "--grace", "2h").status == 13
 
 
+@pytest.mark.usefixtures("note_shown")
 def test_update_says_what_goes_on_and_what_is(agent: Agent, record: Record) -> None:
     result = agent("update", "my-agent", "--image", "my-agent:1.1.0", "--grace", "5s")
     assert result.err == UPDATING
@@ -43,6 +57,14 @@ def test_an_update_that_was_rolled_back(agent: Agent, record: Record) -> None:
     result = agent("update", "my-agent", "--image", "my-agent:1.1.0")
     assert (result.status, result.out) == (19, "")
     assert result.err.startswith("error: rolled back to revision 1: my-agent-02 did not become healthy\nTraceback:")
+
+
+def test_a_pool_that_died_meanwhile(agent: Agent, record: Record) -> None:
+    record.raises["RestartAgent"] = errors.Unavailable("upstream … disconnect/reset before headers")
+    result = agent("restart", "my-agent")
+    assert (result.status, result.err.count("\n")) == (24, 1)
+    assert result.err.endswith("; `agent ps --agents` shows what became of it\n")
+    assert sum(isinstance(request, pool_pb2.RestartAgentRequest) for request in record.requests) == 1
 
 
 def test_rollback(agent: Agent, record: Record) -> None:
@@ -62,6 +84,7 @@ def test_history(agent: Agent) -> None:
     assert json.loads(agent("history", "my-agent", "-o", "json").out)[1]["current"] is True
 
 
+@pytest.mark.usefixtures("note_shown")
 def test_scale(agent: Agent, record: Record) -> None:
     result = agent("scale", "my-agent", "--replicas", "0", "--no-auto-scale")
     assert (result.status, result.err) == (0, UPDATING)
@@ -125,11 +148,16 @@ def test_on_a_terminal_one_line_is_redrawn(endpoint: str, record: Record, monkey
     monkeypatch.setenv("TERM", "xterm")
     controller, terminal = pty.openpty()
     argv = [str(Path(sys.executable).with_name("agent")), "scale", "my-agent", "--replicas", "2"]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=terminal, timeout=30, check=True)
-    os.close(terminal)
-    shown = os.read(controller, 65536).decode()
+    record.shown.clear()
+    shown = ""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=terminal, text=True) as running:
+        os.close(terminal)
+        while UPDATING.strip() not in shown:
+            shown += os.read(controller, 65536).decode()
+        record.shown.set()
+        out, _ = running.communicate(timeout=30)
+    shown += os.read(controller, 65536).decode()
     os.close(controller)
-    assert done.stdout.startswith(b"my-agent runs my-agent:1.0 at revision 2")
-    assert "updating to revision 2 (1 of 2 workers)" in shown
+    assert out.startswith("my-agent runs my-agent:1.0 at revision 2")
     # The line is taken away again at the end.
     assert shown.rstrip().endswith("\x1b[2K")

@@ -29,6 +29,13 @@ def test_deadlines() -> None:
         (StatusCode.UNAVAILABLE, "Stream removed (Socket closed)", 2.0, 2.0, "CONNECTION_LOST"),
         (StatusCode.UNAVAILABLE, "recvmsg: Connection reset by peer", None, 2.0, "CONNECTION_LOST"),
         (StatusCode.UNAVAILABLE, "GOAWAY received", None, 2.0, "CONNECTION_LOST"),
+        (
+            StatusCode.UNAVAILABLE,
+            "upstream connect error or disconnect/reset before headers",
+            None,
+            2.0,
+            "CONNECTION_LOST",
+        ),
         (StatusCode.UNAVAILABLE, "the database is away", None, 2.0, "UNAVAILABLE"),
     ],
 )
