@@ -40,7 +40,9 @@ class Record:
         self.failures: list[errors.AgentError] = []
         self.leases: set[str] = set()
         self.registrations = 0
-        self.deployments = [agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", workers=[worker()])]
+        self.deployments = [
+            agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", revision=1, workers=[worker()])
+        ]
         self.outside: list[agent_registry_pb2.AgentInfo] = []
         # While it is not set, RunAgent and StreamText do not answer.
         self.holds = threading.Event()
@@ -183,6 +185,7 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
         deployment = agent_pool_pb2.Deployment(
             agent=request.agent or request.image.partition(":")[0],
             image=request.image,
+            revision=1,
             services=[TEXT_SERVICE],
             descriptors=b"schema",
             replicas=request.replicas,

@@ -27,8 +27,8 @@ def followed(
         client: a client of the platform.
         name: the agent, or one of its workers.
         text: what is shown until the pool says more.
-        call: made in a thread of its own. Ctrl-C is an exception at any place of the main thread, and a lock that grpc
-            holds there would never be let go.
+        call: made in a thread of its own. Ctrl-C is an exception at any place of the main thread, and a lock of
+            grpc held there would never be let go.
         goes_on: said if the user interrupts: the pool does not stop for that.
         quiet: without lines where nobody looks, for output that a program reads.
     """
