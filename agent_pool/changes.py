@@ -33,6 +33,8 @@ class Changes:
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
+        # Of them, those of watchers from outside.
+        self._watchers: set[Subscription] = set()
         self._watched = asyncio.Event()
         self._expected_until = 0.0
 
@@ -53,12 +55,23 @@ class Changes:
 
     @contextmanager
     def subscribe(self) -> Iterator[Subscription]:
+        """For the pool's own parts: nobody routes by it, and no drain waits for it."""
         subscription = Subscription()
         self._subscriptions.add(subscription)
-        self._watched.set()
         try:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
-            if not self._subscriptions:
-                self.expect()
+
+    @contextmanager
+    def watch(self) -> Iterator[Subscription]:
+        """For a watcher that routes by what it hears."""
+        with self.subscribe() as subscription:
+            self._watchers.add(subscription)
+            self._watched.set()
+            try:
+                yield subscription
+            finally:
+                self._watchers.discard(subscription)
+                if not self._watchers:
+                    self.expect()

@@ -110,7 +110,7 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     async def WatchDeployments(
         self, request: pb.WatchDeploymentsRequest, context: Context
     ) -> AsyncIterator[pb.WatchDeploymentsResponse]:
-        with self._pool.changes.subscribe() as subscription:
+        with self._pool.changes.watch() as subscription:
             for deployment in self._pool.deployments():
                 yield pb.WatchDeploymentsResponse(changed=messages.deployment(deployment))
             yield pb.WatchDeploymentsResponse(synced=True)

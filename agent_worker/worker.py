@@ -157,6 +157,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     drain: asyncio.Future[float] = loop.create_future()
     grace_over = asyncio.Event()
+    terminated = False
     debugger = Debugger(allowed=spec.debug)
     serves = False
 
@@ -177,9 +178,12 @@ async def _serve(
                 debugger.admit(channel.connection())
 
     def terminate() -> None:
-        if drain.done():
-            # Again: a pool that has taken this worker over has no other way to say that the grace is over.
+        nonlocal terminated
+        if terminated:
+            # Again: a pool that has taken this worker over has no other way to say that the grace is over. The first
+            # time it cannot know whether the worker drains already.
             grace_over.set()
+        terminated = True
         begin_drain(spec.stop_grace_s)
 
     loop.add_signal_handler(signal.SIGTERM, terminate)

@@ -26,13 +26,17 @@ _FRESH = """
 import asyncio, sys
 from pathlib import Path
 from agent_worker import loader
+from agent_worker.lag import LagSelector
 from agent_worker.server import WorkerServer
+from agentruntime.launch import WorkerSpec
 async def main():
     loaded = loader.load(sys.argv[1], "echo_agent:Echo", [])
-    server = WorkerServer(concurrency=64, default_timeout_s=60)
+    server = WorkerServer(WorkerSpec("echo-01", "echo", 1, 1), lag)
     await server.start(loaded, Path(sys.argv[2]))
     await asyncio.Event().wait()
-asyncio.run(main())
+lag = LagSelector()
+with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lag)) as runner:
+    runner.run(main())
 """
 
 
@@ -77,6 +81,8 @@ async def _start_fresh(bundle: Path) -> float:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", _FRESH, str(bundle), str(path))
         try:
             while not path.exists():
+                if process.returncode is not None:
+                    raise SystemExit("the fresh interpreter ended before it served")
                 await asyncio.sleep(0.001)
             await _answer(f"unix:{path}")
             return (time.perf_counter() - started) * 1000

@@ -31,8 +31,14 @@ async def test_a_watcher_that_is_expected_is_waited_for() -> None:
     waiting = asyncio.create_task(changes.watched())
     await asyncio.sleep(0)
     assert not waiting.done()
-    with changes.subscribe():
+    with changes.subscribe():  # for itself: it routes nothing
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    with changes.watch():
         await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(changes.watched(), 1)
+        with changes.subscribe():
+            pass
         await asyncio.wait_for(changes.watched(), 1)
     # Now it is gone, and should come back.
     with pytest.raises(TimeoutError):
