@@ -29,7 +29,7 @@ class Patient(health_pb2_grpc.HealthServicer):
 
 
 class Hospital(RefusingDriver):
-    """Of the patients by worker_id, the latest of each."""
+    """Of the patients by key, the latest of each."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -44,19 +44,19 @@ class Hospital(RefusingDriver):
         patient = Patient()
         server = aio.server()
         health_pb2_grpc.add_HealthServicer_to_server(patient, server)
-        address = f"unix:{self._directory}/{launch.worker_id}.{self.started}"
+        address = f"unix:{self._directory}/{launch.key}.{self.started}"
         server.add_insecure_port(address)
         await server.start()
-        self.patients[launch.worker_id], self._servers[launch.worker_id] = patient, server
-        return Running(launch.worker_id, self.started, address)
+        self.patients[launch.key], self._servers[launch.key] = patient, server
+        return Running(launch.key, self.started, address)
 
-    async def wait(self, worker_id: str) -> Exit:
-        return await asyncio.shield(self.patients[worker_id].ended)
+    async def wait(self, key: str) -> Exit:
+        return await asyncio.shield(self.patients[key].ended)
 
-    async def stop(self, worker_id: str, grace_s: float) -> Exit:
+    async def stop(self, key: str, grace_s: float) -> Exit:
         self.graces_s.append(grace_s)
         return Exit("ended as asked", status=0)
 
-    async def destroy(self, worker_id: str) -> None:
-        if server := self._servers.pop(worker_id, None):
+    async def destroy(self, key: str) -> None:
+        if server := self._servers.pop(key, None):
             await server.stop(None)

@@ -45,7 +45,7 @@ class RefusingDriver(Driver):
     def warm(self) -> list[str]:
         return []
 
-    def cpu_s(self, worker_id: str) -> float:
+    def cpu_s(self, key: str) -> float:
         return 0.0
 
     async def rest(self, revision: Revision) -> None:
@@ -56,27 +56,27 @@ class RefusingDriver(Driver):
 
     async def start(self, launch: Launch) -> Running:
         self._call("start")
-        return Running(launch.worker_id, 1, "unix:/nonexistent/s")
+        return Running(launch.key, 1, "unix:/nonexistent/s")
 
-    async def wait(self, worker_id: str) -> Exit:
+    async def wait(self, key: str) -> Exit:
         self._call("wait")
         await asyncio.Event().wait()
         return Exit("")
 
-    async def stop(self, worker_id: str, grace_s: float) -> Exit:
+    async def stop(self, key: str, grace_s: float) -> Exit:
         self._call("stop")
         return Exit("ended")
 
-    async def limit(self, worker_id: str, limits: Limits) -> None:
+    async def limit(self, key: str, limits: Limits) -> None:
         self._call("limit")
 
-    async def debug(self, worker_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def debug(self, key: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         raise NotImplementedError
 
-    async def destroy(self, worker_id: str) -> None:
+    async def destroy(self, key: str) -> None:
         self._call("destroy")
 
-    async def inspect(self, worker_id: str) -> Running | None:
+    async def inspect(self, key: str) -> Running | None:
         return None
 
     async def recover(
@@ -87,7 +87,7 @@ class RefusingDriver(Driver):
     ) -> list[Running]:
         return []
 
-    def stats(self, worker_id: str) -> Stats:
+    def stats(self, key: str) -> Stats:
         return Stats()
 
     async def close(self) -> None:

@@ -190,7 +190,7 @@ async def test_one_that_is_stopped_while_its_health_has_it_drained(ward: Ward) -
     await ward.begin(action="stop")
     draining = asyncio.Event()
 
-    async def stop(worker_id: str, grace_s: float) -> Exit:
+    async def stop(key: str, grace_s: float) -> Exit:
         draining.set()
         await asyncio.sleep(1000 if grace_s == 30.0 else 0)
         return Exit("ended as asked")
