@@ -61,7 +61,9 @@ async def test_a_wake_goes_on_while_somebody_waits(home: Home) -> None:
         await eventually(second.task.cancelled)
         assert [wakes.outcomes for _, wakes in waker.figures()] == [{ABANDONED: 1}]
         # It ends after its agent was removed.
+        asked.clear()
         third = waker.join("a")
+        await asyncio.wait_for(asked.wait(), 5)
         registry.remove_pool_agent("a")
         waker.leave("a", third)
         await eventually(third.task.cancelled)
