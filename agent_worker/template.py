@@ -76,7 +76,7 @@ class Base:
         for descriptor in received[1] if received else ():
             os.close(descriptor)  # none is expected
         message = received[0] if received else {"ok": False, "error": "it ended while it was loaded", "traceback": ""}
-        if message.get("op") == "map" and not load.entered:
+        if message.get("op") == "map":
             _write_id_map(load)
             return
         if message.get("op") == "entered":
@@ -88,7 +88,9 @@ class Base:
             self._loop.end(load.pid)
         if message.get("unenforceable") and load.entered:
             # Believing it would run the agent as the pool.
-            self._finish(load, {"ok": False, "error": "it said that it cannot be isolated, after it was", "traceback": ""})
+            self._finish(
+                load, {"ok": False, "error": "it said that it cannot be isolated, after it was", "traceback": ""}
+            )
         elif message.get("unenforceable"):
             load.degraded.append(f"agents are not isolated from this machine: {message['unenforceable']}")
             load.spec = replace(load.spec, sandbox=replace(load.spec.sandbox, isolated=False))
