@@ -84,11 +84,11 @@ class Updates:
             over.set()
 
     async def _restart(self, name: str, grace_s: float) -> list[str]:
-        deployment, one = self._pool.named(name)
-        agent = deployment.agent
+        agent = self._pool.named(name)[0].agent
         with self._alone(agent):
             async with self._pool.lock(agent):
-                self._pool.startable(agent)
+                deployment = self._pool.startable(agent)
+                one = _worker(deployment, name)
                 old = [one] if one else deployment.living()
                 started: list[Worker] = []
                 # Those of each revision for themselves: beside the current one, there may be a canary.
@@ -99,11 +99,12 @@ class Updates:
                 return sorted(worker.worker_id for worker in started)
 
     async def _update(self, request: UpdateRequest) -> Deployment:
-        deployment, one = self._pool.named(request.name)
-        agent = deployment.agent
+        agent = self._pool.named(request.name)[0].agent
         image = self._pool.catalog.find(request.image) if request.image else None
         with self._alone(agent), self._pool.held(image.digest if image else ""):
             async with self._pool.lock(agent):
+                deployment = self._pool.get(agent)
+                one = _worker(deployment, request.name)
                 spec = await self._next(deployment, request, "canary" if one else "update")
                 async with self._pool.policies(deployment, request.policies):
                     await self._turn_to(deployment, spec, one, request.grace_s, request.allow_unenforced)
@@ -303,6 +304,22 @@ class Updates:
             yield
         finally:
             self._busy.discard(agent)
+
+
+def _worker(deployment: Deployment, name: str) -> Worker | None:
+    """The worker that a name means, as it is now; None if it means the agent itself.
+
+    Raises:
+        FailedPrecondition: the worker has ended, or is about to.
+    """
+    if name == deployment.agent:
+        return None
+    worker = deployment.named(name)
+    if worker is None or not worker.wanted:
+        raise errors.FailedPrecondition(
+            f"worker '{name}' has ended, or is about to; `agent ps` lists those that stay"
+        )
+    return worker
 
 
 def _copy(spec: Spec, number: int, cause: str, **changes: object) -> Spec:
