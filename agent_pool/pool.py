@@ -124,7 +124,7 @@ class Pool:
     # --- how many ------------------------------------------------------------------------------------------------
 
     async def bring(self, deployment: Deployment, replicas: int) -> None:
-        """Brings an agent, whose lock is held, to so many workers: the youngest drain; 0 puts it to sleep, more wake it.
+        """Brings an agent, whose lock is held, to so many workers, the youngest draining; 0 puts it to sleep.
 
         Returns when new workers are ready. If one fails to start, the agent stays at what it had.
 
