@@ -92,6 +92,8 @@ class Updates:
                     new = [worker for worker in of_target if worker.key not in roll.old]
                     _log.info("takes up a roll", agent=deployment.agent, what=roll.what)
                     await self._roll(deployment, roll, new)
+                    # A canary's roll is about that one worker, and the pool may have ended with all of them.
+                    self._rolls.fill(deployment, deployment.current)
         finally:
             del self._resumed[deployment.agent]
             over.set()
