@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from agentruntime import errors, log, names
@@ -157,10 +157,9 @@ class Pool:
             try:
                 # Reserved at once or not at all, before anything is started.
                 workers = self._crew.enlist(deployment, more)
-                # The desired number goes to disk while they start; where they are follows by itself.
-                saving = self.spawn(self._saver.save(deployment.agent))
                 await self._crew.start(deployment, workers)
-                await saving
+                # With where they are: a pool that takes over ends workers that it does not know.
+                await self._saver.save(deployment.agent)
                 self.sleeping.awake(deployment)
             except BaseException:
                 # Also if the disk is full: what is refused does not run.
@@ -182,10 +181,35 @@ class Pool:
         """
         async with self.lock(agent):
             deployment = self.get(agent)
+            async with self.policies(deployment, asked):
+                return deployment
+
+    @contextlib.asynccontextmanager
+    async def policies(
+        self, deployment: Deployment, asked: AskedPolicies, replicas: int | None = None
+    ) -> AsyncIterator[None]:
+        """Puts policies in force, of an agent whose lock is held; if what is done within fails, they are as before.
+
+        They are on disk at the end of it.
+
+        Raises:
+            InvalidArgument: a value that makes no sense, or policies that do not allow so many `replicas`.
+        """
+        before = deployment.asked
+        try:
             if deployment.take_up(asked):
-                self.announce(agent)
-                await self.save(agent)
-            return deployment
+                self.announce(deployment.agent)
+            if replicas is not None:
+                deployment.policies.scaling.check_replicas(replicas)
+            yield
+            if deployment.asked != before:
+                await self.save(deployment.agent)
+        except BaseException:
+            if deployment.asked != before:
+                deployment.asked = before
+                deployment.take_up(AskedPolicies())
+                self.announce(deployment.agent)
+            raise
 
     async def adjust(self, agent: str, replicas: int) -> int:
         """Brings an agent that is awake to so many workers, or as near as there is room; says how many they are now.

@@ -35,13 +35,9 @@ class Runs:
             if running is None or running.stopped:
                 return await self._begin(agent, opened, request, running)
             _check_same(running, opened, request.asked)
-            if running.take_up(request.policies):
-                self._pool.announce(agent)
-            replicas = running.replicas
-            if request.replicas is not None:
-                replicas = request.replicas
-                running.policies.scaling.check_replicas(replicas)
-            await self._pool.bring(running, replicas)
+            replicas = running.replicas if request.replicas is None else request.replicas
+            async with self._pool.policies(running, request.policies, request.replicas):
+                await self._pool.bring(running, replicas)
             return running
 
     async def _begin(

@@ -105,16 +105,8 @@ class Updates:
         with self._alone(agent), self._pool.held(image.digest if image else ""):
             async with self._pool.lock(agent):
                 spec = await self._next(deployment, request, "canary" if one else "update")
-                before = deployment.asked
-                if deployment.take_up(request.policies):
-                    self._pool.announce(agent)
-                try:
+                async with self._pool.policies(deployment, request.policies):
                     await self._turn_to(deployment, spec, one, request.grace_s, request.allow_unenforced)
-                except BaseException:
-                    deployment.asked = before
-                    deployment.take_up(AskedPolicies())
-                    self._pool.announce(agent)
-                    raise
                 return deployment
 
     async def _next(self, deployment: Deployment, request: UpdateRequest, cause: str) -> Spec:

@@ -19,6 +19,11 @@ from agent_worker.vitals import Vitals
 _EXEMPT = "/grpc."
 # For statuses to be sent to callers that still read.
 _LAST_WORDS_S = 0.2
+# What callers, proxies and the SDK decide by whether a call is made again: true of one call alone.
+_OF_ONE_CALL = frozenset((
+    "AGENT_NOT_READY", "CIRCUIT_OPEN", "CONNECTION_LOST", "NOT_CONNECTED", "POOL_UNAVAILABLE", "WORKER_DRAINED",
+    "WORKER_DRAINING", "WORKER_LOST",
+))  # fmt: skip
 Context = aio.ServicerContext[Any, Any]
 _log = log.get("agent_worker.admission")
 
@@ -142,12 +147,9 @@ class Admission(aio.ServerInterceptor):
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._counted(context):
                 await self._slots.take(context)
-                try:
+                with self._begun(frees=frees):
                     async for response in behaviour(request, context):
                         yield response
-                finally:
-                    if not frees:
-                        self._slots.free()
 
         return stream
 
@@ -159,11 +161,8 @@ class Admission(aio.ServerInterceptor):
                 try:
                     async with clock:
                         await self._slots.take(context)
-                        try:
+                        with self._begun(frees=frees):
                             return await behaviour(request, context)
-                        finally:
-                            if not frees:
-                                self._slots.free()
                 except TimeoutError:
                     if not clock.expired():
                         raise  # the agent's own
@@ -186,6 +185,23 @@ class Admission(aio.ServerInterceptor):
             yield
         finally:
             self._vitals.requests_processed += 1
+
+    @contextmanager
+    def _begun(self, *, frees: bool) -> Iterator[None]:
+        """Around a handler, which has its slot.
+
+        What it was told of a call of its own must not be said of the call that it handles: this one was begun.
+        """
+        try:
+            yield
+        except errors.AgentError as error:
+            if error.begun and error.reason not in _OF_ONE_CALL:
+                raise
+            metadata = {**error.metadata, "cause": error.reason}
+            raise errors.Unavailable(f"the agent's own call failed: {error.message}", metadata=metadata) from error
+        finally:
+            if not frees:
+                self._slots.free()
 
 
 async def _all(calls: list[asyncio.Task[Any]]) -> bool:

@@ -55,6 +55,8 @@ class ImageTemplate:
                 sandbox.enter(spec.sandbox, spec.bundle, self._request_id_map)
             except sandbox.Unenforceable as error:
                 return {"ok": False, "unenforceable": str(error)}
+            # Before any code of the agent's: what this process says from here on may be the agent's word.
+            launch.send(self._base, {"op": "entered"})
         app = Path(self._bundle, "app")
         os.chdir(app if app.is_dir() else "/")
         if spec.import_in_worker:

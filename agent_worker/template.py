@@ -37,6 +37,8 @@ class _Load:
     pid: int = 0
     channel: socket.socket = field(default_factory=socket.socket)
     degraded: list[str] = field(default_factory=list)
+    # A process of this load was in the sandbox, so there is one, and the agent's code may have spoken since.
+    entered: bool = False
     # Of a first template, thrown away because it was unsafe to fork.
     loaded: Answer | None = None
 
@@ -77,11 +79,19 @@ class Base:
         if message.get("op") == "map":
             _write_id_map(load)
             return
+        if message.get("op") == "entered":
+            load.entered = True
+            return
         self._loop.unwatch(load.channel)
         load.channel.close()
         if not message.get("ok") or message.get("unsafe"):
             self._loop.end(load.pid)
-        if message.get("unenforceable"):
+        if message.get("unenforceable") and load.entered:
+            # Believing it would run the agent as the pool.
+            self._finish(
+                load, {"ok": False, "error": "it said that it cannot be isolated, after it was", "traceback": ""}
+            )
+        elif message.get("unenforceable"):
             load.degraded.append(f"agents are not isolated from this machine: {message['unenforceable']}")
             load.spec = replace(load.spec, sandbox=replace(load.spec.sandbox, isolated=False))
             self._start(load)

@@ -18,7 +18,7 @@ _log = log.get("uapi_gateway.ejections")
 # Of envoy.data.cluster.v3.OutlierEjectionType: the worker failed calls, so its circuit breaker opened. The others say
 # that a connection to it failed.
 _CIRCUIT_BREAKER = "CONSECUTIVE_5XX"
-# An ejection that Envoy never takes back, because it was killed, is forgotten after so long; it looks each second.
+# An ejection that Envoy never takes back is forgotten after so long; it looks each second.
 _FORGOTTEN_S = LONGEST_EJECTION_S + 2
 
 
@@ -68,6 +68,14 @@ class Ejections:
         """The workers that were ejected since this was last asked."""
         workers, self._workers = self._workers, set()
         return sorted(workers)
+
+    def take_back(self, workers: list[str]) -> None:
+        """A report that did not arrive: who was in it is to be named again."""
+        self._workers.update(workers)
+
+    def envoy_left(self) -> None:
+        """Envoy has ended; of what it took out the next one knows nothing."""
+        self._out.clear()
 
     def circuit_open(self, target: Target, now: float) -> bool:
         """The circuit breaker has taken out every worker that is ready."""

@@ -93,7 +93,8 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
             f"unix:{home.gateway_socket}",
             options=[
                 ("grpc.initial_reconnect_backoff_ms", 50),
-                ("grpc.min_reconnect_backoff_ms", 50),
+                # Not a back-off, despite its name, but the least time that a connection gets to be made.
+                ("grpc.min_reconnect_backoff_ms", 2000),
                 ("grpc.max_reconnect_backoff_ms", 500),
                 ("grpc.max_receive_message_length", 64 * 2**20),
             ],

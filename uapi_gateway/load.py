@@ -8,7 +8,7 @@ again is Envoy's to count.
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
@@ -62,6 +62,8 @@ class Load:
         # Without it nothing may be said of the load, for silence about an agent means that it is idle.
         self.envoy_reports = False
         self.due = asyncio.Event()
+        # Called when Envoy's reports have ended.
+        self.left: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def call(self, agent_id: str) -> Iterator[RelayedCall]:
@@ -118,6 +120,8 @@ class Load:
         self._at_relay.clear()
         self._unseen.clear()
         self.envoy_reports = False
+        for listener in self.left:
+            listener()
 
     def report(self) -> list[pool.AgentLoad]:
         """All agents that have anything to say, by id; what has begun is said once."""

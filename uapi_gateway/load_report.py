@@ -30,6 +30,7 @@ class LoadReport:
         self._ejections = ejections
         self._admin = admin
         ejections.listeners.append(load.due.set)
+        load.left.append(ejections.envoy_left)
 
     async def run(self) -> None:
         """Reports until cancelled."""
@@ -53,12 +54,13 @@ class LoadReport:
                 if doubtful := self._load.doubtful:
                     await self._look(doubtful[:_MOST_LOOKED_AT])
                 # All of it each time: silence about an agent would mean that it has no calls.
-                loads = self._load.report()
-                message = pool.ReportLoadRequest(loads=loads, ejected_worker_ids=self._ejections.workers())
+                loads, workers = self._load.report(), self._ejections.workers()
+                message = pool.ReportLoadRequest(loads=loads, ejected_worker_ids=workers)
                 try:
                     await call.write(message)
                 except BaseException:
                     self._load.take_back(loads)
+                    self._ejections.take_back(workers)
                     raise
 
     async def _look(self, agent_ids: list[str]) -> None:

@@ -52,7 +52,7 @@ def through_envoy(call: Call, kills: Iterable[Kill]) -> bool:
 
 
 def on_killed_worker(call: Call, kills: Iterable[Kill], ran: Mapping[str, list[int]]) -> bool:
-    """Whether a call was in flight while a worker died, and ran on no other."""
+    """Whether a call was in flight while a worker died, and ran on no other; perhaps on none."""
     died = {
         kill.pid
         for kill in kills
@@ -62,7 +62,7 @@ def on_killed_worker(call: Call, kills: Iterable[Kill], ran: Mapping[str, list[i
 
 
 def bars(seen: Evidence) -> Table:
-    """Counts that must all be 0."""
+    """Counts that must all be 0, and one without a bar."""
     calls, kills, ran = seen.outcome.calls, seen.kills, seen.ran
     failed = [call for call in calls if call.failed]
     cut = [call for call in failed if not call.idempotent]
@@ -93,9 +93,12 @@ def bars(seen: Evidence) -> Table:
         "killed, and not back": sum(kill.back_at is None for kill in kills),
         "alive, and not taken over by the new pool": seen.lost_workers,
     }
-    table = Table("chaos: bars", "Of calls, streams, kills and workers; there must be none.")
+    table = Table("chaos: bars", "Of calls, streams, kills and workers; where there is a bar, there must be none.")
     for what, count in counts.items():
         table.add(what, count, "", 0)
+    # Its worker died before the handler began, which nobody can know; or it was lost for another reason.
+    nowhere = sum(call.call_id not in ran and on_killed_worker(call, kills, ran) for call in cut)
+    table.add("not idempotent: failed while a worker died, and ran nowhere", nowhere, "")
     return table
 
 

@@ -40,6 +40,7 @@ class Hospital(RefusingDriver):
         self.graces_s: list[float] = []
 
     async def start(self, launch: Launch) -> Running:
+        self._call("start")
         self.started += 1
         patient = Patient()
         server = aio.server()

@@ -59,6 +59,16 @@ def send(connection, message, *rest):
     genuine(connection, {{**message, "pid": {pid}}} if lie else message, *rest)
 launch.send = send
 """
+# Wherever /agent is not, it would run as the pool does.
+ESCAPE = """\
+import gc, os
+from agent_worker.image_template import ImageTemplate
+from agentruntime import launch
+
+if os.path.isdir("/agent"):
+    template = next(each for each in gc.get_objects() if isinstance(each, ImageTemplate))
+    launch.send(template._base, {"ok": False, "unenforceable": "no sandbox today"})
+"""
 FLOOD = """\
 import contextlib, os, stat, time
 def flood():
@@ -96,6 +106,13 @@ async def test_a_process_that_is_not_the_agents_is_not_touched(pool: RunningPool
         assert "not one of its own" in (failure.value.details() or "")
         assert other.poll() is None
         other.send_signal(signal.SIGKILL)
+
+
+async def test_an_import_cannot_talk_its_way_out_of_the_sandbox(pool: RunningPool) -> None:
+    await pool.build(harness.project("tester", before=ESCAPE))
+    with pytest.raises(aio.AioRpcError) as failure:
+        await pool.run("tester:1.0.0")
+    assert "cannot be isolated, after it was" in (failure.value.details() or "")
 
 
 async def test_a_starting_worker_cannot_freeze_the_pool(pool: RunningPool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from agentruntime import errors, status, trace
+from agentruntime import AsyncClient, Client, errors, status, trace
 from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -36,9 +36,15 @@ class Handlers(grpc.GenericRpcHandler):
 
 
 @asynccontextmanager
-async def served(
+async def served(call: Any = None, stream: Any = None, **options: Any) -> AsyncIterator[tuple[aio.Channel, Any]]:
+    async with serving(call, stream, **options) as (address, admission), aio.insecure_channel(address) as channel:
+        yield channel, admission
+
+
+@asynccontextmanager
+async def serving(
     call: Any = None, stream: Any = None, *, concurrency: int = 4, queue: int = 100, timeout_s: float = 60.0
-) -> AsyncIterator[tuple[aio.Channel, Any]]:
+) -> AsyncIterator[tuple[str, Any]]:
     vitals = Vitals()
     executor = ThreadPoolExecutor(concurrency)
     admission = Admission(vitals, executor, concurrency=concurrency, queue=queue, default_timeout_s=timeout_s)
@@ -52,8 +58,7 @@ async def served(
         server.add_insecure_port(address)
         await server.start()
         try:
-            async with aio.insecure_channel(address) as channel:
-                yield channel, admission
+            yield address, admission
         finally:
             await server.stop(0)
             await asyncio.to_thread(executor.shutdown)
@@ -283,6 +288,87 @@ async def test_a_refusal_says_to_proxies_that_the_call_was_not_begun(held: Held)
         call = unary(b"x", timeout=5)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         assert ("x-uapi-not-begun", "1") in list(await call.trailing_metadata())
+
+
+def call_stub(channel: Any) -> Any:
+    return channel.unary_unary(CALL)
+
+
+def stream_stub(channel: Any) -> Any:
+    return channel.unary_stream(STREAM)
+
+
+class Nested:
+    """Agent A: handlers of every form that call agent B by the SDK, and how often they were begun."""
+
+    def __init__(self, b: str) -> None:
+        self._b = b
+        self.begun = 0
+
+    async def async_call(self, request: bytes, context: Any) -> bytes:
+        self.begun += 1
+        async with AsyncClient(self._b) as client:
+            answer: bytes = await client.stub(call_stub)(request, wait_for_ready=False)
+            return answer
+
+    def plain_call(self, request: bytes, context: Any) -> bytes:
+        self.begun += 1
+        with Client(self._b) as client:
+            answer: bytes = client.stub(call_stub)(request, wait_for_ready=False)
+            return answer
+
+    async def async_stream(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield await self.async_call(request, context)
+
+    def plain_stream(self, request: bytes, context: Any) -> Iterator[bytes]:
+        yield self.plain_call(request, context)
+
+
+@pytest.mark.parametrize("form", ["async", "plain"])
+async def test_the_refusal_of_a_handlers_own_call_does_not_make_its_call_repeatable(form: str) -> None:
+    async with serving(async_call) as (b, draining):
+        await draining.drain(0.0, asyncio.Event())
+        agent = Nested(b)
+        handlers = getattr(agent, f"{form}_call"), getattr(agent, f"{form}_stream")
+        async with serving(*handlers) as (a, _), AsyncClient(a) as client, aio.insecure_channel(a) as plain:
+            with pytest.raises(errors.Unavailable, match="has not begun") as caught:
+                await client.stub(call_stub)(b"x")
+            assert (type(caught.value), caught.value.reason) == (errors.Unavailable, "UNAVAILABLE")
+            assert caught.value.metadata == {"cause": "WORKER_DRAINING"}
+            with pytest.raises(errors.Unavailable):
+                await anext(aiter(client.stub(stream_stub)(b"x")))
+            unary: Any = plain.unary_unary(CALL)
+            trailers = await unary(b"x", timeout=5).trailing_metadata()
+            assert status.NOT_BEGUN_KEY not in dict(trailers or ())
+            assert agent.begun == 3
+
+
+@pytest.mark.parametrize("form", ["async", "plain"])
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (errors.AgentNotReady("b"), "UNAVAILABLE"),
+        (errors.CircuitOpen("b"), "UNAVAILABLE"),
+        (errors.Unavailable("b", reason="WORKER_LOST"), "UNAVAILABLE"),
+        (errors.Unavailable("b", reason="POOL_UNAVAILABLE"), "UNAVAILABLE"),
+        (errors.Unavailable("b", reason="MODEL_AWAY"), "MODEL_AWAY"),
+        (errors.AgentNotFound("b"), "AGENT_NOT_FOUND"),
+    ],
+)
+async def test_only_reasons_that_are_true_of_any_call_pass(raised: errors.AgentError, reason: str, form: str) -> None:
+    async def async_fails(request: bytes, context: Any) -> bytes:
+        raise raised
+
+    def plain_fails(request: bytes, context: Any) -> bytes:
+        raise raised
+
+    async with served(async_fails if form == "async" else plain_fails) as (channel, _):
+        unary: Any = channel.unary_unary(CALL)
+        error = await failure(unary(b"x", timeout=5))
+        assert (type(error), error.reason) == (
+            errors.Unavailable if reason == "UNAVAILABLE" else type(raised),
+            reason,
+        )
 
 
 def plain_failing(request: bytes, context: Any) -> Any:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from agentruntime.home import Home
 from envoy.service.load_stats.v3 import lrs_pb2
@@ -19,11 +20,26 @@ from uapi_gateway.load_report import LoadReport
 from uapi_gateway.pool_watch import pool_channel
 from uapi_gateway.registry import Registry
 
+EJECTED = json.dumps(
+    {
+        "cluster_name": "agent/a",
+        "upstream_url": "/a-01",
+        "action": "EJECT",
+        "type": "CONSECUTIVE_5XX",
+        "enforced": True,
+    }
+)
+
+
+@pytest.fixture
+def registry() -> Registry:
+    made = Registry()
+    made.put_pool_agent(agent("a", "a-01"))
+    return made
+
 
 @pytest_asyncio.fixture
-async def reporting(home: Home) -> AsyncIterator[tuple[Load, Ejections]]:
-    registry = Registry()
-    registry.put_pool_agent(agent("a", "a-01"))
+async def reporting(home: Home, registry: Registry) -> AsyncIterator[tuple[Load, Ejections]]:
     load, ejections = Load(registry), Ejections(registry)
     async with pool_channel(home.pool_socket) as channel:
         task = asyncio.create_task(LoadReport(channel, load, ejections, Admin(home.envoy_admin_socket)).run())
@@ -43,8 +59,7 @@ async def test_reports_go_to_the_pool_there_is(home: Home, reporting: tuple[Load
         load.take(lrs_pb2.LoadStatsRequest(cluster_stats=[said("agent/a", 2, 5)]))
         await eventually(lambda: first.reports)
         assert (first.load("a").in_flight, first.load("a").begun) == (2, 5)
-        event = {"cluster_name": "agent/a", "upstream_url": "/a-01", "action": "EJECT", "enforced": True}
-        ejections.take(json.dumps(event), 0)
+        ejections.take(EJECTED, 0)
         await eventually(lambda: len(first.reports) > 1)
         assert first.reports[1].ejected_worker_ids == ["a-01"]
         assert first.load("a").in_flight == 2
@@ -56,3 +71,28 @@ async def test_reports_go_to_the_pool_there_is(home: Home, reporting: tuple[Load
     async with second.serving(home):
         await eventually(reported)
         assert second.load("a").in_flight == 3
+
+
+async def test_an_ejection_that_no_pool_heard_of_is_said_to_the_next(
+    home: Home, reporting: tuple[Load, Ejections], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, ejections = reporting
+    failed = asyncio.Event()
+    monkeypatch.setattr(load, "take_back", lambda _: failed.set())
+    ejections.take(EJECTED, 0)
+    load.take(lrs_pb2.LoadStatsRequest())
+    await asyncio.wait_for(failed.wait(), 10)
+    pool = PoolStandIn()
+    async with pool.serving(home):
+        await eventually(lambda: pool.reports)
+        assert pool.reports[0].ejected_worker_ids == ["a-01"]
+
+
+async def test_what_an_envoy_ejected_is_forgotten_with_it(
+    registry: Registry, reporting: tuple[Load, Ejections]
+) -> None:
+    load, ejections = reporting
+    ejections.take(EJECTED, 0)
+    assert ejections.circuit_open(registry.require("a"), 0)
+    load.envoy_left()
+    assert not ejections.circuit_open(registry.require("a"), 0)

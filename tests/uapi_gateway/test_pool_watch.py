@@ -36,3 +36,20 @@ async def test_a_write_that_fails_is_tried_again(home: Home, tmp_path: Path, mon
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     store.close()
+
+
+async def test_a_pool_that_is_slow_to_greet_is_reached(home: Home) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            # Longer than between two attempts.
+            await asyncio.sleep(0.3)
+            # An empty SETTINGS frame, https://www.rfc-editor.org/rfc/rfc9113#section-6.5.
+            writer.write(bytes.fromhex("000000 04 00 00000000"))
+            await reached.wait()
+
+    reached = asyncio.Event()
+    async with await asyncio.start_unix_server(greet, home.pool_socket), pool_channel(home.pool_socket) as channel:
+        try:
+            await asyncio.wait_for(channel.channel_ready(), 5)
+        finally:
+            reached.set()

@@ -398,17 +398,28 @@ class _TypedCall:
         return bool(self._call.cancel())
 
     def _again(self, error: errors.AgentError) -> bool:
-        """Makes the call once more, after a while, if it may be."""
+        """Makes the call once more, after a while, if it may be.
+
+        Raises:
+            Cancelled: the caller cancelled it meanwhile.
+        """
         again = self._attempts.again(error, time.monotonic(), random.random())  # noqa: S311 — because nobody gains by guessing it
-        if again is None or self._cancelled.wait(again.delay_s):
+        if again is None:
             return False
-        if again.ask and not self._connection.may_repeat(self._attempts, self._agent):
+        waited = not self._cancelled.wait(again.delay_s)
+        refused = waited and again.ask and not self._connection.may_repeat(self._attempts, self._agent)
+        if self._cancelled.is_set():
+            raise errors.Cancelled("the caller cancelled the call")
+        if refused:
             return False
         try:
             self._call = self._start()
         except ValueError:
             # The client was closed meanwhile.
             return False
+        if self._cancelled.is_set():
+            # `cancel` may have met the attempt before.
+            self._call.cancel()
         return True
 
     def _typed(self, error: grpc.RpcError) -> errors.AgentError:

@@ -3,11 +3,13 @@
 import math
 import threading
 import time
+from typing import Any
 
 import grpc
 import pytest
 from agentruntime import Client, errors
 from agentruntime._proto.uapi.v1 import agent_registry_pb2, text_generation_pb2, text_generation_pb2_grpc
+from agentruntime.client import repeat, sync
 
 from tests.agentruntime.client.test_dynamic import REQUEST
 from tests.agentruntime.client.test_registration import DATA
@@ -127,6 +129,43 @@ def test_a_stream_is_not_begun_anew_once_a_piece_was_handed_over(endpoint: str, 
         with pytest.raises(errors.Unavailable, match="the worker ended"):
             list(stream)
     assert kinds(record) == ["StreamText"]
+
+
+@pytest.mark.parametrize("agent", ["my-agent", "once"])
+def test_a_stream_that_is_cancelled_while_the_registry_is_asked_is_not_begun_anew(
+    endpoint: str, record: Record, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    ask = sync._Connection.may_repeat
+
+    def asked(self: sync._Connection, attempts: repeat.Attempts, name: str) -> bool:
+        answer = ask(self, attempts, name)
+        stream.cancel()
+        return answer
+
+    monkeypatch.setattr(sync._Connection, "may_repeat", asked)
+    record.failures = [LOST]
+    with Client(endpoint) as client:
+        stream: Any = client.agent(agent).text_generation.StreamText(
+            text_generation_pb2.StreamTextRequest(prompt="a")
+        )
+        with pytest.raises(errors.Cancelled):
+            next(stream)
+    assert kinds(record) == ["StreamText", "GetAgent"]
+
+
+def test_a_stream_that_is_cancelled_while_it_is_begun_anew_ends(endpoint: str, record: Record) -> None:
+    record.failures = [NOT_READY]
+    with Client(endpoint) as client:
+        stream: Any = client.text_generation.StreamText(text_generation_pb2.StreamTextRequest(prompt="a b c"))
+        begin = stream._start
+
+        def begin_late() -> Any:
+            stream.cancel()
+            return begin()
+
+        stream._start = begin_late
+        with pytest.raises(errors.Cancelled):
+            list(stream)
 
 
 def test_the_deadline_is_that_of_all_attempts(endpoint: str, record: Record) -> None:

@@ -58,6 +58,13 @@ def test_calls_that_may_be_cut(began_at: float, ran: list[int], excused: bool) -
     assert missed(call(PLAIN, began_at), ran={"id": ran} if ran else None) == expected
 
 
+@pytest.mark.parametrize(("ran", "figure"), [({}, 1), ({"id": [102]}, 0)])
+def test_calls_that_ran_nowhere_are_excused_and_counted(ran: dict[str, list[int]], figure: int) -> None:
+    seen = Evidence(Outcome([call(PLAIN, 9.99)], [], 50), [], [WORKER], ran, [], lost_workers=0)
+    [row] = [row for row in bars(seen).rows if row.bar is None]
+    assert (row.what.endswith("ran nowhere"), row.figure) == (True, figure)
+
+
 def test_how_they_are_cut() -> None:
     assert missed(call(SDK, 9.99, reason="WORKER_LOST")) == []
     assert missed(call(SDK, 9.99)) == ["not idempotent, SDK: failed without a reason"]

@@ -1,0 +1,39 @@
+"""RunAgent of an agent that runs: what was answered is on disk, and what was refused changed nothing."""
+
+from pathlib import Path
+
+import pytest
+from agentruntime import errors
+
+from agent_pool.asked import AskedPolicies
+from agent_pool.deployment import RunRequest
+from agent_pool.scaling.policy import AskedScaling
+from agent_pool.updates import UpdateRequest
+from tests.agent_pool.clinic import clinic
+
+
+async def test_what_was_answered_is_on_disk(short_directory: Path) -> None:
+    async with clinic(short_directory) as one:
+        await one.pool.run(RunRequest("echo"))
+        await one.pool.run(RunRequest("echo", policies=AskedPolicies(restart="no")))
+        assert one.on_disk().asked.restart == "no"
+        await one.pool.updates.update(UpdateRequest("echo", policies=AskedPolicies(restart="on-failure")))
+        assert one.on_disk().asked.restart == "on-failure"
+        await one.pool.run(RunRequest("echo", replicas=2))
+        saved = one.on_disk()
+        assert saved.replicas == 2
+        # A pool that takes over keeps a worker only if it knows that it runs.
+        assert [worker.ready_at_s > 0 for worker in saved.workers] == [True, True]
+
+
+async def test_what_was_refused_leaves_no_policies(short_directory: Path) -> None:
+    async with clinic(short_directory) as one:
+        before = (await one.pool.run(RunRequest("echo"))).policies
+        up_to_five = AskedPolicies(restart="no", scaling=AskedScaling(auto_scale=True, max_replicas=5))
+        with pytest.raises(errors.InvalidArgument, match="99 replicas"):
+            await one.pool.run(RunRequest("echo", replicas=99, policies=up_to_five))
+        one.driver.refused = {"start"}
+        with pytest.raises(OSError, match="no more descriptors"):
+            await one.pool.run(RunRequest("echo", replicas=2, policies=up_to_five))
+        assert one.pool.get("echo").policies == before
+        assert one.pool.get("echo").replicas == 1
