@@ -1,0 +1,75 @@
+"""A pool whose workers take their time to drain: what is asked of it meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from agentruntime.home import Home
+
+from agent_pool.deployment import RunRequest
+from agent_pool.drivers.base import Exit
+from agent_pool.images.catalog import Catalog
+from agent_pool.ledger import Capacity, Ledger
+from agent_pool.lifecycle import State
+from agent_pool.pool import Pool
+from agent_pool.settings import PoolSettings
+from agent_pool.state import StateStore
+from tests.agent_pool.patients import Hospital
+from tests.waiting import eventually
+
+
+class Ward(Hospital):
+    """Its workers drain until `over` is set, or they are given no grace."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.over = asyncio.Event()
+
+    async def stop(self, key: str, grace_s: float) -> Exit:
+        self._call(f"stop {key}")
+        if grace_s:
+            await self.over.wait()
+        return await super().stop(key, grace_s)
+
+    async def destroy(self, key: str) -> None:
+        self._call(f"destroy {key}")
+        await super().destroy(key)
+
+
+@pytest.fixture
+async def driver(short_directory: Path) -> Ward:
+    return Ward(short_directory)
+
+
+@pytest.fixture
+async def pool(short_directory: Path, driver: Ward) -> AsyncIterator[Pool]:
+    home = Home(short_directory)
+    home.create()
+    ledger = Ledger(Capacity(2000, 10**10))
+    made = Pool(
+        PoolSettings(drain_delay_s=0), driver, ledger, Catalog(home, [], set), StateStore(home.state / "pool")
+    )
+    await made.catalog.prepare()
+    yield made
+    driver.over.set()
+    await made.close(1.0)
+    assert ledger.reserved().cpu_millis == 0
+
+
+async def test_a_run_beside_a_worker_that_drains_knows_of_it(pool: Pool, driver: Ward) -> None:
+    before = await pool.run(RunRequest("echo"))
+    [old] = before.workers.values()
+    # As a pool finds it that takes over from one that was killed within a stop.
+    before.stopped = True
+    stopping = asyncio.create_task(pool._keeper.stop(before, old, 30.0))
+    await eventually(lambda: old.state is State.DRAINING)
+    after = await pool.run(RunRequest("echo"))
+    [new] = after.ready()
+    assert new.key != old.key
+    assert pool.ledger.holding(old.key)
+    driver.over.set()
+    await stopping
+    assert list(after.workers.values()) == [new]
+    assert f"destroy {new.key}" not in driver.calls
+    assert pool.ledger.holding(new.key)
