@@ -282,7 +282,7 @@ class Pool:
         await asyncio.sleep(self._settings.drain_delay_s)
 
     async def close(self, grace_s: float) -> None:
-        """Drains and stops every worker. What is desired stays on disk."""
+        """Drains and stops every worker, those too that drain already. What is desired stays on disk."""
         self._closing = True
         for task in list(self._background):
             task.cancel()
@@ -343,7 +343,11 @@ class Pool:
         if self._closing:
             work.close()
             raise errors.Unavailable("the pool is stopping")
-        return await asyncio.shield(self.spawn(work))
+        task = self.spawn(work)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise errors.Unavailable("the pool is stopping")
+        return task.result()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)

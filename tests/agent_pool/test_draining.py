@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from agentruntime import errors
 from agentruntime.home import Home
 
 from agent_pool.deployment import RunRequest
@@ -20,7 +21,7 @@ from tests.waiting import eventually
 
 
 class Ward(Hospital):
-    """Its workers drain until `over` is set, or they are given no grace."""
+    """Its workers drain until `over` is set, or one is given no grace."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -28,8 +29,9 @@ class Ward(Hospital):
 
     async def stop(self, key: str, grace_s: float) -> Exit:
         self._call(f"stop {key}")
-        if grace_s:
-            await self.over.wait()
+        if not grace_s:
+            self.over.set()
+        await self.over.wait()
         return await super().stop(key, grace_s)
 
     async def destroy(self, key: str) -> None:
@@ -53,7 +55,8 @@ async def pool(short_directory: Path, driver: Ward) -> AsyncIterator[Pool]:
     await made.catalog.prepare()
     yield made
     driver.over.set()
-    await made.close(1.0)
+    if not made._closing:
+        await made.close(1.0)
     assert ledger.reserved().cpu_millis == 0
 
 
@@ -73,3 +76,31 @@ async def test_a_run_beside_a_worker_that_drains_knows_of_it(pool: Pool, driver:
     assert list(after.workers.values()) == [new]
     assert f"destroy {new.key}" not in driver.calls
     assert pool.ledger.holding(new.key)
+
+
+async def test_a_pool_that_stops_lets_those_drain_that_drain_already(pool: Pool, driver: Ward) -> None:
+    deployment = await pool.run(RunRequest("echo"))
+    [worker] = deployment.workers.values()
+    stopping = asyncio.create_task(pool.stop("echo", 30.0))
+    await eventually(lambda: f"stop {worker.key}" in driver.calls)
+    closing = asyncio.create_task(pool.close(30.0))
+    with pytest.raises(errors.Unavailable, match="the pool is stopping"):
+        await stopping
+    assert not closing.done()
+    assert f"destroy {worker.key}" not in driver.calls
+    driver.over.set()
+    await closing
+    assert driver.calls.count(f"stop {worker.key}") == 1
+    assert deployment.workers == {}
+
+
+async def test_a_pool_that_stops_gives_those_that_drain_no_more_than_its_own_grace(pool: Pool, driver: Ward) -> None:
+    deployment = await pool.run(RunRequest("echo"))
+    [worker] = deployment.workers.values()
+    stopping = asyncio.create_task(pool.stop("echo", 30.0))
+    await eventually(lambda: f"stop {worker.key}" in driver.calls)
+    await pool.close(0.01)
+    with pytest.raises(errors.Unavailable):
+        await stopping
+    assert driver.calls.count(f"stop {worker.key}") == 2
+    assert deployment.workers == {}
