@@ -117,7 +117,7 @@ class Keeper:
             await asyncio.wait([task])
         if worker.rests:
             if worker.state is State.DRAINING:
-                await self._driver.stop(worker.key, grace_s)
+                await self._end_process(worker, grace_s)
             await self.remove(deployment, worker)
             return
         if served:
@@ -179,6 +179,9 @@ class Keeper:
         worker.gpus = self._reserved(deployment, worker)
         worker.apply(Event.LAUNCH)
         worker.started_at_s = time.time()
+        # The import has a limit of its own, and must not use up the worker's.
+        with contextlib.suppress(errors.Unavailable):  # it is made anew, below
+            await self._driver.prepare(deployment.revision(worker.revision))
         policy = deployment.policies.health
         loop = asyncio.get_running_loop()
         end_s = loop.time() + policy.start_timeout_s

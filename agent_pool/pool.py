@@ -258,9 +258,12 @@ class Pool:
                     deployment.replicas -= 1
                 elif not deployment.stopped:
                     self.sleeping.mark(deployment)
-            await self._crew.stop(deployment, [worker], grace_s)
+            stopping = self.spawn(self._crew.stop(deployment, [worker], grace_s))
             await self._saver.save(deployment.agent)
-            return [worker.worker_id]
+        # Not under the lock: a call must be able to wake the agent meanwhile.
+        await stopping
+        await self._saver.save(deployment.agent)
+        return [worker.worker_id]
 
     # --- life of the pool itself ---------------------------------------------------------------------------------
 

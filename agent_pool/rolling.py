@@ -114,8 +114,9 @@ class Rolls:
             )
             try:
                 await self.run(deployment, back, ready)
-            except errors.AgentError as error:
-                _log.error("the old revision does not start either", agent=deployment.agent, error=error.message)
+            except Exception as error:
+                # Also what the machine refuses: its workers are tried again, below.
+                _log.error("the old revision does not start either", agent=deployment.agent, exc_info=error)
                 await self._crew.stop(deployment, new, failed.grace_s)
         deployment.roll = None
         self.fill(deployment, failed.back_to or failed.target)

@@ -104,3 +104,19 @@ async def test_a_pool_that_stops_gives_those_that_drain_no_more_than_its_own_gra
         await stopping
     assert driver.calls.count(f"stop {worker.key}") == 2
     assert deployment.workers == {}
+
+
+async def test_an_agent_wakes_while_its_last_worker_drains_that_was_stopped(pool: Pool, driver: Ward) -> None:
+    deployment = await pool.run(RunRequest("echo"))
+    [old] = deployment.workers.values()
+    stopping = asyncio.create_task(pool.stop("echo-01", 30.0))
+    await eventually(lambda: f"stop {old.key}" in driver.calls)
+    assert deployment.asleep
+    async with asyncio.timeout(5.0):
+        await pool.wake("echo")
+    assert not stopping.done()
+    [new] = deployment.ready()
+    driver.over.set()
+    assert await stopping == ["echo-01"]
+    assert list(deployment.workers.values()) == [new]
+    assert not deployment.asleep
