@@ -258,9 +258,12 @@ class Pool:
                     deployment.replicas -= 1
                 elif not deployment.stopped:
                     self.sleeping.mark(deployment)
-            await self._crew.stop(deployment, [worker], grace_s)
+            stopping = self.spawn(self._crew.stop(deployment, [worker], grace_s))
             await self._saver.save(deployment.agent)
-            return [worker.worker_id]
+        # Not under the lock: a call must be able to wake the agent meanwhile.
+        await stopping
+        await self._saver.save(deployment.agent)
+        return [worker.worker_id]
 
     # --- life of the pool itself ---------------------------------------------------------------------------------
 
@@ -282,7 +285,7 @@ class Pool:
         await asyncio.sleep(self._settings.drain_delay_s)
 
     async def close(self, grace_s: float) -> None:
-        """Drains and stops every worker. What is desired stays on disk."""
+        """Drains and stops every worker, those too that drain already. What is desired stays on disk."""
         self._closing = True
         for task in list(self._background):
             task.cancel()
@@ -343,7 +346,11 @@ class Pool:
         if self._closing:
             work.close()
             raise errors.Unavailable("the pool is stopping")
-        return await asyncio.shield(self.spawn(work))
+        task = self.spawn(work)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise errors.Unavailable("the pool is stopping")
+        return task.result()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)

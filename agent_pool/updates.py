@@ -92,6 +92,8 @@ class Updates:
                     new = [worker for worker in of_target if worker.key not in roll.old]
                     _log.info("takes up a roll", agent=deployment.agent, what=roll.what)
                     await self._roll(deployment, roll, new)
+                    # A canary's roll is about that one worker, and the pool may have ended with all of them.
+                    self._rolls.fill(deployment, deployment.current)
         finally:
             del self._resumed[deployment.agent]
             over.set()
@@ -207,24 +209,32 @@ class Updates:
         deployment.turn_to(spec)
         for worker in workers:
             worker.revision = spec.number
-        moved: list[Worker] = []
+        capped = any(entry.enforced for entry in pool.driver.enforcement() if entry.what in ("memory", "cpu", "pids"))
         try:
-            if any(entry.enforced for entry in pool.driver.enforcement() if entry.what in ("memory", "cpu", "pids")):
-                for worker in workers:
-                    if worker.pid:
-                        moved.append(worker)
-                        await pool.driver.limit(worker.key, spec.limits)
+            for worker in workers:
+                if capped and worker.pid:
+                    await pool.driver.limit(worker.key, spec.limits)
+            # What waits to become a worker has the caps of before.
+            await pool.driver.rest(deployment.revision(spec.number))
         except BaseException:
-            for worker in moved[:-1]:
-                await pool.driver.limit(worker.key, current.limits)
             for worker in workers:
                 worker.revision = current.number
             deployment.turn_to(current)
             del deployment.revisions[spec.number]
             pool.ledger.change(ids, current.resources)
+            for worker in workers:
+                if worker.pid:
+                    await self._cap_again(worker, current)
             raise
         pool.announce(deployment.agent)
         await pool.save(deployment.agent)
+
+    async def _cap_again(self, worker: Worker, spec: Spec) -> None:
+        try:
+            await self._pool.driver.limit(worker.key, spec.limits)
+        except Exception as error:
+            # It has died meanwhile; its successor begins with these caps.
+            _log.warning("a worker did not get its caps back", worker_id=worker.worker_id, exc_info=error)
 
     async def _turn_to(
         self, deployment: Deployment, spec: Spec, canary: Worker | None, grace_s: float, allow_unenforced: bool
