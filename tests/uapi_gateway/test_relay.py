@@ -315,6 +315,8 @@ async def test_a_call_that_was_begun_says_so_though_no_other_worker_comes(home: 
     async with relaying(home) as server:
         with worker_process(address, "a-01") as worker:
             server.put("a", {"a-01": address})
+            # Connected: what is sent from here on reaches the worker.
+            assert await server.call("x", "a") == "a-01: x"
             once = asyncio.ensure_future(refusal(server, "a", prompt="wait 30", timeout_s=2))
             await eventually(lambda: [load.in_flight for load in server.load.report()] == [1])
             worker.kill()
@@ -327,6 +329,8 @@ async def test_a_lost_worker(home: Home, tmp_path: Path) -> None:
         with worker_process(addresses["a-01"], "a-01") as worker:
             server.put("a", {"a-01": addresses["a-01"]})
             server.put("b", {"b-01": addresses["a-01"]}, idempotent=False)
+            # Connected: what is sent from here on reaches the worker.
+            assert await server.call("x", "a") == "a-01: x"
             again = asyncio.ensure_future(server.call("wait 0.5", "a"))
             once = asyncio.ensure_future(refusal(server, "b", prompt="wait 0.5"))
             await eventually(lambda: [load.in_flight for load in server.load.report()] == [1, 1])
