@@ -188,10 +188,6 @@ class Driver(ABC):
         """Kills what is left of the worker and removes everything it had. Idempotent."""
 
     @abstractmethod
-    async def inspect(self, key: str) -> Running | None:
-        """The worker, if it is running."""
-
-    @abstractmethod
     async def recover(
         self,
         revisions: Mapping[str, Prepared],

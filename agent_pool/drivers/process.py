@@ -94,7 +94,15 @@ class ProcessDriver(Driver):
         revision = launch_.revision
         template = await self._templates.get(revision)
         spare = self._spares.take(revision.key, template.channel)
-        process = self._place(launch_, spare)
+        slot = spare.slot if spare else self._slots.take(revision.agent)
+        try:
+            process = self._place(launch_, slot, spare)
+        except BaseException:
+            if spare:
+                await self._spares.discard(spare)
+            else:
+                self._slots.free(revision.agent, slot)
+            raise
         self._workers[launch_.key] = process
         try:
             answer = await self._fork(template, process, spare)
@@ -192,10 +200,6 @@ class ProcessDriver(Driver):
             del self._workers[key]
             self._slots.free(process.launch.revision.agent, process.slot)
 
-    async def inspect(self, key: str) -> Running | None:
-        process = self._workers.get(key)
-        return process.running() if process and process.pid and not process.ended.is_set() else None
-
     async def recover(
         self,
         revisions: Mapping[str, Prepared],
@@ -233,10 +237,10 @@ class ProcessDriver(Driver):
             await asyncio.to_thread(self._sweep)
             self._hierarchy.close()
 
-    def _place(self, launch_: Launch, spare: Spare | None) -> WorkerProcess:
+    def _place(self, launch_: Launch, slot: int, spare: Spare | None) -> WorkerProcess:
         """Makes what the worker needs before it exists: its socket's directory, its group unless a spare has one."""
         revision = launch_.revision
-        slot = spare.slot if spare else self._slots.take(revision.agent)
+        log_start = self._logs.size(revision.agent, launch_.worker_id)
         directory = self._templates.workers_dir(revision.agent) / str(slot)
         uid_base = self._templates.uid_base(revision)
         doors.make(directory, uid_base + slot if uid_base else os.geteuid())
@@ -244,7 +248,7 @@ class ProcessDriver(Driver):
         if group is None and self._hierarchy is not None:
             # A name used once: the group of an earlier worker of this id may still be leaving.
             group = self._hierarchy.create(f"{launch_.worker_id}.{secrets.token_hex(3)}", revision.limits)
-        return WorkerProcess(launch_, slot, group, directory, self._logs.size(revision.agent, launch_.worker_id))
+        return WorkerProcess(launch_, slot, group, directory, log_start)
 
     def _close_door(self, process: WorkerProcess, template: ImageTemplate) -> None:
         revision, slot = process.launch.revision, process.slot

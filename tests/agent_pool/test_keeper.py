@@ -77,9 +77,6 @@ class RefusingDriver(Driver):
     async def destroy(self, key: str) -> None:
         self._call("destroy")
 
-    async def inspect(self, key: str) -> Running | None:
-        return None
-
     async def recover(
         self,
         revisions: Mapping[str, Prepared],
