@@ -6,8 +6,9 @@ A worker that serves has one task here, which ends only when the worker is stopp
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from random import Random
+from typing import Any
 
 from agentruntime import errors, log
 
@@ -56,6 +57,8 @@ class Keeper:
         self._heard = heard
         self._random = random or Random()  # noqa: S311 — spreads restarts, guards nothing
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        # Of workers that drain; nobody's hanging up ends them.
+        self._endings: dict[Worker, asyncio.Task[None]] = {}
         # Of workers that start: those beside others of their agent, and those that have none beside them.
         self._crowds = Turns(_STARTS, _LONGEST_START_S)
         self._firsts = Turns(_STARTS, _LONGEST_START_S)
@@ -78,43 +81,62 @@ class Keeper:
         self._keep(deployment, worker)
 
     async def stop(self, deployment: Deployment, worker: Worker, grace_s: float) -> None:
-        """Drains a worker and removes it. Returns when nothing of it is left, or at once if it drains already."""
-        if not worker.wanted:
+        """Drains a worker and removes it; one that drains already gets no more time than this.
+
+        Returns when nothing of it is left. Goes on if the caller is cancelled.
+        """
+        ending = self._endings.get(worker)
+        if ending is not None:
+            await asyncio.wait([ending], timeout=grace_s)
+            if not ending.done():
+                await self._end_process(worker, 0.0)
+        elif worker.wanted:
+            ending = self._ends(worker, self._retire(deployment, worker, grace_s))
+        else:
             return
+        await asyncio.shield(ending)
+
+    def see_off(self, deployment: Deployment, worker: Worker) -> None:
+        """Lets a worker finish that was taken over while it drained."""
+        self._ends(worker, self._end(deployment, worker, DEFAULT_GRACE_S))
+
+    def _ends(self, worker: Worker, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        ending = self._endings[worker] = asyncio.create_task(work)
+        ending.add_done_callback(lambda _: self._endings.pop(worker))
+        return ending
+
+    async def _retire(self, deployment: Deployment, worker: Worker, grace_s: float) -> None:
+        served = worker.state in (State.READY, State.UNHEALTHY)
+        if not worker.rests:
+            # First of all: whoever counts the workers must not count on it.
+            worker.apply(Event.DRAIN)
+            self._changed(worker.agent)
         task = self._tasks.pop(worker.key, None)
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
         if worker.rests:
             if worker.state is State.DRAINING:
-                await self._driver.stop(worker.key, grace_s)
+                await self._end_process(worker, grace_s)
             await self.remove(deployment, worker)
             return
-        if not worker.wanted:
-            return  # somebody else has come first
-        served = worker.state in (State.READY, State.UNHEALTHY)
-        worker.apply(Event.DRAIN)
-        self._changed(worker.agent)
         if served:
             await self._heard()
         await self._end(deployment, worker, grace_s)
 
-    def see_off(self, deployment: Deployment, worker: Worker) -> None:
-        """Lets a worker finish that was taken over while it drained."""
-        ending = asyncio.create_task(self._end(deployment, worker, DEFAULT_GRACE_S))
-        self._tasks[worker.key] = ending
-        ending.add_done_callback(lambda _: self._tasks.pop(worker.key, None))
-
     async def _end(self, deployment: Deployment, worker: Worker, grace_s: float) -> None:
         """Waits for the end of a worker that drains, and removes what is left of it."""
+        worker.apply(Event.END, await self._end_process(worker, grace_s))
+        await self.remove(deployment, worker)
+
+    async def _end_process(self, worker: Worker, grace_s: float) -> str:
+        """Has a worker's process end; says how it did."""
         try:
-            reason = (await self._driver.stop(worker.key, grace_s)).reason
+            return (await self._driver.stop(worker.key, grace_s)).reason
         except OSError as error:
             # `remove` kills whatever is left.
             _log.error("worker could not be drained", worker_id=worker.worker_id, exc_info=error)
-            reason = f"killed, because it could not be drained: {error}"
-        worker.apply(Event.END, reason)
-        await self.remove(deployment, worker)
+            return f"killed, because it could not be drained: {error}"
 
     async def abandon(self, deployment: Deployment, worker: Worker) -> None:
         """Ends a worker at once, whatever it does, and removes it."""
@@ -157,6 +179,9 @@ class Keeper:
         worker.gpus = self._reserved(deployment, worker)
         worker.apply(Event.LAUNCH)
         worker.started_at_s = time.time()
+        # The import has a limit of its own, and must not use up the worker's.
+        with contextlib.suppress(errors.Unavailable):  # it is made anew, below
+            await self._driver.prepare(deployment.revision(worker.revision))
         policy = deployment.policies.health
         loop = asyncio.get_running_loop()
         end_s = loop.time() + policy.start_timeout_s

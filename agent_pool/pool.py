@@ -123,27 +123,14 @@ class Pool:
 
     # --- how many ------------------------------------------------------------------------------------------------
 
-    async def set_workers(self, agent: str, replicas: int) -> Deployment:
-        """Starts more workers of an agent, or drains the youngest; 0 puts it to sleep, more wake it.
+    async def bring(self, deployment: Deployment, replicas: int) -> None:
+        """Brings an agent, whose lock is held, to so many workers, the youngest draining; 0 puts it to sleep.
 
         Returns when new workers are ready. If one fails to start, the agent stays at what it had.
 
         Raises:
-            AgentStopped: it was stopped.
-            InvalidArgument: its scaling policy does not allow that number.
             AgentError: as RunAgent.
         """
-        return await self.finish(self._locked_set_workers(agent, replicas))
-
-    async def _locked_set_workers(self, agent: str, replicas: int) -> Deployment:
-        async with self.lock(agent):
-            deployment = self.startable(agent)
-            deployment.policies.scaling.check_replicas(replicas)
-            await self.bring(deployment, replicas)
-            return deployment
-
-    async def bring(self, deployment: Deployment, replicas: int) -> None:
-        """Brings an agent, whose lock is held, to so many workers. See `set_workers`."""
         if replicas == 0:
             await self.sleeping.fall(deployment)
             return
@@ -172,17 +159,6 @@ class Pool:
         self.announce(deployment.agent)
         if not workers:
             await self._saver.save(deployment.agent)
-
-    async def set_policies(self, agent: str, asked: AskedPolicies) -> Deployment:
-        """Puts policies in force, over those asked for before.
-
-        Raises:
-            InvalidArgument: a value that makes no sense.
-        """
-        async with self.lock(agent):
-            deployment = self.get(agent)
-            async with self.policies(deployment, asked):
-                return deployment
 
     @contextlib.asynccontextmanager
     async def policies(
@@ -282,9 +258,12 @@ class Pool:
                     deployment.replicas -= 1
                 elif not deployment.stopped:
                     self.sleeping.mark(deployment)
-            await self._crew.stop(deployment, [worker], grace_s)
+            stopping = self.spawn(self._crew.stop(deployment, [worker], grace_s))
             await self._saver.save(deployment.agent)
-            return [worker.worker_id]
+        # Not under the lock: a call must be able to wake the agent meanwhile.
+        await stopping
+        await self._saver.save(deployment.agent)
+        return [worker.worker_id]
 
     # --- life of the pool itself ---------------------------------------------------------------------------------
 
@@ -306,7 +285,7 @@ class Pool:
         await asyncio.sleep(self._settings.drain_delay_s)
 
     async def close(self, grace_s: float) -> None:
-        """Drains and stops every worker. What is desired stays on disk."""
+        """Drains and stops every worker, those too that drain already. What is desired stays on disk."""
         self._closing = True
         for task in list(self._background):
             task.cancel()
@@ -367,7 +346,11 @@ class Pool:
         if self._closing:
             work.close()
             raise errors.Unavailable("the pool is stopping")
-        return await asyncio.shield(self.spawn(work))
+        task = self.spawn(work)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise errors.Unavailable("the pool is stopping")
+        return task.result()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)

@@ -12,7 +12,7 @@ from agent_pool.deployment import DEFAULT_GRACE_S, RunRequest
 from agent_pool.messages import COMPRESSIONS, FAILURE_ACTIONS, LOAD_BALANCERS, NETWORKS, RESTARTS
 from agent_pool.resources import Requested
 from agent_pool.scaling.policy import AskedScaling
-from agent_pool.updates import UpdateRequest
+from agent_pool.updates import ScaleRequest, UpdateRequest
 
 Graceful = pb.StopAgentRequest | pb.RestartAgentRequest | pb.UpdateAgentRequest | pb.RollbackAgentRequest
 Choice = TypeVar("Choice", bound=str)
@@ -55,6 +55,21 @@ def update_request(message: pb.UpdateAgentRequest) -> UpdateRequest:
         asked(message.settings),
         asked_policies(message.settings),
         grace_s(message),
+        message.allow_unenforced,
+    )
+
+
+def scale_request(message: pb.ScaleAgentRequest) -> ScaleRequest:
+    """Reads a ScaleAgentRequest.
+
+    Raises:
+        InvalidArgument: more replicas than one pool keeps.
+    """
+    return ScaleRequest(
+        message.agent,
+        replicas(message),
+        requested(message.resources) if message.HasField("resources") else None,
+        asked_scaling(message.scaling),
         message.allow_unenforced,
     )
 

@@ -114,15 +114,20 @@ class Rolls:
             )
             try:
                 await self.run(deployment, back, ready)
-            except errors.AgentError as error:
-                _log.error("the old revision does not start either", agent=deployment.agent, error=error.message)
+            except Exception as error:
+                # Also what the machine refuses: its workers are tried again, below.
+                _log.error("the old revision does not start either", agent=deployment.agent, exc_info=error)
                 await self._crew.stop(deployment, new, failed.grace_s)
         deployment.roll = None
-        missing = deployment.target - len(deployment.living())
-        for worker in deployment.new_workers(max(0, missing), revision=failed.back_to or failed.target):
-            self._keeper.resume(deployment, worker)
+        self.fill(deployment, failed.back_to or failed.target)
         deployment.status = reason
         self._pool.announce(deployment.agent)
+
+    def fill(self, deployment: Deployment, revision: int) -> None:
+        """Has the workers started that are missing; they take their time."""
+        missing = deployment.target - len(deployment.living())
+        for worker in deployment.new_workers(max(0, missing), revision=revision):
+            self._keeper.resume(deployment, worker)
 
     async def _note(self, deployment: Deployment, roll: Roll, ready: int = 0) -> None:
         """On disk before the first worker starts, so that a pool that takes over knows."""

@@ -82,6 +82,8 @@ class Runs:
             asleep=request.replicas == 0,
             begun=False,
             before=before,
+            # The same: some may still drain, and each is taken out of both when it has ended.
+            workers=before.workers if before else {},
         )
         scaling = deployment.policies.scaling
         if request.replicas is not None:

@@ -13,7 +13,6 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from grpc import aio
 
 from agent_pool import debugging, messages, requests
-from agent_pool.asked import AskedPolicies
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
 from agent_pool.logs import LogStore
@@ -53,16 +52,8 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         return pb.RollbackAgentResponse(deployment=messages.deployment(deployment))
 
     async def ScaleAgent(self, request: pb.ScaleAgentRequest, context: Context) -> pb.ScaleAgentResponse:
-        agent, replicas = request.agent, requests.replicas(request)
-        if request.HasField("scaling"):
-            asked = AskedPolicies(scaling=requests.asked_scaling(request.scaling))
-            await self._pool.set_policies(agent, asked)
-        if request.HasField("resources"):
-            wanted = requests.requested(request.resources)
-            await self._pool.updates.resize(agent, wanted, allow_unenforced=request.allow_unenforced)
-        if replicas is not None:
-            await self._pool.set_workers(agent, replicas)
-        return pb.ScaleAgentResponse(deployment=messages.deployment(self._pool.get(agent)))
+        deployment = await self._pool.updates.scale(requests.scale_request(request))
+        return pb.ScaleAgentResponse(deployment=messages.deployment(deployment))
 
     async def ListRevisions(self, request: pb.ListRevisionsRequest, context: Context) -> pb.ListRevisionsResponse:
         deployment = self._pool.get(request.agent)

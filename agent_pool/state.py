@@ -90,7 +90,12 @@ class SavedDeployment(BaseModel):
             asleep=deployment.asleep,
             status=deployment.status,
             roll=deployment.roll,
-            workers=[SavedWorker.of(worker) for worker in deployment.workers.values()],
+            workers=[
+                SavedWorker.of(worker)
+                for worker in deployment.workers.values()
+                # Of an agent that is being started again, the new ones are no part of what it was.
+                if worker.revision in deployment.revisions
+            ],
         )
 
     def restored(self) -> Deployment:

@@ -17,6 +17,7 @@ from agent_pool.resources import Requested, resolve
 from agent_pool.revision import Spec
 from agent_pool.rolling import Rolls
 from agent_pool.rollout import Stuck
+from agent_pool.scaling.policy import AskedScaling
 from agent_pool.worker import Worker
 
 if TYPE_CHECKING:
@@ -34,6 +35,18 @@ class UpdateRequest:
     asked: Asked = field(default_factory=Asked)
     policies: AskedPolicies = field(default_factory=AskedPolicies)
     grace_s: float = DEFAULT_GRACE_S
+    allow_unenforced: bool = False
+
+
+@dataclass(frozen=True)
+class ScaleRequest:
+    """What ScaleAgent is called with."""
+
+    agent: str
+    replicas: int | None = None
+    # None to leave them as they are.
+    resources: Requested | None = None
+    scaling: AskedScaling = field(default_factory=AskedScaling)
     allow_unenforced: bool = False
 
 
@@ -62,9 +75,9 @@ class Updates:
         """Rolls out what an earlier revision was. See the proto's RollbackAgent."""
         return await self._pool.finish(self._roll_back(agent, number, grace_s))
 
-    async def resize(self, agent: str, resources: Requested, *, allow_unenforced: bool) -> Deployment:
-        """Gives an agent's workers other resources: in place, or by a roll. See the proto's ScaleAgent."""
-        return await self._pool.finish(self._resize(agent, resources, allow_unenforced=allow_unenforced))
+    async def scale(self, request: ScaleRequest) -> Deployment:
+        """Gives an agent another scaling policy, other resources, or more or fewer workers. See ScaleAgent."""
+        return await self._pool.finish(self._scale(request))
 
     async def resume(self, deployment: Deployment) -> None:
         """Takes up the roll of a pool that died."""
@@ -79,6 +92,8 @@ class Updates:
                     new = [worker for worker in of_target if worker.key not in roll.old]
                     _log.info("takes up a roll", agent=deployment.agent, what=roll.what)
                     await self._roll(deployment, roll, new)
+                    # A canary's roll is about that one worker, and the pool may have ended with all of them.
+                    self._rolls.fill(deployment, deployment.current)
         finally:
             del self._resumed[deployment.agent]
             over.set()
@@ -156,21 +171,31 @@ class Updates:
             return deployment.spec
         return _copy(spec, deployment.next_number(), f"rollback to {number}", loaded_as=0)
 
-    async def _resize(self, agent: str, wanted: Requested, *, allow_unenforced: bool) -> Deployment:
-        with self._alone(agent):
+    async def _scale(self, request: ScaleRequest) -> Deployment:
+        agent, replicas, resources = request.agent, request.replicas, request.resources
+        with self._alone(agent) if resources is not None else contextlib.nullcontext():
             async with self._pool.lock(agent):
-                deployment = self._pool.startable(agent)
-                current = deployment.spec
-                asked = Asked(resources=wanted).over(current.asked)
-                resources = resolve(asked.resources, current.program.resources)
-                spec = _copy(current, deployment.next_number(), "scale", asked=asked, resources=resources)
-                if spec.same_as(current):
-                    return deployment
-                if spec.same_but_for_caps(current) and not deployment.asleep:
-                    await self._move_caps(deployment, spec, allow_unenforced=allow_unenforced)
-                else:
-                    await self._turn_to(deployment, spec, None, DEFAULT_GRACE_S, allow_unenforced)
+                only_policies = resources is None and replicas is None
+                deployment = self._pool.get(agent) if only_policies else self._pool.startable(agent)
+                async with self._pool.policies(deployment, AskedPolicies(scaling=request.scaling), replicas):
+                    if resources is not None:
+                        await self._resize(deployment, resources, allow_unenforced=request.allow_unenforced)
+                    if replicas is not None:
+                        await self._pool.bring(deployment, replicas)
                 return deployment
+
+    async def _resize(self, deployment: Deployment, wanted: Requested, *, allow_unenforced: bool) -> None:
+        """Gives an agent's workers other resources: in place, or by a roll."""
+        current = deployment.spec
+        asked = Asked(resources=wanted).over(current.asked)
+        resources = resolve(asked.resources, current.program.resources)
+        spec = _copy(current, deployment.next_number(), "scale", asked=asked, resources=resources)
+        if spec.same_as(current):
+            return
+        if spec.same_but_for_caps(current) and not deployment.asleep:
+            await self._move_caps(deployment, spec, allow_unenforced=allow_unenforced)
+        else:
+            await self._turn_to(deployment, spec, None, DEFAULT_GRACE_S, allow_unenforced)
 
     async def _move_caps(self, deployment: Deployment, spec: Spec, *, allow_unenforced: bool) -> None:
         """Gives the current revision's workers other caps; they are of the new revision then. All, or nothing."""
@@ -184,24 +209,32 @@ class Updates:
         deployment.turn_to(spec)
         for worker in workers:
             worker.revision = spec.number
-        moved: list[Worker] = []
+        capped = any(entry.enforced for entry in pool.driver.enforcement() if entry.what in ("memory", "cpu", "pids"))
         try:
-            if any(entry.enforced for entry in pool.driver.enforcement() if entry.what in ("memory", "cpu", "pids")):
-                for worker in workers:
-                    if worker.pid:
-                        moved.append(worker)
-                        await pool.driver.limit(worker.key, spec.limits)
+            for worker in workers:
+                if capped and worker.pid:
+                    await pool.driver.limit(worker.key, spec.limits)
+            # What waits to become a worker has the caps of before.
+            await pool.driver.rest(deployment.revision(spec.number))
         except BaseException:
-            for worker in moved[:-1]:
-                await pool.driver.limit(worker.key, current.limits)
             for worker in workers:
                 worker.revision = current.number
             deployment.turn_to(current)
             del deployment.revisions[spec.number]
             pool.ledger.change(ids, current.resources)
+            for worker in workers:
+                if worker.pid:
+                    await self._cap_again(worker, current)
             raise
         pool.announce(deployment.agent)
         await pool.save(deployment.agent)
+
+    async def _cap_again(self, worker: Worker, spec: Spec) -> None:
+        try:
+            await self._pool.driver.limit(worker.key, spec.limits)
+        except Exception as error:
+            # It has died meanwhile; its successor begins with these caps.
+            _log.warning("a worker did not get its caps back", worker_id=worker.worker_id, exc_info=error)
 
     async def _turn_to(
         self, deployment: Deployment, spec: Spec, canary: Worker | None, grace_s: float, allow_unenforced: bool

@@ -6,6 +6,7 @@ forks a worker.
 """
 
 import argparse
+import base64
 import gc
 import os
 import resource
@@ -25,6 +26,7 @@ _log = log.get("agent_worker.template")
 
 # A forked process that says half a sentence must not hold up its base.
 _ANSWER_TIMEOUT_S = 2.0
+_TEXTS = ("error", "traceback", "unenforceable", "unsafe", "note", "descriptors")
 
 
 @dataclass
@@ -75,27 +77,26 @@ class Base:
             received = None
         for descriptor in received[1] if received else ():
             os.close(descriptor)  # none is expected
-        message = received[0] if received else {"ok": False, "error": "it ended while it was loaded", "traceback": ""}
+        message = received[0] if received else _failed("it ended while it was loaded")
         if message.get("op") == "map":
             _write_id_map(load)
             return
         if message.get("op") == "entered":
             load.entered = True
             return
+        message = _checked(message)
         self._loop.unwatch(load.channel)
         load.channel.close()
-        if not message.get("ok") or message.get("unsafe"):
+        if not message["ok"] or message["unsafe"]:
             self._loop.end(load.pid)
-        if message.get("unenforceable") and load.entered:
+        if message["unenforceable"] and load.entered:
             # Believing it would run the agent as the pool.
-            self._finish(
-                load, {"ok": False, "error": "it said that it cannot be isolated, after it was", "traceback": ""}
-            )
-        elif message.get("unenforceable"):
+            self._finish(load, _failed("it said that it cannot be isolated, after it was"))
+        elif message["unenforceable"]:
             load.degraded.append(f"agents are not isolated from this machine: {message['unenforceable']}")
             load.spec = replace(load.spec, sandbox=replace(load.spec.sandbox, isolated=False))
             self._start(load)
-        elif message.get("unsafe"):
+        elif message["unsafe"]:
             load.loaded = message
             load.spec = replace(load.spec, import_in_worker=True)
             self._start(load)
@@ -105,12 +106,40 @@ class Base:
     def _finish(self, load: _Load, message: Answer) -> None:
         for descriptor in load.descriptors:
             os.close(descriptor)
-        if message.get("ok") and load.loaded is not None:
+        if message["ok"] and load.loaded is not None:
             message |= {key: load.loaded[key] for key in ("services", "descriptors")}
             message["note"] = f"imports after the fork, because {load.loaded['unsafe']}"
-        # Last what this process knows itself: the message comes from one that has imported the agent.
-        answer = {**message, "pid": load.pid, "degraded": load.degraded} if message.get("ok") else message
+        names = ("ok", "services", "descriptors", "note") if message["ok"] else ("ok", "error", "traceback")
+        answer = {name: message[name] for name in names}
+        if message["ok"]:
+            answer |= {"pid": load.pid, "degraded": load.degraded}
         self._loop.send(reply(load.request, answer))
+
+
+def _failed(error: str) -> Answer:
+    return _checked({"ok": False, "error": error})
+
+
+def _checked(message: Answer) -> Answer:
+    """What a process says that may have run an agent's import: the fields that there are, each of its type."""
+    services = message.get("services")
+    answer: Answer = {
+        "ok": message.get("ok") is True,
+        "services": [_text(each) for each in services] if isinstance(services, list) else [],
+        **{name: _text(message.get(name)) for name in _TEXTS},
+    }
+    try:
+        base64.b64decode(answer["descriptors"], validate=True)
+    except ValueError:
+        return _failed("what it said of its services cannot be read")
+    if len(launch.encode(answer)) > launch.LONGEST_MESSAGE // 2:  # ours adds to it
+        return _failed("it said more than the pool reads")
+    return answer
+
+
+def _text(value: object) -> str:
+    """A string that any message can hold, JSON's lone surrogates being none; "" for what is no string."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
 def _write_id_map(load: _Load) -> None:

@@ -74,9 +74,10 @@ def key_of(agent: Agent, method: str, metadata: Metadata, request: bytes) -> byt
     for part in (agent.agent_id, method):
         add(part.encode())
     add(request)
-    for key, value in sorted((k, v if isinstance(v, bytes) else v.encode()) for k, v in metadata if k not in _SILENT):
+    # Values of one key come in an order that may mean something.
+    for key, value in sorted((pair for pair in metadata if pair[0] not in _SILENT), key=lambda pair: pair[0]):
         add(key.encode())
-        add(value)
+        add(value if isinstance(value, bytes) else value.encode())
     return digest.digest()
 
 

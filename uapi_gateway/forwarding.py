@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,38 +18,59 @@ from uapi_gateway.sockets import split_endpoint
 _LONGEST_RESPONSE_BYTES = 64 * 2**20
 # A channel that nobody uses is closed after so long.
 _IDLE_S = 10.0
+# What a message that is kept costs beside its bytes: the object, its header and its place in a list.
+MESSAGE_BYTES = 64
+# A worker that refuses a stream says so at once; metadata that comes before any message waits so long for that.
+_REFUSAL_S = 0.1
+# How gRPC's core begins the details of a call that it could not send for want of a connection.
+_NOT_CONNECTED = "failed to connect"
 # What a channel says of itself while it can still carry calls, or will as soon as it has connected.
 _USABLE = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.CONNECTING)
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class Allowance:
-    """How many bytes may be held in all."""
+    """How many bytes may be held in all, and by one owner: no more than it leaves for the others."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._held: Counter[str] = Counter()
         self.held_bytes = 0
 
-    def take(self, size_bytes: int) -> bool:
+    def take(self, owner: str, size_bytes: int) -> bool:
         """Says whether there is room, and takes it."""
-        if self.held_bytes + size_bytes > self._max_bytes:
+        held_bytes = self.held_bytes + size_bytes
+        if self._held[owner] + size_bytes > self._max_bytes - held_bytes:
             return False
-        self.held_bytes += size_bytes
+        self._held[owner] += size_bytes
+        self.held_bytes = held_bytes
         return True
 
-    def give_back(self, size_bytes: int) -> None:
+    def give_back(self, owner: str, size_bytes: int) -> None:
         self.held_bytes -= size_bytes
+        self._held[owner] -= size_bytes
+        if not self._held[owner]:
+            del self._held[owner]
 
 
 class Kept:
-    """The request messages of one call, which can be sent once more as long as there is room to keep them."""
+    """The request messages of one call, which can be sent once more as long as there is room to keep them.
 
-    def __init__(self, requests: AsyncIterator[bytes], allowance: Allowance, longest_bytes: int) -> None:
+    Each iteration is an attempt, and ends those before it. They share one read of the caller's stream: an attempt
+    that has failed may have been waiting for the next message, which is the next attempt's.
+    """
+
+    def __init__(self, requests: AsyncIterator[bytes], allowance: Allowance, owner: str, longest_bytes: int) -> None:
         self._requests = requests
         self._allowance = allowance
-        self._longest_bytes = longest_bytes
+        self._owner = owner
+        # A message as long as that fits, too.
+        self._longest_bytes = longest_bytes + MESSAGE_BYTES
         self._messages: list[bytes] = []
         self._bytes = 0
+        self._attempt = 0
+        # The message that is read now; None is the end.
+        self._reading: asyncio.Task[bytes | None] | None = None
         # All that has been sent is still here.
         self.complete = True
 
@@ -64,28 +86,50 @@ class Kept:
         return message
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._attempt += 1
+        attempt = self._attempt
         for message in list(self._messages):
             yield message
-        async for message in self._requests:
-            self._keep(message)
-            yield message
+        while attempt == self._attempt:
+            if self._reading is None:
+                self._reading = asyncio.ensure_future(_next(self._requests))
+                # A failure counts as seen: the caller has gone, and maybe nobody waits any more.
+                self._reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            read = await asyncio.shield(self._reading)
+            if read is None or attempt != self._attempt:
+                return
+            self._reading = None
+            self._keep(read)
+            yield read
 
     def _keep(self, message: bytes) -> None:
         if not self.complete:
             return
-        fits = self._bytes + len(message) <= self._longest_bytes
-        if fits and self._allowance.take(len(message)):
+        size_bytes = len(message) + MESSAGE_BYTES
+        fits = self._bytes + size_bytes <= self._longest_bytes
+        if fits and self._allowance.take(self._owner, size_bytes):
             self._messages.append(message)
-            self._bytes += len(message)
+            self._bytes += size_bytes
         else:
-            self.complete = False
             self.release()
 
     def release(self) -> None:
         """Keeps nothing any more."""
+        self.complete = False
         self._messages.clear()
-        self._allowance.give_back(self._bytes)
+        self._allowance.give_back(self._owner, self._bytes)
         self._bytes = 0
+
+    def close(self) -> None:
+        """Keeps nothing and reads nothing any more."""
+        self.release()
+        if self._reading is not None:
+            self._reading.cancel()
+
+
+async def _next(messages: AsyncIterator[bytes]) -> bytes | None:
+    """None at the end."""
+    return await anext(messages, None)
 
 
 class _Line:
@@ -96,15 +140,16 @@ class _Line:
         self.channel = _channel(address)
         self.accepted = asyncio.ensure_future(accepts(address))
         self.closing: asyncio.TimerHandle | None = None
-        self._connected = False
+        # It had a connection, for all that can be seen: its state is read only now and then.
+        self.connected = False
 
     @property
     def usable(self) -> bool:
         """Its connection has not broken. One that has would keep the next call waiting for its back-off."""
         state = self.channel.get_state()
-        self._connected |= state is grpc.ChannelConnectivity.READY
+        self.connected |= state is grpc.ChannelConnectivity.READY
         # Idle is a channel that nobody has used yet, and one whose connection has ended.
-        return state in _USABLE or (state is grpc.ChannelConnectivity.IDLE and not self._connected)
+        return state in _USABLE or (state is grpc.ChannelConnectivity.IDLE and not self.connected)
 
 
 @dataclass(frozen=True)
@@ -155,7 +200,10 @@ class Lines:
             line.closing.cancel()
         try:
             if await asyncio.shield(line.accepted):
-                yield Lease(endpoint, line.channel)
+                try:
+                    yield Lease(endpoint, line.channel)
+                finally:
+                    line.connected = True
             else:
                 self._forget(address, line)
                 yield None
@@ -230,15 +278,17 @@ async def ask(
     Raises:
         Unavailable: the connection broke before anything came back.
         WorkerDraining: the worker has not begun it.
+        AgentNotReady: the worker could not be reached.
     """
     start: Any = channel.unary_unary(method)
     call = start(request, metadata=metadata, timeout=timeout_s)
     try:
         initial = tuple(await call.initial_metadata())
         code, trailing = await call.code(), tuple(await call.trailing_metadata())
-        _check_lost(code, initial, trailing)
+        details = await call.details() or ""
+        _check_lost(code, initial, trailing, details)
         message = await call if code is grpc.StatusCode.OK else None
-        return Reply(message, initial, trailing, code, await call.details() or "")
+        return Reply(message, initial, trailing, code, details)
     finally:
         if not call.done():
             call.cancel()
@@ -256,16 +306,25 @@ async def forward(
     Raises:
         Unavailable: the connection broke before anything came back.
         WorkerDraining: the worker has not begun it.
+        AgentNotReady: the worker could not be reached.
     """
     start: Any = channel.stream_stream(method)
     call = start(aiter(requests), metadata=metadata, timeout=context.time_remaining())
+    responses = aiter(call)
+    reading = asyncio.ensure_future(_next(responses))
     try:
         initial = await call.initial_metadata()
-        if call.done():
-            _check_lost(await call.code(), initial, await call.trailing_metadata())
+        # No longer: a caller may wait for the metadata before it says more.
+        await asyncio.wait((reading,), timeout=_REFUSAL_S)
+        if reading.done() and (reading.exception() is not None or reading.result() is None):
+            _check_lost(await call.code(), initial, await call.trailing_metadata(), await call.details() or "")
+        # From here on it cannot be made again.
+        requests.release()
         await context.send_initial_metadata(initial)
-        async for message in call:
+        message = await reading
+        while message is not None:
             yield message
+            message = await _next(responses)
     except aio.AioRpcError:
         # Its code, details and trailers are read below, as those of a call that went well.
         pass
@@ -277,11 +336,17 @@ async def forward(
     context.set_details(await call.details() or "")
 
 
-def _check_lost(code: grpc.StatusCode, initial: Metadata, trailing: Metadata) -> None:
+def _check_lost(code: grpc.StatusCode, initial: Metadata, trailing: Metadata, details: str) -> None:
+    if code is not grpc.StatusCode.UNAVAILABLE:
+        return
     if any(key == status.NOT_BEGUN_KEY for key, _ in (*initial, *trailing)):
         raise errors.WorkerDraining("the worker takes no more calls")
     # What the other side has sent has at least a content type of its own making; a broken connection nothing.
-    if code is grpc.StatusCode.UNAVAILABLE and not initial and not trailing:
+    if not initial and not trailing:
+        if details.startswith(_NOT_CONNECTED):
+            never_sent = errors.AgentNotReady("the worker could not be reached")
+            never_sent.begun = False
+            raise never_sent
         raise errors.Unavailable("the worker ended during the call", reason="WORKER_LOST")
 
 

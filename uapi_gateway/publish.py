@@ -39,6 +39,7 @@ class Publisher:
         """All agents and the routes; from then on every change of the registry."""
         for agent in self._registry.agents():
             self._publish_agent(agent.agent_id)
+            self._shapes[agent.agent_id] = _shape(agent)
         self._publish_routes()
         self._registry.listeners.append(self._changed)
 
@@ -46,9 +47,10 @@ class Publisher:
         self._publish_agent(agent_id)
         # Most changes are of workers that come and go, which no route depends on.
         shape = _shape(self._registry.get(agent_id))
-        if self._shapes.get(agent_id) != shape:
-            self._shapes[agent_id] = shape
+        if self._shapes.pop(agent_id, None) != shape:
             self._publish_routes()
+        if shape is not None:
+            self._shapes[agent_id] = shape
 
     def _publish_agent(self, agent_id: str) -> None:
         agent = self._registry.get(agent_id)

@@ -92,6 +92,20 @@ class _Call:
 
 
 @dataclass
+class _Lost:
+    """What the attempts at a call before this one came to."""
+
+    # Where the last was made.
+    address: str = ""
+    # How the first ended that a worker may have seen: what the caller must know if none succeeds.
+    error: errors.Unavailable | None = None
+
+    def note(self, lost: errors.Unavailable) -> None:
+        if lost.begun and self.error is None:
+            self.error = lost
+
+
+@dataclass
 class _Wait:
     """How far one call has got with waiting."""
 
@@ -269,12 +283,13 @@ class Relay:
         """One call, from its first message to its status."""
         metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _HOP_BY_HOP]
         name = next((str(value) for key, value in metadata if key == AGENT_HEADER), "")
-        kept = Kept(requests, self._allowance, LONGEST_REQUEST_BYTES)
+        target = self._registry.find(name)
+        kept = Kept(requests, self._allowance, target.agent.agent_id if target else "", LONGEST_REQUEST_BYTES)
         try:
             async for message in self._answer(_Call(method, name, metadata, kept, context)):
                 yield message
         finally:
-            kept.release()
+            kept.close()
 
     async def _answer(self, call: _Call) -> AsyncIterator[bytes]:
         target = self._registry.require(call.name)
@@ -301,14 +316,30 @@ class Relay:
         call.context.set_code(reply.code)
         call.context.set_details(reply.details)
 
+    @contextlib.asynccontextmanager
+    async def _next_worker(self, call: _Call, lost: _Lost) -> AsyncIterator[Lease]:
+        """A worker for the next attempt at a call.
+
+        Raises:
+            AgentError: there is none; or how the attempt ended that may have had effects.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                lease = await stack.enter_async_context(
+                    self.worker(call.name, call.context.time_remaining(), lost.address)
+                )
+            except errors.AgentError as refusal:
+                raise lost.error or refusal from refusal.__cause__
+            lost.address = lease.endpoint.dialled
+            yield lease
+
     async def _ask(self, call: _Call, agent: Agent, request: bytes) -> tuple[Reply, Endpoint]:
         """A worker's answer to a unary call, and whose it is."""
-        lost_at = ""
+        before = _Lost()
         with self._load.call(agent.agent_id) as counted:
             for attempt in itertools.count(1):
-                async with self.worker(call.name, call.context.time_remaining(), lost_at) as lease:
+                async with self._next_worker(call, before) as lease:
                     counted.carried()
-                    lost_at = lease.endpoint.dialled
                     try:
                         remaining_s = call.context.time_remaining()
                         return await ask(
@@ -316,18 +347,18 @@ class Relay:
                         ), lease.endpoint
                     except errors.Unavailable as lost:
                         repeatable = not lost.begun or caching.may_repeat(agent, call.method)
+                        before.note(lost)
                         if attempt == _ATTEMPTS or not repeatable:
-                            raise
+                            raise before.error or lost from None
                 counted.waits()
         raise AssertionError("never reached")
 
     async def _stream(self, call: _Call, agent: Agent) -> AsyncIterator[bytes]:
-        lost_at = ""
+        before = _Lost()
         with self._load.call(agent.agent_id) as counted:
             for attempt in itertools.count(1):
-                async with self.worker(call.name, call.context.time_remaining(), lost_at) as lease:
+                async with self._next_worker(call, before) as lease:
                     counted.carried()
-                    lost_at = lease.endpoint.dialled
                     try:
                         async for message in forward(
                             lease.channel, call.method, call.requests, call.context, call.metadata
@@ -336,8 +367,9 @@ class Relay:
                         return
                     except errors.Unavailable as lost:
                         repeatable = not lost.begun or caching.may_repeat(agent, call.method)
+                        before.note(lost)
                         if attempt == _ATTEMPTS or not (repeatable and call.requests.complete):
-                            raise
+                            raise before.error or lost from None
                 counted.waits()
 
 

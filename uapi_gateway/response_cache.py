@@ -49,16 +49,21 @@ class _Shelf:
     revision: str = ""
     # The least recently used first.
     answers: "OrderedDict[bytes, Answer]" = field(default_factory=OrderedDict)
-    # When each is too old; the oldest first.
-    expiry: "OrderedDict[bytes, float]" = field(default_factory=OrderedDict)
+    # When each was kept; the oldest first.
+    put_at: "OrderedDict[bytes, float]" = field(default_factory=OrderedDict)
+    # How old they may become.
+    ttl_s: float = 0.0
 
     def remove(self, key: bytes) -> None:
         self.figures.size_bytes -= self.answers.pop(key).size_bytes
-        del self.expiry[key]
+        del self.put_at[key]
+
+    def too_old(self, key: bytes, now: float) -> bool:
+        return self.put_at[key] + self.ttl_s <= now
 
     def clear(self) -> None:
         self.answers.clear()
-        self.expiry.clear()
+        self.put_at.clear()
         self.figures.size_bytes = 0
 
     def shrink(self, max_bytes: int) -> None:
@@ -77,7 +82,7 @@ class ResponseCache:
         """The answer kept under a key for that revision of an agent, unless it is too old."""
         shelf = self._shelves.setdefault(agent, _Shelf())
         answer = shelf.answers.get(key) if shelf.revision == revision else None
-        if answer is not None and shelf.expiry[key] <= now:
+        if answer is not None and shelf.too_old(key, now):
             shelf.remove(key)
             answer = None
         if answer is None:
@@ -101,7 +106,7 @@ class ResponseCache:
         if answer.size_bytes > policy.max_bytes:
             return
         shelf.answers[key] = answer
-        shelf.expiry[key] = now + policy.ttl_s
+        shelf.put_at[key], shelf.ttl_s = now, policy.ttl_s
         shelf.figures.size_bytes += answer.size_bytes
         shelf.shrink(policy.max_bytes)
 
@@ -113,6 +118,7 @@ class ResponseCache:
         if policy is None or shelf.revision != revision:
             shelf.clear()
         else:
+            shelf.ttl_s = policy.ttl_s
             shelf.shrink(policy.max_bytes)
 
     def forget(self, agent: str) -> None:
@@ -120,11 +126,10 @@ class ResponseCache:
         self._shelves.pop(agent, None)
 
     def sweep(self, now: float) -> None:
-        """Drops what is too old. An agent whose lifetime of answers was made shorter may keep older ones for a while,
-        which are not given any more."""
+        """Drops what is too old."""
         for shelf in self._shelves.values():
-            while shelf.expiry and next(iter(shelf.expiry.values())) <= now:
-                shelf.remove(next(iter(shelf.expiry)))
+            while shelf.put_at and shelf.too_old(oldest := next(iter(shelf.put_at)), now):
+                shelf.remove(oldest)
 
     def figures(self) -> Iterable[tuple[str, Figures]]:
         """What each agent's cache has done, by agent."""

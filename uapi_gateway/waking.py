@@ -128,7 +128,9 @@ class Waker:
             _log.warning("an agent did not wake", agent=agent_id, error=error.message)
             raise
         finally:
-            self._figures.setdefault(agent_id, Figures()).add(outcome, time.monotonic() - began)
+            # One that was removed meanwhile would keep its figures for good.
+            if self._registry.get(agent_id) is not None:
+                self._figures.setdefault(agent_id, Figures()).add(outcome, time.monotonic() - began)
         return tuple(endpoint for endpoint in from_deployment(deployment).endpoints if endpoint.ready)
 
     async def _ask(self, agent_id: str) -> pool.Deployment:

@@ -1,7 +1,6 @@
 """The pool's end of a template's control socket: requests with ids, descriptors along, events in between."""
 
 import asyncio
-import contextlib
 import json
 import socket
 import struct
@@ -9,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentruntime import launch
+from agentruntime import launch, log
 
 Message = dict[str, Any]
 _HEAD = struct.Struct(">I")
+_log = log.get("agent_pool.control")
 
 
 class ControlClosed(Exception):
@@ -67,8 +67,7 @@ class ControlChannel:
 
     async def close(self) -> None:
         self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
+        await asyncio.wait([self._reader])
 
     async def _send(self, frame: bytes, descriptors: list[int]) -> None:
         loop = asyncio.get_running_loop()
@@ -109,8 +108,10 @@ class ControlChannel:
                     message = json.loads(buffer[_HEAD.size : _HEAD.size + length])
                     buffer = buffer[_HEAD.size + length :]
                     self._take(message)
-        except (OSError, ValueError):
-            return  # a broken connection, or one that talks nonsense, is a closed one
+        except OSError:
+            return  # a broken connection is a closed one
+        except Exception as error:  # whatever nonsense of an agent's process leads to must not end more than this
+            _log.warning("a template talks nonsense", error=repr(error))
         finally:
             self.closed.set()
             self._socket.close()

@@ -187,7 +187,7 @@ class ProcessDriver(Driver):
         finally:
             # Also what ends a worker whose pid the pool never heard: it ends with this socket until it listens.
             process.reports.close()
-        self._templates.forget_exit(process.pid)
+        self._templates.forget_exit(process.launch.revision.key, process.pid)
         if self._workers.get(key) is process:
             del self._workers[key]
             self._slots.free(process.launch.revision.agent, process.slot)
@@ -273,7 +273,7 @@ class ProcessDriver(Driver):
 
     async def _status(self, process: WorkerProcess) -> int | None:
         """Of a process that has ended, as waitpid(2) has it; None if its template cannot tell any more."""
-        told = self._templates.exit_status(process.pid)
+        told = self._templates.exit_status(process.launch.revision.key, process.pid)
         gone = asyncio.create_task(self._templates.gone(process.launch.revision.key))
         either: list[asyncio.Future[Any]] = [told, gone]
         await asyncio.wait(either, timeout=_STATUS_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)

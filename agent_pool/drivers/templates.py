@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from agentruntime import errors, launch, log
@@ -56,10 +57,11 @@ class Templates:
         self._hierarchy = hierarchy
         self._environment = dict(environment)
         self._bases: dict[str, ControlChannel] = {}
-        self._processes: list[asyncio.subprocess.Process] = []
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._templates: dict[str, ImageTemplate] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._exits: dict[int, asyncio.Future[int]] = {}
+        # By template, so that none can tell how another's worker ended.
+        self._exits: dict[str, dict[int, asyncio.Future[int]]] = {}
         self._sockets = home.run / "t"
         self._sockets.mkdir(mode=0o700, exist_ok=True)
 
@@ -71,14 +73,15 @@ class Templates:
         """First of the uids of an agent; 0 where this pool may not map any."""
         return launch.UID_BASE + revision.agent_index * launch.UIDS_PER_AGENT if os.geteuid() == 0 else 0
 
-    def exit_status(self, pid: int) -> asyncio.Future[int]:
-        """Becomes the wait status of a worker, once its template has seen it end."""
-        future = self._exits.get(pid)
+    def exit_status(self, key: str, pid: int) -> asyncio.Future[int]:
+        """Becomes the wait status of a worker of that revision, once its template has seen it end."""
+        exits = self._exits.setdefault(key, {})
+        future = exits.get(pid)
         if future is None:
             future = asyncio.get_running_loop().create_future()
-            self._exits[pid] = future
-            if len(self._exits) > _MOST_EXITS:
-                del self._exits[next(iter(self._exits))]
+            exits[pid] = future
+            if len(exits) > _MOST_EXITS:
+                del exits[next(iter(exits))]
         return future
 
     async def gone(self, key: str) -> None:
@@ -86,8 +89,8 @@ class Templates:
         if template := self._templates.get(key):
             await template.channel.closed.wait()
 
-    def forget_exit(self, pid: int) -> None:
-        self._exits.pop(pid, None)
+    def forget_exit(self, key: str, pid: int) -> None:
+        self._exits.get(key, {}).pop(pid, None)
 
     async def get(self, revision: Revision) -> ImageTemplate:
         """The revision's template, loaded if it is not there.
@@ -128,22 +131,23 @@ class Templates:
             if template is not None:
                 await _quit(template.channel)
                 await self._clean(key, template.group, template.pid)
+                self._exits.pop(key, None)
         self._locks.pop(key, None)
 
     async def recover(self, revisions: Mapping[str, Prepared]) -> None:
         """Connects to the templates of a pool that died, as far as they are wanted, and ends the others."""
         pids: dict[str, int] = {}
         for path in sorted(self._sockets.glob("b-*")):
-            if found := await self._reconnect(path):
-                self._bases[path.name], children = found
-                pids.update(children)
+            if found := await self._reconnect(path, path.name):
+                self._bases[path.name], answer = found
+                pids.update(answer["children"])
         wanted = {self._socket(key): key for key in revisions}
         for path in sorted(self._sockets.glob("i-*")):
-            found = await self._reconnect(path)
+            key = wanted.get(path, "")
+            found = await self._reconnect(path, key)
             if found is None:
                 path.unlink()
                 continue
-            key = wanted.get(path, "")
             if key in pids:
                 self._templates[key] = ImageTemplate(found[0], revisions[key], self._group(key), pids.pop(key))
             else:
@@ -161,7 +165,7 @@ class Templates:
         for channel in self._bases.values():
             await _quit(channel)
         self._bases.clear()
-        for process in self._processes:
+        for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError, TimeoutError):
                 await asyncio.wait_for(process.wait(), _QUIT_TIMEOUT_S)
             if process.returncode is None:
@@ -170,10 +174,10 @@ class Templates:
         for path in self._sockets.iterdir():
             path.unlink()
 
-    async def _reconnect(self, path: Path) -> tuple[ControlChannel, dict[str, int]] | None:
-        """A living template's channel and children, by name."""
+    async def _reconnect(self, path: Path, key: str) -> tuple[ControlChannel, Message] | None:
+        """A living template's channel, and what it answers of its children: to be read of a base only."""
         try:
-            channel = await ControlChannel.connect(path, self._on_event)
+            channel = await ControlChannel.connect(path, partial(self._on_event, key))
         except OSError:
             return None
         try:
@@ -181,7 +185,7 @@ class Templates:
         except (ControlClosed, TimeoutError):
             await channel.close()
             return None
-        return channel, dict(answer["children"])
+        return channel, answer
 
     def _group(self, key: str) -> Group | None:
         return self._hierarchy.group(f"{key}.template") if self._hierarchy else None
@@ -214,7 +218,7 @@ class Templates:
                     f"agent '{revision.agent}' failed to import: {answer.get('error')}"
                     + (f"\n{trace}" if trace else "")
                 )
-            channel = await ControlChannel.connect(path, self._on_event)
+            channel = await ControlChannel.connect(path, partial(self._on_event, revision.key))
         except BaseException:
             await self._clean(revision.key, group, 0)
             raise
@@ -298,6 +302,9 @@ class Templates:
     async def _start_base(self, name: str, venv: str) -> ControlChannel:
         # sys.executable, not resolved: a venv is found by the path of its own link.
         python = str(Path(venv, "bin", "python")) if venv else sys.executable
+        if (old := self._processes.get(name)) and old.returncode is None:
+            old.kill()  # its channel broke, nobody talks to it any more
+            await old.wait()
         listener = listen(self._sockets / name)
         log_fd = self._logs.open_platform("templates")
         try:
@@ -306,8 +313,8 @@ class Templates:
                 cwd="/", env=self._environment, pass_fds=[listener.fileno()], start_new_session=True,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log_fd, stderr=log_fd,
             )  # fmt: skip
-            self._processes.append(process)
-            channel = await ControlChannel.connect(self._sockets / name, self._on_event)
+            self._processes[name] = process
+            channel = await ControlChannel.connect(self._sockets / name, partial(self._on_event, name))
         finally:
             listener.close()
             os.close(log_fd)
@@ -320,12 +327,15 @@ class Templates:
             ) from None
         return channel
 
-    def _on_event(self, message: Message) -> None:
-        if message["event"] == "exit":
-            self._settle(message["pid"], message["status"])
-
-    def _settle(self, pid: int, status: int) -> None:
-        future = self.exit_status(pid)
+    def _on_event(self, key: str, message: Message) -> None:
+        """From the template of a revision, which may say anything: what is wrong raises, and closes its channel."""
+        if message["event"] != "exit":
+            return
+        pid, status = message["pid"], message["status"]
+        os.waitstatus_to_exitcode(status)
+        if not isinstance(pid, int):
+            raise TypeError(f"{pid!r} is no pid")
+        future = self.exit_status(key, pid)
         if not future.done():
             future.set_result(status)
 

@@ -67,7 +67,7 @@ class Sleep:
         if deployment.asleep:
             return
         self.mark(deployment)
-        for worker in list(deployment.workers.values()):
+        for worker in deployment.living():
             self._pool.spawn(self._keeper.stop(deployment, worker, _GRACE_S))
         await self._saver.save(deployment.agent)
         self._pool.spawn(self.let_go())

@@ -201,7 +201,10 @@ def receive(channel: socket.socket, timeout_s: float | None = None) -> tuple[dic
         body = _exactly(channel, length, end_s)
         if len(body) < length:
             raise ValueError("the stream ended within a message")
-        message = json.loads(body)
+        try:
+            message = json.loads(body)
+        except RecursionError:
+            raise ValueError("a message nested too deeply") from None
         if not isinstance(message, dict):
             raise ValueError("a message that is not an object")
     except (ValueError, OSError):

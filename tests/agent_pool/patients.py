@@ -7,7 +7,7 @@ from typing import Any
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from agent_pool.drivers.base import Exit, Launch, Running
+from agent_pool.drivers.base import Exit, Launch, Prepared, Revision, Running
 from tests.agent_pool.test_keeper import RefusingDriver
 
 
@@ -38,8 +38,17 @@ class Hospital(RefusingDriver):
         self.patients: dict[str, Patient] = {}
         self.started = 0
         self.graces_s: list[float] = []
+        self.import_s = 0.0
+        self._prepared: set[str] = set()
+
+    async def prepare(self, revision: Revision) -> Prepared:
+        if revision.key not in self._prepared:
+            await asyncio.sleep(self.import_s)
+            self._prepared.add(revision.key)
+        return Prepared()
 
     async def start(self, launch: Launch) -> Running:
+        await self.prepare(launch.revision)
         self._call("start")
         self.started += 1
         patient = Patient()

@@ -69,6 +69,14 @@ if os.path.isdir("/agent"):
     template = next(each for each in gc.get_objects() if isinstance(each, ImageTemplate))
     launch.send(template._base, {"ok": False, "unenforceable": "no sandbox today"})
 """
+NO_CHILDREN = """\
+from agentruntime import launch
+
+genuine = launch.send
+def send(connection, message, *rest):
+    genuine(connection, {**message, "children": 5} if "children" in message else message, *rest)
+launch.send = send
+"""
 FLOOD = """\
 import contextlib, os, stat, time
 def flood():
@@ -113,6 +121,15 @@ async def test_an_import_cannot_talk_its_way_out_of_the_sandbox(pool: RunningPoo
     with pytest.raises(aio.AioRpcError) as failure:
         await pool.run("tester:1.0.0")
     assert "cannot be isolated, after it was" in (failure.value.details() or "")
+
+
+async def test_a_template_that_tells_nonsense_keeps_no_pool_from_starting(pool: RunningPool) -> None:
+    await pool.build(harness.project("tester", before=NO_CHILDREN))
+    worker = (await pool.run("tester:1.0.0")).workers[0]
+    await pool.kill()
+    await pool.start()
+    await pool.until(worker.worker_id, lambda found: found.state == pb.WORKER_STATE_READY)
+    assert await harness.generate(worker.address, "go") == "GO"
 
 
 async def test_a_starting_worker_cannot_freeze_the_pool(pool: RunningPool) -> None:

@@ -16,6 +16,7 @@ from agent_pool.lifecycle import State
 from agent_pool.resources import Requested, resolve
 from agent_pool.restart import Backoff
 from agent_pool.revision import Program, Spec
+from agent_pool.worker import Worker
 from tests.waiting import eventually
 
 
@@ -163,3 +164,62 @@ async def test_a_start_that_the_machine_refuses_is_told() -> None:
     await keeper.abandon(of, worker)
     assert ledger.holding("tester-01") is None
     assert of.spec.limits != Limits()
+
+
+class BusyDriver(RefusingDriver):
+    """Its workers end when the test says so, or when their grace is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = asyncio.Event()
+
+    async def stop(self, key: str, grace_s: float) -> Exit:
+        self._call(f"stop {grace_s:g}")
+        if not grace_s:
+            self.over.set()
+        await self.over.wait()
+        return Exit("ended")
+
+
+def draining() -> tuple[BusyDriver, Keeper, Deployment, Worker]:
+    driver = BusyDriver()
+    keeper, _ = keep(driver)
+    of = deployment()
+    [worker] = of.new_workers(1)
+    worker.state = State.READY
+    return driver, keeper, of, worker
+
+
+async def test_whoever_stops_a_worker_that_drains_waits_for_its_end() -> None:
+    driver, keeper, of, worker = draining()
+    stops = [asyncio.create_task(keeper.stop(of, worker, 30.0)) for _ in range(2)]
+    await eventually(lambda: "stop 30" in driver.calls)
+    assert not worker.wanted
+    assert not any(stop.done() for stop in stops)
+    driver.over.set()
+    await asyncio.gather(*stops)
+    assert driver.calls == ["stop 30", "destroy"]
+    assert of.workers == {}
+
+
+async def test_a_worker_that_drains_gets_no_more_time_than_the_next_who_stops_it_gives() -> None:
+    driver, keeper, of, worker = draining()
+    first = asyncio.create_task(keeper.stop(of, worker, 30.0))
+    await eventually(lambda: "stop 30" in driver.calls)
+    await keeper.stop(of, worker, 0.01)
+    assert driver.calls == ["stop 30", "stop 0", "destroy"]
+    assert of.workers == {}
+    await first
+
+
+async def test_a_drain_goes_on_if_whoever_began_it_is_cancelled() -> None:
+    driver, keeper, of, worker = draining()
+    first = asyncio.create_task(keeper.stop(of, worker, 30.0))
+    await eventually(lambda: "stop 30" in driver.calls)
+    first.cancel()
+    await asyncio.wait([first])
+    second = asyncio.create_task(keeper.stop(of, worker, 30.0))
+    driver.over.set()
+    await second
+    assert driver.calls == ["stop 30", "destroy"]
+    assert of.workers == {}

@@ -201,3 +201,11 @@ async def test_one_that_is_stopped_while_its_health_has_it_drained(ward: Ward) -
     assert ward.worker.state is State.DRAINING
     await ward.keeper.stop(ward.deployment, ward.worker, 0.5)
     assert ward.deployment.workers == {}
+
+
+async def test_the_import_does_not_use_up_the_time_to_start(short_directory: Path) -> None:
+    ward = Ward(short_directory)
+    ward.driver.import_s = 0.5
+    await ward.begin(health=AskedHealth(start_timeout_s=0.4))
+    assert ward.worker.state is State.READY
+    await ward.keeper.stop(ward.deployment, ward.worker, 0.0)

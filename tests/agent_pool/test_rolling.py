@@ -37,6 +37,7 @@ class Choosy(Hospital):
         return await super().stop(key, grace_s)
 
     async def start(self, launch: Launch) -> Running:
+        self._call("start")
         if launch.revision.number in self.bad:
             raise errors.AgentFailed(f"worker {launch.worker_id} failed: no model here\nTraceback …")
         return await super().start(launch)
@@ -140,4 +141,14 @@ async def test_an_old_revision_that_does_not_start_either_is_tried_again(bench: 
     assert [each.revision for each in bench.deployment.living()] == [1, 1]
     assert all(each.state is not State.READY for each in bench.deployment.living())
     bench.driver.bad = frozenset()
+    await eventually(lambda: [revision for _, revision in bench.serving()] == [1, 1])
+
+
+async def test_a_way_back_that_the_machine_refuses_is_tried_again(bench: Bench) -> None:
+    await bench.rolls.run(bench.deployment, bench.roll(2, 1))
+    bench.driver.refused = {"start"}
+    await bench.rolls.give_up(bench.deployment, bench.roll(2, 1), "rolled back")
+    assert (bench.deployment.roll, bench.deployment.status) == (None, "rolled back")
+    assert [each.revision for each in bench.deployment.living()] == [1, 1]
+    bench.driver.refused = set()
     await eventually(lambda: [revision for _, revision in bench.serving()] == [1, 1])

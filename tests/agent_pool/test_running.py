@@ -1,4 +1,4 @@
-"""RunAgent of an agent that runs: what was answered is on disk, and what was refused changed nothing."""
+"""RunAgent and ScaleAgent: what was answered is on disk, and what was refused changed nothing."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from agentruntime import errors
 from agent_pool.asked import AskedPolicies
 from agent_pool.deployment import RunRequest
 from agent_pool.scaling.policy import AskedScaling
-from agent_pool.updates import UpdateRequest
+from agent_pool.updates import ScaleRequest, UpdateRequest
 from tests.agent_pool.clinic import clinic
 
 
@@ -32,8 +32,12 @@ async def test_what_was_refused_leaves_no_policies(short_directory: Path) -> Non
         up_to_five = AskedPolicies(restart="no", scaling=AskedScaling(auto_scale=True, max_replicas=5))
         with pytest.raises(errors.InvalidArgument, match="99 replicas"):
             await one.pool.run(RunRequest("echo", replicas=99, policies=up_to_five))
+        with pytest.raises(errors.InvalidArgument, match="99 replicas"):
+            await one.pool.updates.scale(ScaleRequest("echo", 99, scaling=up_to_five.scaling))
         one.driver.refused = {"start"}
         with pytest.raises(OSError, match="no more descriptors"):
             await one.pool.run(RunRequest("echo", replicas=2, policies=up_to_five))
+        with pytest.raises(OSError, match="no more descriptors"):
+            await one.pool.updates.scale(ScaleRequest("echo", 2, scaling=up_to_five.scaling))
         assert one.pool.get("echo").policies == before
         assert one.pool.get("echo").replicas == 1

@@ -46,6 +46,13 @@ def deployment() -> Deployment:
     return made
 
 
+def test_workers_of_a_revision_that_is_not_saved_are_not_either() -> None:
+    before = deployment()
+    kept = list(before.workers)
+    before.new_workers(1, revision=4)
+    assert list(SavedDeployment.of(before).restored().workers) == kept
+
+
 async def test_round_trip(tmp_path: Path) -> None:
     state = StateStore(tmp_path)
     assert state.load() == []

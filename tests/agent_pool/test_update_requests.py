@@ -9,7 +9,7 @@ from agentruntime import errors
 from agent_pool.deployment import RunRequest
 from agent_pool.drivers.base import Exit, Launch, Running
 from agent_pool.lifecycle import State
-from agent_pool.updates import UpdateRequest
+from agent_pool.updates import ScaleRequest, UpdateRequest
 from tests.agent_pool.clinic import clinic
 from tests.agent_pool.patients import Hospital
 from tests.waiting import eventually
@@ -55,7 +55,7 @@ async def test_a_worker_that_drains_is_not_replaced(short_directory: Path) -> No
     async with clinic(short_directory, driver) as one:
         deployment = await one.pool.run(RunRequest("echo", replicas=2))
         driver.go.clear()
-        await one.pool.set_workers("echo", 1)
+        await one.pool.updates.scale(ScaleRequest("echo", 1))
         await eventually(lambda: deployment.workers["echo-02"].state is State.DRAINING)
         try:
             with pytest.raises(errors.FailedPrecondition, match="agent ps"):

@@ -26,6 +26,12 @@ class A(Agent):
     def generate(self, prompt, *, temperature, max_tokens):
         return prompt
 """
+# The answer is sent by a process that has imported the agent.
+LIE = """
+from agentruntime import launch
+genuine = launch.send
+launch.send = lambda channel, message: genuine(channel, {{**message, {}}})
+"""
 
 
 @pytest.fixture
@@ -364,18 +370,23 @@ def test_an_import_that_starts_a_process_is_done_after_the_fork(base: templates.
 
 
 def test_what_an_import_says_of_its_process_is_not_believed(base: templates.Base) -> None:
-    lie = """
-    import agent_worker.image_template as t
-    real = t.ImageTemplate._prepare
-    t.ImageTemplate._prepare = lambda self: {**real(self), "pid": 1}
-    from agentruntime.agent import Agent
-    class A(Agent):
-        def generate(self, prompt, *, temperature, max_tokens):
-            return prompt
-    """
-    template = load(base, lie)
+    template = load(base, LIE.format("'pid': 1") + ECHO)
     assert template.answer["ok"]
     assert template.answer["pid"] != 1
+
+
+@pytest.mark.parametrize("lie", ["'event': 'exit'", "'degraded': 7, 'id': []", "'note': {}, 'services': 5"])
+def test_an_import_can_only_say_what_the_pool_expects(base: templates.Base, lie: str) -> None:
+    template = load(base, LIE.format(lie) + ECHO)
+    assert template.answer.keys() - {"id"} == {"ok", "services", "descriptors", "note", "pid", "degraded"}
+    assert (template.answer["note"], template.answer["degraded"]) == ("", [])
+
+
+@pytest.mark.parametrize("lie", ["'descriptors': 'x'", "'note': 'x' * 2**23"])
+def test_an_import_that_says_nonsense_has_failed(base: templates.Base, lie: str) -> None:
+    template = load(base, LIE.format(lie) + ECHO)
+    assert not template.answer["ok"]
+    assert base.control.ask({"op": "children"})["children"] == {}
 
 
 def test_a_worker_whose_pool_gives_up_while_it_starts_ends(base: templates.Base) -> None:

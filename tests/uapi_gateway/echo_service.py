@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from agentruntime import errors
+from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as proto
 from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
 from agentruntime.interceptors import ServerInterceptor
@@ -43,6 +43,9 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
             raise errors.InsufficientResources("no room", metadata={"free": "0"})
         if request.prompt in (f"drained {self.name}", "drained all"):
             raise errors.WorkerDraining("not begun")
+        if request.prompt == "begun":
+            context.set_trailing_metadata(((status.NOT_BEGUN_KEY, "1"),))
+            return proto.GenerateTextResponse(text="begun")
         if request.prompt == "break":
             raise errors.Unavailable("broken")
         if request.prompt.startswith("wait "):
@@ -61,16 +64,22 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
             if request.temperature:
                 await asyncio.sleep(request.temperature)
 
+    async def chat(
+        self, requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[bytes]:
+        """A method of nobody's proto, streaming both ways."""
+        metadata = dict(context.invocation_metadata() or ())
+        if metadata.get("x-refused-by") == self.name:
+            raise errors.WorkerDraining("not begun")
+        if "x-greeted" in metadata:
+            await context.send_initial_metadata((("x-answered-by", self.name),))
+        async for request in requests:
+            yield b"echo " + request
+
     async def GetHealth(
         self, request: proto.HealthRequest, context: aio.ServicerContext[Any, Any]
     ) -> proto.HealthResponse:
         return proto.HealthResponse(status="healthy")
-
-
-async def chat(requests: AsyncIterator[bytes], _context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
-    """A method of nobody's proto, streaming both ways."""
-    async for request in requests:
-        yield b"echo " + request
 
 
 class Health(health_pb2_grpc.HealthServicer):
@@ -92,11 +101,12 @@ async def echoing(address: str, name: str) -> AsyncIterator[int]:
 
 async def _start(address: str, name: str) -> tuple[aio.Server, int]:
     server = aio.server(interceptors=[ServerInterceptor()])
-    text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(Echo(name), server)
+    echo = Echo(name)
+    text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(echo, server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     enable_server_reflection([SERVICE], server)
     chats = grpc.method_handlers_generic_handler(
-        "acme.v1.Chatter", {"Chat": grpc.stream_stream_rpc_method_handler(chat)}
+        "acme.v1.Chatter", {"Chat": grpc.stream_stream_rpc_method_handler(echo.chat)}
     )
     server.add_generic_rpc_handlers((chats,))
     port = server.add_insecure_port(address)

@@ -69,6 +69,8 @@ def test_keys() -> None:
     assert len(others) == 8
     pairs: list[tuple[str, str | bytes]] = [("x-a-bin", b"\xff"), ("x-b", "1")]
     assert key_of(KNOWN, GENERATE, pairs, b"") == key_of(KNOWN, GENERATE, pairs[::-1], b"")
+    twice: list[tuple[str, str | bytes]] = [("x-a", "1"), ("x-a", "2")]
+    assert key_of(KNOWN, GENERATE, twice, b"") != key_of(KNOWN, GENERATE, twice[::-1], b"")
 
 
 def test_only_answers_of_the_present_revision_are_kept() -> None:

@@ -42,6 +42,16 @@ def test_agents_and_workers_come_and_go() -> None:
     assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
 
 
+def test_an_agent_that_was_there_from_the_start_leaves_no_route() -> None:
+    registry = Registry()
+    registry.put_pool_agent(replace(agent("a"), services=("s.S",)))
+    cache = published(registry)
+    before = cache.get(ROUTE, "tcp")
+    registry.remove_pool_agent("a")
+    assert before is not None
+    assert cache.get(ROUTE, "tcp") != before
+
+
 def test_calls_that_a_cache_may_answer_go_to_the_relay_and_to_workers_while_it_is_away() -> None:
     registry = Registry()
     cache = published(registry)

@@ -160,7 +160,7 @@ async def test_the_callers_deadline_wins(home: Home) -> None:
 
 
 async def test_callers_that_hang_up_leave_nothing_behind(home: Home) -> None:
-    async with relaying(home, relay_held_bytes=2**20 + 1000) as server, server.pool.serving(home):
+    async with relaying(home, relay_held_bytes=2 * (2**20 + 1000)) as server, server.pool.serving(home):
         server.put("a", {}, **asleep())
         server.pool.on_wake = _never
         calls = [asyncio.ensure_future(server.call("x" * 1000, "a", timeout_s=None)) for _ in range(50)]
@@ -204,7 +204,7 @@ async def test_a_pool_that_comes_back_is_asked(home: Home, tmp_path: Path) -> No
 
 async def test_a_full_queue_refuses_at_once(home: Home, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/1.sock"
-    async with relaying(home, relay_held_bytes=4000) as server, server.pool.serving(home), echoing(address, "a-01"):
+    async with relaying(home, relay_held_bytes=8200) as server, server.pool.serving(home), echoing(address, "a-01"):
         server.put("b", {}, **asleep())
         server.put("a", {}, **asleep())
         server.registry.put_pool_agent(replace(server.registry.require("a").agent, queue=2))
@@ -265,6 +265,62 @@ async def test_streams_are_held_too(home: Home, tmp_path: Path) -> None:
         assert await both.read() is aio.EOF
 
 
+async def test_a_stream_that_a_worker_refuses_goes_on_at_another(home: Home, tmp_path: Path) -> None:
+    addresses = {f"a-0{n}": f"unix:{tmp_path}/{n}.sock" for n in (1, 2)}
+    async with relaying(home) as server, echoing(addresses["a-01"], "a-01"), echoing(addresses["a-02"], "a-02"):
+        server.put("a", addresses, idempotent=False)
+        chat: Any = server.channel.stream_stream("/acme.v1.Chatter/Chat")
+        for early in (True, False) * 2:
+            both = chat(metadata=(("x-uapi-agent", "a"), ("x-refused-by", "a-01")), timeout=5)
+            if early:
+                await both.write(b"0")
+                assert await both.read() == b"echo 0"
+            for message in (b"1", b"2"):
+                await both.write(message)
+                assert await both.read() == b"echo " + message
+            await both.done_writing()
+            assert await both.read() is aio.EOF
+
+
+async def test_a_caller_that_waits_for_metadata_before_it_speaks(home: Home, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/1.sock"
+    async with relaying(home) as server, echoing(address, "a-01"):
+        server.put("a", {"a-01": address})
+        chat: Any = server.channel.stream_stream("/acme.v1.Chatter/Chat")
+        both = chat(metadata=(("x-uapi-agent", "a"), ("x-greeted", "yes")), timeout=5)
+        assert dict(await both.initial_metadata())["x-answered-by"] == "a-01"
+        await both.write(b"1")
+        assert await both.read() == b"echo 1"
+        await both.done_writing()
+        assert await both.read() is aio.EOF
+
+
+async def test_a_stream_that_has_begun_holds_nothing(home: Home, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/1.sock"
+    async with relaying(home, relay_held_bytes=4000) as server, echoing(address, "a-01"):
+        server.put("a", {"a-01": address})
+        chat: Any = server.channel.stream_stream("/acme.v1.Chatter/Chat")
+        streams = [chat(metadata=(("x-uapi-agent", "a"),), timeout=5) for _ in range(4)]
+        for both in streams:
+            for _ in range(2):
+                await both.write(b"x" * 1000)
+                assert await both.read() == b"echo " + b"x" * 1000
+        assert await server.call("x" * 1000, "a") == "a-01: " + "x" * 1000
+        for both in streams:
+            both.cancel()
+
+
+async def test_a_call_that_was_begun_says_so_though_no_other_worker_comes(home: Home, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/1.sock"
+    async with relaying(home) as server:
+        with worker_process(address, "a-01") as worker:
+            server.put("a", {"a-01": address})
+            once = asyncio.ensure_future(refusal(server, "a", prompt="wait 30", timeout_s=2))
+            await eventually(lambda: [load.in_flight for load in server.load.report()] == [1])
+            worker.kill()
+            assert (await once).reason == "WORKER_LOST"
+
+
 async def test_a_lost_worker(home: Home, tmp_path: Path) -> None:
     addresses = {f"{name}-01": f"unix:{tmp_path}/{name}.sock" for name in ("a", "b")}
     async with relaying(home) as server, echoing(f"unix:{tmp_path}/2.sock", "a-02"):
@@ -291,6 +347,8 @@ async def test_a_worker_that_drains_has_not_begun_the_call(home: Home, tmp_path:
         server.put("a", addresses, idempotent=False)
         for _ in range(4):
             assert await server.call("not a-01", "a") == "a-02: not a-01"
+        # An answer is one, whatever its metadata says.
+        assert await server.call("begun", "a") == "begun"
         error = await refusal(server, "a-01", prompt="not a-01")
         assert isinstance(error, errors.WorkerDraining)
 

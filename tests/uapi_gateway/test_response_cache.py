@@ -68,6 +68,14 @@ def test_a_policy_that_changes_is_taken_up_at_once() -> None:
     cache.keep("a", "1", CachePolicy(OVERHEAD_BYTES + 1, 60.0))
     assert cache.get("a", "1", b"1", 1) is None
     assert cache.get("a", "1", b"2", 1)
+    cache.keep("a", "1", CachePolicy(10**6, 5.0))
+    assert cache.get("a", "1", b"2", 4.9)
+    assert cache.get("a", "1", b"2", 5.0) is None
+    put(cache, b"2", now=10)
+    cache.keep("a", "1", CachePolicy(10**6, 5.0))
+    cache.sweep(15)
+    assert dict(cache.figures())["a"].size_bytes == 0
+    put(cache, b"2", now=0)
     cache.keep("a", "1", None)
     assert cache.get("a", "1", b"2", 1) is None
     cache.keep("unknown", "1", None)

@@ -49,7 +49,9 @@ async def test_a_wake_goes_on_while_somebody_waits(home: Home) -> None:
 
     pool.on_wake = hang
     async with pool.serving(home), pool_channel(home.pool_socket) as channel:
-        waker = Waker(Registry(), channel)
+        registry = Registry()
+        registry.put_pool_agent(agent("a"))
+        waker = Waker(registry, channel)
         first, second = waker.join("a"), waker.join("a")
         await asyncio.wait_for(asked.wait(), 5)
         waker.leave("a", first)
@@ -58,3 +60,11 @@ async def test_a_wake_goes_on_while_somebody_waits(home: Home) -> None:
         assert waker.find("a") is None
         await eventually(second.task.cancelled)
         assert [wakes.outcomes for _, wakes in waker.figures()] == [{ABANDONED: 1}]
+        # It ends after its agent was removed.
+        asked.clear()
+        third = waker.join("a")
+        await asyncio.wait_for(asked.wait(), 5)
+        registry.remove_pool_agent("a")
+        waker.leave("a", third)
+        await eventually(third.task.cancelled)
+        assert list(waker.figures()) == []

@@ -122,7 +122,8 @@ def _listener(name: str, address: dict[str, Any], **more: Any) -> Resource:
 def _early_headers() -> dict[str, Any]:
     """Makes the cluster's name of the agent's, before anything looks at the headers."""
     mutations = [
-        *({"remove": name} for name in (CLUSTER_HEADER, *UNREADABLE)),
+        # An agent that sends metadata back would have its answer thrown away with the last of these.
+        *({"remove": name} for name in (CLUSTER_HEADER, *UNREADABLE, status.NOT_BEGUN_KEY)),
         # With these a caller could set retries, timeouts and the names of statistics.
         {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}},
         {

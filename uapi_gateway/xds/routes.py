@@ -57,9 +57,10 @@ WELL_FORMED = {"grpc-timeout": "[0-9]{1,8}[HMSmun]", "grpc-encoding": "identity|
 UNREADABLE = ("grpc-previous-rpc-attempts", "grpc-retry-pushback-ms", "grpc-status", "lb-cost-bin")
 # Of a method whose answer is only true when it is given.
 _HEALTH = "/GetHealth"
-# Never reached a worker, or one that drains says that it has not begun it.
-_SAFE = "connect-failure,refused-stream,reset-before-request,retriable-headers"
-
+# Never reached a worker.
+_SAFE = "connect-failure,refused-stream,reset-before-request"
+# One that drains says that it has not begun it. The relay, where patient routes lead, has tried others already.
+_REFUSED = "retriable-headers"
 
 # The gateway is back within a second; these are some four, for a delay is anything up to the interval.
 _PATIENT_RETRIES = 40
@@ -266,6 +267,7 @@ def _malformed(header: str, form: str) -> dict[str, Any]:
 def _route(
     target: dict[str, Any], *, credential: bool, agent: str = "", repeat: bool = False, patient: bool = False
 ) -> dict[str, Any]:
+    retry_on = (_SAFE, *(() if patient else (_REFUSED,)), *(("reset",) if repeat else ()))
     route: dict[str, Any] = {
         "match": {"prefix": "/"},
         "route": {
@@ -276,7 +278,7 @@ def _route(
             # The caller's own deadline, even if the worker ignores it; none means none, for streams may last.
             "max_stream_duration": {"grpc_timeout_header_max": f"{LONGEST_DEADLINE_S}s"},
             "retry_policy": {
-                "retry_on": f"{_SAFE},reset" if repeat else _SAFE,
+                "retry_on": ",".join(retry_on),
                 "retriable_headers": [{"name": status.NOT_BEGUN_KEY, "present_match": True}],
                 "num_retries": _PATIENT_RETRIES if patient else 3,
                 "retry_back_off": _PATIENT_BACK_OFF

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from tests.uapi_gateway.test_registry import agent
 from uapi_gateway import descriptors
 from uapi_gateway.registry import CachePolicy
-from uapi_gateway.xds.routes import RoutePlan, plan, route_configuration
+from uapi_gateway.xds.routes import RoutePlan, hold_configuration, plan, route_configuration
 
 GENERATE = "/uapi.v1.TextGenerationService/GenerateText"
 PLAN = RoutePlan(
@@ -226,6 +226,16 @@ def test_the_plan_of_agents() -> None:
     assert wanted.opted_out == {"b", "b-01"}
     assert plan(agents[:1], {}).services == {"s.S": "a", descriptors.TEXT_GENERATION: "a"}
     assert not any(path.startswith("/uapi.v1.AgentPool/") for path in wanted.idempotent)
+
+
+def test_only_where_the_relay_has_not_tried_yet_is_a_refused_call_repeated() -> None:
+    hold = route_pb2.RouteConfiguration.FromString(hold_configuration("h", PLAN).body.value)
+    tree = json_format.MessageToDict(hold, preserving_proto_field_name=True)["virtual_hosts"][0]["matcher"]
+    held = walk(tree, {":path": GENERATE})
+    first = decide({":path": GENERATE, "x-uapi-agent": "a"})
+    assert [repeats(each) for each in (held, first)] == [True, True]
+    reasons = [each["route"]["retry_policy"]["retry_on"] for each in (held, first)]
+    assert ["retriable-headers" in each for each in reasons] == [False, True]
 
 
 def test_equal_plans_are_equal_routes() -> None:
