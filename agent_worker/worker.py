@@ -164,6 +164,8 @@ async def _serve(
     def begin_drain(grace_s: float) -> None:
         if not drain.done():
             drain.set_result(grace_s)
+        elif not grace_s:
+            grace_over.set()  # whoever stops it now gives it no more time
 
     def hear() -> None:
         commands = channel.commands()

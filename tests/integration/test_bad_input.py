@@ -27,7 +27,7 @@ INVALID, NOT_FOUND, EXHAUSTED, PRECONDITION = 10 + 3, 10 + 5, 10 + 8, 10 + 9
         (["run", "nothing-here"], NOT_FOUND, "nothing-here"),
         (["run", "Bad_Name:1"], INVALID, "'Bad_Name' is not an agent name"),
         (["run", "echo:latest", "--name", "a.b"], INVALID, "'a.b' is not an agent name"),
-        (["run", "mock-ai:latest", "--name", "echo"], PRECONDITION, "agent stop echo"),
+        (["run", "mock-ai:latest", "--name", "echo"], PRECONDITION, "agent update echo"),
         (["call", "nobody", "hello"], NOT_FOUND, "agent 'nobody' not found"),
         (["call", "echo", "--service", "Nope", "--method", "M", "--data", "{}"], 10 + 12, "Nope"),
         (["call", "echo", "--service", "TextGenerationService", "--method", "Nope", "--data", "{}"], 10 + 12, "Nope"),

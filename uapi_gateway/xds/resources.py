@@ -15,6 +15,7 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import http_inputs_pb2
 from google.protobuf import any_pb2, json_format
@@ -39,6 +40,7 @@ _WITHIN = (
     http_connection_manager_pb2,
     header_mutation_pb2,
     previous_hosts_pb2,
+    previous_priorities_config_pb2,
     http_protocol_options_pb2,
     http_inputs_pb2,
 )

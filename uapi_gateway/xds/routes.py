@@ -290,6 +290,15 @@ def _route(
                         "typed_config": typed("envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
                     }
                 ],
+                # The third attempt leaves the workers alone: when several die at once, it goes to the relay, which
+                # waits for one that accepts.
+                "retry_priority": {
+                    "name": "envoy.retry_priorities.previous_priorities",
+                    "typed_config": typed(
+                        "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+                        update_frequency=2,
+                    ),
+                },
                 # Least-request prefers a dead host, which has no requests: 5 attempts were too few.
                 "host_selection_retry_max_attempts": 30,
             },

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 
+import psutil
 import pytest
 from agentruntime import processes, status
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
@@ -25,12 +26,12 @@ def groups(pool: RunningPool) -> list[Group]:
 
 
 async def spare_pid(pool: RunningPool) -> int:
-    """Of the spare, once it has joined its group."""
+    """Of the spare, once it waits: it has started grpc's threads, long after its template has told the pool of it."""
 
     def find() -> int:
         pids = [pid for group in groups(pool) if "-spare." in group.name for pid in group.pids()]
         workers = {worker.pid for worker in known}
-        return next((pid for pid in pids if pid not in workers), 0)
+        return next((pid for pid in pids if pid not in workers and psutil.Process(pid).num_threads() > 1), 0)
 
     known = (await pool.pool.ListWorkers(pb.ListWorkersRequest())).workers
     return int(await eventually(find))

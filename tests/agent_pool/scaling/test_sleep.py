@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from agentruntime import status
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime.home import Home
 from grpc import aio
@@ -121,6 +122,17 @@ async def test_a_wake_while_the_workers_drain(pool: RunningPool) -> None:
     assert new.pid != old.pid
     assert await call == "done"
     assert await harness.generate(new.address, "0") == "done"
+
+
+async def test_a_stop_without_grace_ends_what_an_agent_that_falls_asleep_still_does(pool: RunningPool) -> None:
+    _, call = await busy(pool, "60")
+    await pool.run("tester:1.0.0", replicas=0)
+    await until(pool, lambda now: [each.state for each in now.workers] == [pb.WORKER_STATE_DRAINING], "tester")
+    await pool.stop("tester", 0)
+    with pytest.raises(aio.AioRpcError) as failure:
+        await call
+    assert status.decode(failure.value).reason == "WORKER_DRAINED"
+    assert not (await deployment(pool, "tester")).workers
 
 
 async def test_a_wake_that_fails_says_why_to_all_and_is_not_tried_again_at_once(pool: RunningPool) -> None:
