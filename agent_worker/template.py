@@ -50,6 +50,8 @@ class Base:
 
     def __init__(self, listener: socket.socket) -> None:
         self._loop = ControlLoop(listener, {"load": self._load})
+        # A load was in the sandbox: this machine has one.
+        self._isolates = False
 
     def run(self) -> None:
         self._loop.run()
@@ -82,7 +84,7 @@ class Base:
             _write_id_map(load)
             return
         if message.get("op") == "entered":
-            load.entered = True
+            load.entered = self._isolates = True
             return
         message = _checked(message)
         self._loop.unwatch(load.channel)
@@ -92,6 +94,9 @@ class Base:
         if message["unenforceable"] and load.entered:
             # Believing it would run the agent as the pool.
             self._finish(load, _failed("it said that it cannot be isolated, after it was"))
+        elif message["unenforceable"] and self._isolates:
+            # An agent may have used up what the kernel has of it, to have the next one run without.
+            self._finish(load, _failed(f"it could not be isolated, as others were: {message['unenforceable']}"))
         elif message["unenforceable"]:
             load.degraded.append(f"agents are not isolated from this machine: {message['unenforceable']}")
             load.spec = replace(load.spec, sandbox=replace(load.spec.sandbox, isolated=False))

@@ -4,14 +4,16 @@ import collections
 import os
 import select
 import signal
+import socket
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from agentruntime import errors, status
+from agentruntime import errors, launch, status
 from agentruntime._proto.uapi.v1 import text_generation_pb2, text_generation_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -435,3 +437,14 @@ def test_what_an_agent_prints_is_in_its_log_at_once(base: templates.Base) -> Non
     ask(worker, "hello")
     os.kill(worker.pid, signal.SIGKILL)
     assert "heard hello\n" in worker.log.read_text()
+
+
+@pytest.mark.root
+def test_where_one_was_isolated_none_is_loaded_without(base: templates.Base) -> None:
+    load(base, ECHO)
+    spec = replace(base.templates[0].spec, key="b@1", agent="b")
+    spec = replace(spec, sandbox=replace(spec.sandbox, workers_dir="/nonexistent"))
+    with (base.directory / "b.log").open("ab") as log, socket.socket(socket.AF_UNIX) as listener:
+        answer = base.control.ask(launch.spec_message("load", spec), [listener.fileno(), log.fileno()])
+    assert not answer["ok"]
+    assert answer["error"].startswith("it could not be isolated, as others were")
