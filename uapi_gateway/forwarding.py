@@ -23,6 +23,7 @@ MESSAGE_BYTES = 64
 # A worker that refuses a stream says so at once; metadata that comes before any message waits so long for that.
 _REFUSAL_S = 0.1
 # How gRPC's core begins the details of a call that it could not send for want of a connection.
+_WRITE_FAILED = "Internal error from Core"
 _NOT_CONNECTED = "failed to connect"
 # What a channel says of itself while it can still carry calls, or will as soon as it has connected.
 _USABLE = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.CONNECTING)
@@ -310,6 +311,7 @@ async def forward(
     """
     start: Any = channel.stream_stream(method)
     call = start(aiter(requests), metadata=metadata, timeout=context.time_remaining())
+    outcome = _Outcome(call)
     responses = aiter(call)
     reading = asyncio.ensure_future(_next(responses))
     try:
@@ -317,7 +319,8 @@ async def forward(
         # No longer: a caller may wait for the metadata before it says more.
         await asyncio.wait((reading,), timeout=_REFUSAL_S)
         if reading.done() and (reading.exception() is not None or reading.result() is None):
-            _check_lost(await call.code(), initial, await call.trailing_metadata(), await call.details() or "")
+            code, trailing, details = await outcome.get()
+            _check_lost(code, initial, trailing, details)
         # From here on it cannot be made again.
         requests.release()
         await context.send_initial_metadata(initial)
@@ -331,9 +334,44 @@ async def forward(
     finally:
         if not call.done():
             call.cancel()
-    context.set_trailing_metadata(await call.trailing_metadata())
-    context.set_code(await call.code())
-    context.set_details(await call.details() or "")
+    code, trailing, details = await outcome.get()
+    context.set_trailing_metadata(trailing)
+    context.set_code(code)
+    context.set_details(details)
+
+
+class _Outcome:
+    """The status of a call as the other side sent it.
+
+    Where a message is written to a call that has just ended, grpc.aio puts one of its own in its place.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._sent: tuple[grpc.StatusCode, Metadata, str] | None = None
+        call.add_done_callback(self._take)
+
+    def _take(self, call: Any) -> None:
+        if self._sent is None:
+            code, trailing, details = (_now(each) for each in (call.code(), call.trailing_metadata(), call.details()))
+            if details != _WRITE_FAILED:
+                self._sent = code, trailing, details or ""
+
+    async def get(self) -> tuple[grpc.StatusCode, Metadata, str]:
+        """Code, trailing metadata and details."""
+        call = self._call
+        now = await call.code(), await call.trailing_metadata(), await call.details() or ""
+        return self._sent or now
+
+
+def _now(coroutine: Any) -> Any:
+    """What a coroutine returns that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise RuntimeError("the call has not ended")
 
 
 def _check_lost(code: grpc.StatusCode, initial: Metadata, trailing: Metadata, details: str) -> None:
