@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from agentruntime import errors, names
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
@@ -21,6 +22,8 @@ from agentruntime.packing import left_out
 # most so long is waited for that.
 _QUIET_MS = 20
 _MOST_MS = 200
+# After so long without a change there is an empty one.
+_ROUND_MS = 500
 # Calls of a developer that hang must not hold up what was changed.
 _GRACE_S = 2
 _LOGS_RETRY_S = 1.0
@@ -80,6 +83,8 @@ def develop(client: Client, of: Development) -> None:
     Raises:
         AgentError: it could not be built or run, and nobody follows changes.
     """
+    changes: Iterator[set[Any]] = _changes(of.project) if of.hot_reload and of.project is not None else iter(())
+    next(changes, None)  # from here on it watches: a save while the first image is built counts, too
     try:
         _bring_up(client, of)
     except errors.AgentError as error:
@@ -89,10 +94,10 @@ def develop(client: Client, of: Development) -> None:
     try:
         with _logs_followed(client, of.agent):
             if of.hot_reload:
-                assert of.project is not None
                 output.note(f"watching {of.project} for changes, until Ctrl-C")
-                for _ in _changes(of.project):
-                    _reload(client, of)
+                for changed in changes:
+                    if changed:
+                        _reload(client, of)
             else:
                 threading.Event().wait()
     except KeyboardInterrupt:
@@ -153,15 +158,17 @@ def _say_failure(error: errors.AgentError) -> None:
     output.note(f"error: {first}" + (f"\n{rest}" if rest else "") + "\nnothing changed; the next save tries again")
 
 
-def _changes(project: Path) -> Iterator[object]:
-    """Once for each change of what an image of the project would hold."""
+def _changes(project: Path) -> Iterator[set[Any]]:
+    """The changes of what an image of the project would hold, since the time before; empty where there was none."""
     import watchfiles  # noqa: PLC0415 — only who follows changes waits for it
 
     def counts(_kind: watchfiles.Change, path: str) -> bool:
         place = PurePath(path)
         return not left_out(place.relative_to(project) if place.is_relative_to(project) else place)
 
-    return watchfiles.watch(project, watch_filter=counts, debounce=_MOST_MS, step=_QUIET_MS)
+    return watchfiles.watch(
+        project, watch_filter=counts, debounce=_MOST_MS, step=_QUIET_MS, rust_timeout=_ROUND_MS, yield_on_timeout=True
+    )
 
 
 @contextmanager
