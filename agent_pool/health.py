@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import grpc
+from agentruntime.launch import LAG_KEY
 from grpc import aio
 from grpc_health.v1 import health_pb2
 
@@ -17,8 +18,6 @@ from agent_pool.asked import FailureAction
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
-# Trailing metadata of a worker's answer, in milliseconds.
-LAG_KEY = "x-uapi-lag-ms"
 # A loop blocked for so long is not a slow one: a garbage collection, a busy neighbour.
 _FINE_LAG_S = 0.02
 

@@ -11,7 +11,7 @@ from agent_pool.asked import Asked, AskedCache, AskedHealth, AskedPolicies, Aske
 from agent_pool.deployment import DEFAULT_GRACE_S, RunRequest
 from agent_pool.messages import COMPRESSIONS, FAILURE_ACTIONS, LOAD_BALANCERS, NETWORKS, RESTARTS
 from agent_pool.resources import Requested
-from agent_pool.scaling.policy import AskedScaling
+from agent_pool.scaling.policy import MOST_REPLICAS, AskedScaling
 from agent_pool.updates import ScaleRequest, UpdateRequest
 
 Graceful = pb.StopAgentRequest | pb.RestartAgentRequest | pb.UpdateAgentRequest | pb.RollbackAgentRequest
@@ -20,7 +20,6 @@ Code = TypeVar("Code", bound=int)
 _MOST_CONCURRENCY = 10_000
 _MOST_QUEUE = 100_000
 _MOST_FAILURES = 1000
-_MOST_REPLICAS = 1000
 _LONGEST_GRACE_S = 3600.0
 _LONGEST_ENV_BYTES = 128 * 1024
 
@@ -94,8 +93,8 @@ def replicas(message: pb.RunAgentRequest | pb.ScaleAgentRequest) -> int | None:
     Raises:
         InvalidArgument: more than one pool keeps.
     """
-    if message.replicas > _MOST_REPLICAS:
-        raise errors.InvalidArgument(f"{message.replicas} replicas are more than one pool keeps ({_MOST_REPLICAS})")
+    if message.replicas > MOST_REPLICAS:
+        raise errors.InvalidArgument(f"{message.replicas} replicas are more than one pool keeps ({MOST_REPLICAS})")
     return message.replicas if message.HasField("replicas") else None
 
 

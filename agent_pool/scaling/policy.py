@@ -7,7 +7,7 @@ from agentruntime.sections import ScalingSection
 
 # Of the calls that a worker handles at a time, so that a burst finds room while the next worker starts.
 _DEFAULT_TARGET_SHARE = 0.75
-_MOST_REPLICAS = 1000
+MOST_REPLICAS = 1000
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class AskedScaling:
 
 
 def _check(policy: ScalingPolicy) -> None:
-    if not 1 <= policy.max_replicas <= _MOST_REPLICAS:
+    if not 1 <= policy.max_replicas <= MOST_REPLICAS:
         raise errors.InvalidArgument(
-            f"a maximum of {policy.max_replicas} replicas is not between 1 and {_MOST_REPLICAS}"
+            f"a maximum of {policy.max_replicas} replicas is not between 1 and {MOST_REPLICAS}"
         )
     if not 0 <= policy.min_replicas <= policy.max_replicas:
         raise errors.InvalidArgument(
