@@ -288,6 +288,11 @@ class Relay:
         try:
             async for message in self._answer(_Call(method, name, metadata, kept, context)):
                 yield message
+        except errors.AgentError:
+            # A status without headers is Envoy's measure of an endpoint: the third refusal in a row would take the
+            # relay out of the agent's endpoints, and while it is out the last worker's circuit could not open.
+            await context.send_initial_metadata(())
+            raise
         finally:
             kept.close()
 
@@ -308,8 +313,7 @@ class Relay:
                     answer = response_cache.Answer(reply.message, reply.initial, _unmarked(reply.trailing))
                     self.caching.keep(question, endpoint, answer)
                 reply = replace(reply, trailing=_marked(reply.trailing, caching.MISS))
-        if reply.initial:
-            await call.context.send_initial_metadata(reply.initial)
+        await call.context.send_initial_metadata(reply.initial)
         if reply.message is not None:
             yield reply.message
         call.context.set_trailing_metadata(reply.trailing)

@@ -60,9 +60,8 @@ async def test_operating_over_tcp_needs_the_credential(platform: Platform) -> No
             error = await fails(method(request, timeout=5, metadata=wrong))
             assert isinstance(error, errors.Unauthenticated)
             assert "Bearer" in error.message
-        debugging: Any = pool.DebugWorker(
-            iter([pool_proto.DebugWorkerRequest(worker_id="alpha-01")]), timeout=5, metadata=wrong
-        )
+        # It says nothing before it is refused: grpc.aio forgets the status that ends a call while it writes.
+        debugging: Any = pool.DebugWorker(timeout=5, metadata=wrong)
         assert isinstance(await fails(debugging.read()), errors.Unauthenticated)
     right = (("authorization", f"Bearer {platform.home.token()}"),)
     workers = await pool.ListWorkers(pool_proto.ListWorkersRequest(), timeout=5, metadata=right)

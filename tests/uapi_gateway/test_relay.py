@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -27,6 +28,7 @@ from tests.uapi_gateway.test_registry import agent
 from tests.waiting import eventually
 from uapi_gateway.registry import Agent, Registry, from_deployment
 from uapi_gateway.relay import decide, patience_s
+from uapi_gateway.xds.routes import AGENT_HEADER
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,30 @@ def test_the_reason_arrives_before_the_deadline() -> None:
     assert patience_s(0.01) == pytest.approx(-0.0105)
     assert patience_s(1.0) == pytest.approx(0.93)
     assert patience_s(60.0) == pytest.approx(59.73)
+
+
+async def test_a_refusal_has_headers_of_its_own(home: Home) -> None:
+    """Without them Envoy counts it as a failure of the relay, and ejects it like a worker."""
+    sent: list[Any] = []
+
+    class Context:
+        def invocation_metadata(self) -> Any:
+            return ((AGENT_HEADER, "a"),)
+
+        def time_remaining(self) -> float:
+            return 5.0
+
+        async def send_initial_metadata(self, metadata: Any) -> None:
+            sent.append(metadata)
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield b""
+
+    async with relaying(home) as server:
+        server.put("a", {"a-01": "unix:/nowhere"}, stopped=True)
+        with pytest.raises(AgentStopped):
+            await anext(aiter(server.relay.pass_through("/x.X/Y", requests(), cast("Any", Context()))))
+    assert sent == [()]
 
 
 def asleep(**changes: object) -> dict[str, object]:

@@ -192,7 +192,7 @@ async def test_a_circuit_opens_and_closes_again(tmp_path: Path) -> None:
         await eventually(lambda: _is(channel, "guarded", "OK"), timeout_s=8)
         assert time.monotonic() - opened > 3
         # A worker that is replaced at the same address begins anew.
-        await eventually(lambda: _is(channel, "guarded", "CIRCUIT_OPEN", "break"), timeout_s=1)
+        await eventually(lambda: _is(channel, "guarded", "CIRCUIT_OPEN", "break"), timeout_s=3)
         pool.put(policy("guarded", {}, threshold=3))
         await eventually(lambda: _left(gateway, "guarded", 0))
         pool.put(policy("guarded", guarded, threshold=3))
