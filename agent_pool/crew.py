@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection, Iterable
 
 from agent_pool.deployment import Deployment
-from agent_pool.keeper import Keeper
+from agent_pool.keeper import Keeper, Placed
 from agent_pool.ledger import Ledger
 from agent_pool.worker import Worker
 
@@ -40,9 +40,12 @@ class Crew:
             raise
         return workers
 
-    async def start(self, deployment: Deployment, workers: Collection[Worker]) -> None:
-        """Starts them side by side. If one fails, all of them are removed again, and its error is raised."""
-        tasks = [asyncio.create_task(self._keeper.start(deployment, worker)) for worker in workers]
+    async def start(self, deployment: Deployment, workers: Collection[Worker], placed: Placed | None = None) -> None:
+        """Starts them side by side. If one fails, all of them are removed again, and its error is raised.
+
+        `placed` is called for each: see `Keeper.start`.
+        """
+        tasks = [asyncio.create_task(self._keeper.start(deployment, worker, placed)) for worker in workers]
         if not tasks:
             return
         try:

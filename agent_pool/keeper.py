@@ -29,6 +29,7 @@ _WEIGHT_NEWS = 5
 _STARTS = 8
 _LONGEST_START_S = 2.0
 _log = log.get("agent_pool.keeper")
+Placed = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Keeper:
@@ -63,14 +64,19 @@ class Keeper:
         self._crowds = Turns(_STARTS, _LONGEST_START_S)
         self._firsts = Turns(_STARTS, _LONGEST_START_S)
 
-    async def start(self, deployment: Deployment, worker: Worker) -> None:
+    async def start(self, deployment: Deployment, worker: Worker, placed: Placed | None = None) -> None:
         """Starts a pending worker, and returns when it is ready; it is kept from then on.
+
+        Args:
+            deployment: of the worker.
+            worker: it.
+            placed: is called once it is known where the worker runs, and awaited before it counts as started.
 
         Raises:
             AgentError: it failed to start. Nothing of its process is left; `remove` the rest of it.
         """
         try:
-            await self._launch(deployment, worker)
+            await self._launch(deployment, worker, placed)
         except BaseException:
             await self._wipe(worker)
             raise
@@ -169,13 +175,13 @@ class Keeper:
                 await worker.probe.close()
                 worker.probe = None
 
-    async def _launch(self, deployment: Deployment, worker: Worker) -> None:
+    async def _launch(self, deployment: Deployment, worker: Worker, placed: Placed | None = None) -> None:
         # Whoever has no other worker has somebody waiting: no crowd of another agent's comes before it.
         turns = self._crowds if deployment.ready() else self._firsts
         async with turns.turn():
-            await self._launch_now(deployment, worker)
+            await self._launch_now(deployment, worker, placed)
 
-    async def _launch_now(self, deployment: Deployment, worker: Worker) -> None:
+    async def _launch_now(self, deployment: Deployment, worker: Worker, placed: Placed | None) -> None:
         worker.gpus = self._reserved(deployment, worker)
         worker.apply(Event.LAUNCH)
         worker.started_at_s = time.time()
@@ -193,8 +199,13 @@ class Keeper:
                 f"worker {worker.worker_id} did not start to serve within {policy.start_timeout_s:g}s"
             ) from None
         worker.runs(running)
-        # Not told: nobody routes to it before it is ready, and its first moments are spent better than on news.
-        await self._become_ready(deployment, worker, end_s - loop.time())
+        placing = asyncio.ensure_future(placed()) if placed else None
+        try:
+            # Not told: nobody routes to it before it is ready, and its first moments are spent better than on news.
+            await self._become_ready(deployment, worker, end_s - loop.time())
+        finally:
+            if placing is not None:
+                await placing
 
     async def _begin(self, deployment: Deployment, worker: Worker) -> Running:
         launch = deployment.launch(worker)

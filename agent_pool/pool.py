@@ -5,6 +5,7 @@ import collections
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from agentruntime import errors, log, names
@@ -144,9 +145,8 @@ class Pool:
             try:
                 # Reserved at once or not at all, before anything is started.
                 workers = self._crew.enlist(deployment, more)
-                await self._crew.start(deployment, workers)
-                # With where they are: a pool that takes over ends workers that it does not know.
-                await self._saver.save(deployment.agent)
+                # Where they are is on disk, too: a pool that takes over ends workers that it does not know.
+                await self._crew.start(deployment, workers, partial(self._saver.save, deployment.agent))
                 self.sleeping.awake(deployment)
             except BaseException:
                 # Also if the disk is full: what is refused does not run.

@@ -58,7 +58,7 @@ class Hospital(RefusingDriver):
         server.add_insecure_port(address)
         await server.start()
         self.patients[launch.key], self._servers[launch.key] = patient, server
-        return Running(launch.key, self.started, address)
+        return Running(launch.key, self.started, address, {"pid": self.started})
 
     async def wait(self, key: str) -> Exit:
         return await asyncio.shield(self.patients[key].ended)

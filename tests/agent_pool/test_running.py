@@ -23,7 +23,7 @@ async def test_what_was_answered_is_on_disk(short_directory: Path) -> None:
         saved = one.on_disk()
         assert saved.replicas == 2
         # A pool that takes over keeps a worker only if it knows that it runs.
-        assert [worker.ready_at_s > 0 for worker in saved.workers] == [True, True]
+        assert [bool(worker.handle) for worker in saved.workers] == [True, True]
 
 
 async def test_what_was_refused_leaves_no_policies(short_directory: Path) -> None:
