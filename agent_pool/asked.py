@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentruntime.manifest import AgentManifest, HealthSection
-from agentruntime.sections import CacheSection, TrafficSection
+from agentruntime.sections import CacheSection, IsolationSection, LoggingSection, TrafficSection
 
 from agent_pool.resources import Requested
 from agent_pool.scaling.policy import AskedScaling
@@ -19,6 +19,9 @@ RestartMode = Literal["always", "on-failure", "no"]
 FailureAction = Literal["restart", "stop", "ignore"]
 LoadBalancer = Literal["round-robin", "sticky", "health-based", "least-request"]
 Compression = Literal["none", "gzip"]
+SecurityContext = Literal["default", "restricted"]
+Mode = Literal["native", "container"]
+LogFormat = Literal["text", "json"]
 
 
 def spoken(said: "DataclassInstance") -> dict[str, Any]:
@@ -28,7 +31,7 @@ def spoken(said: "DataclassInstance") -> dict[str, Any]:
 
 def _flag(setting: str) -> str:
     """ "--memory-limit" of "memory_limit_bytes": as the command has it."""
-    word = setting.removesuffix("_bytes").removesuffix("_millis").replace("_", "-")
+    word = setting.removesuffix("_bytes").removesuffix("_millis").removesuffix("_bps").replace("_", "-")
     return "--" + {"gpus": "gpu"}.get(word, word)
 
 
@@ -46,6 +49,33 @@ class AskedServing:
     compression: Compression | None = None
     optimize_throughput: bool | None = None
     debug: bool | None = None
+
+
+@dataclass(frozen=True)
+class AskedIsolation:
+    """Walls around a worker, beside its network."""
+
+    security_context: SecurityContext | None = None
+    read_only_root: bool | None = None
+    network_limit_bps: int | None = None
+
+    @classmethod
+    def of_manifest(cls, section: IsolationSection) -> "AskedIsolation":
+        return cls(section.security_context, section.read_only_root, section.network_limit_bps)
+
+
+@dataclass(frozen=True)
+class AskedLogging:
+    """Where log lines go, and for how long they are kept."""
+
+    # "fluentd://host:port" or "none".
+    aggregator: str | None = None
+    retention_s: float | None = None
+    max_bytes: int | None = None
+
+    @classmethod
+    def of_manifest(cls, section: LoggingSection) -> "AskedLogging":
+        return cls(section.aggregator, section.retention_s, section.max_bytes)
 
 
 @dataclass(frozen=True)
@@ -96,6 +126,7 @@ class AskedPolicies:
     scaling: AskedScaling = field(default_factory=AskedScaling)
     traffic: AskedTraffic = field(default_factory=AskedTraffic)
     cache: AskedCache = field(default_factory=AskedCache)
+    logging: AskedLogging = field(default_factory=AskedLogging)
 
     @classmethod
     def of_manifest(cls, manifest: AgentManifest) -> "AskedPolicies":
@@ -106,6 +137,7 @@ class AskedPolicies:
             scaling=AskedScaling.of_manifest(manifest.scaling),
             traffic=AskedTraffic.of_manifest(manifest.traffic),
             cache=AskedCache.of_manifest(manifest.cache),
+            logging=AskedLogging.of_manifest(manifest.logging),
         )
 
     def over(self, below: "AskedPolicies") -> "AskedPolicies":
@@ -116,6 +148,7 @@ class AskedPolicies:
             scaling=self.scaling.over(below.scaling),
             traffic=over(self.traffic, below.traffic),
             cache=over(self.cache, below.cache),
+            logging=over(self.logging, below.logging),
         )
 
 
@@ -130,6 +163,11 @@ class Asked:
     env: Mapping[str, str] = field(default_factory=dict)
     log_level: str = ""
     serving: AskedServing = field(default_factory=AskedServing)
+    # "native", "container" or "".
+    mode: str = ""
+    isolation: AskedIsolation = field(default_factory=AskedIsolation)
+    # "text", "json" or "".
+    log_format: str = ""
 
     def over(self, below: "Asked") -> "Asked":
         """This, and where it is silent what `below` says; of the environment, variable by variable."""
@@ -140,14 +178,22 @@ class Asked:
             env={**below.env, **self.env},
             log_level=self.log_level or below.log_level,
             serving=over(self.serving, below.serving),
+            mode=self.mode or below.mode,
+            isolation=over(self.isolation, below.isolation),
+            log_format=self.log_format or below.log_format,
         )
 
     def differs_from(self, running: "Asked") -> list[str]:
         """The settings that this makes and that are not as what runs has them, by the flags that make them."""
         changed = []
-        for part, other in ((self.resources, running.resources), (self.serving, running.serving)):
+        parts = (
+            (self.resources, running.resources),
+            (self.serving, running.serving),
+            (self.isolation, running.isolation),
+        )
+        for part, other in parts:
             changed += [name for name, value in spoken(part).items() if value != getattr(other, name)]
-        for name in ("network", "venv", "log_level"):
+        for name in ("network", "venv", "log_level", "mode", "log_format"):
             value = getattr(self, name)
             if value and value != getattr(running, name):
                 changed.append(name)

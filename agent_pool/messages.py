@@ -15,7 +15,10 @@ from agent_pool.asked import (
     Compression,
     FailureAction,
     LoadBalancer,
+    LogFormat,
+    Mode,
     RestartMode,
+    SecurityContext,
 )
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
@@ -61,6 +64,18 @@ LOAD_BALANCERS: Final[dict["pb.LoadBalancer.ValueType", LoadBalancer]] = {
 COMPRESSIONS: Final[dict["pb.Compression.ValueType", Compression]] = {
     pb.COMPRESSION_NONE: "none",
     pb.COMPRESSION_GZIP: "gzip",
+}
+MODES: Final[dict["pb.RuntimeMode.ValueType", Mode]] = {
+    pb.RUNTIME_MODE_NATIVE: "native",
+    pb.RUNTIME_MODE_CONTAINER: "container",
+}
+SECURITY_CONTEXTS: Final[dict["pb.SecurityContext.ValueType", SecurityContext]] = {
+    pb.SECURITY_CONTEXT_DEFAULT: "default",
+    pb.SECURITY_CONTEXT_RESTRICTED: "restricted",
+}
+LOG_FORMATS: Final[dict["pb.LogFormat.ValueType", LogFormat]] = {
+    pb.LOG_FORMAT_TEXT: "text",
+    pb.LOG_FORMAT_JSON: "json",
 }
 
 
@@ -122,6 +137,18 @@ def settings(of: Deployment) -> pb.AgentSettings:
             failure_threshold=policies.traffic.failure_threshold,
         ),
         cache=pb.Cache(max_bytes=policies.cache.max_bytes, ttl=_duration(policies.cache.ttl_s)),
+        mode=_code(MODES, spec.mode),
+        isolation=pb.Isolation(
+            security_context=_code(SECURITY_CONTEXTS, spec.isolation.security_context),
+            read_only_root=spec.isolation.read_only_root,
+            network_limit_bps=spec.isolation.network_limit_bps,
+        ),
+        log_format=_code(LOG_FORMATS, spec.log_format),
+        logging=pb.Logging(
+            aggregator=policies.logging.aggregator,
+            retention=_duration(policies.logging.retention_s),
+            max_bytes=policies.logging.max_bytes,
+        ),
     )
 
 
@@ -188,6 +215,14 @@ def _usage(of: Worker, stats: Stats) -> pb.Usage:
         pids=stats.pids,
         throttled_periods=stats.throttled_periods,
         throttled_seconds=stats.throttled_s,
+        network_received_bytes=stats.network_received_bytes,
+        network_sent_bytes=stats.network_sent_bytes,
+        gpus=[
+            pb.GpuUsage(
+                index=each.index, utilization_percent=each.utilization_percent, memory_bytes=each.memory_bytes
+            )
+            for each in stats.gpus
+        ],
     )
 
 

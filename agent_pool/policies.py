@@ -25,6 +25,16 @@ class CachePolicy:
 
 
 @dataclass(frozen=True)
+class LoggingPolicy:
+    """Where log lines go, and for how long they are kept; the proto's Logging."""
+
+    # "fluentd://host:port", or "none".
+    aggregator: str = "none"
+    retention_s: float = 7 * 86400.0
+    max_bytes: int = 100 * 10**6
+
+
+@dataclass(frozen=True)
 class Policies:
     """All of one agent."""
 
@@ -33,6 +43,7 @@ class Policies:
     scaling: ScalingPolicy = field(default_factory=ScalingPolicy)
     traffic: TrafficPolicy = field(default_factory=TrafficPolicy)
     cache: CachePolicy = field(default_factory=CachePolicy)
+    logging: LoggingPolicy = field(default_factory=LoggingPolicy)
 
     @classmethod
     def of(cls, asked: AskedPolicies, concurrency: int, *, debug: bool = False) -> "Policies":
@@ -53,4 +64,5 @@ class Policies:
             scaling=asked.scaling.policy(concurrency),
             traffic=TrafficPolicy(**spoken(asked.traffic)),
             cache=CachePolicy(**spoken(asked.cache)),
+            logging=LoggingPolicy(**spoken(asked.logging)),
         )

@@ -1,5 +1,6 @@
 """Requests of the protos, read: what they ask for, and whether each value makes sense by itself."""
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -7,9 +8,27 @@ from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime.log import LEVELS
 
-from agent_pool.asked import Asked, AskedCache, AskedHealth, AskedPolicies, AskedServing, AskedTraffic
+from agent_pool.asked import (
+    Asked,
+    AskedCache,
+    AskedHealth,
+    AskedIsolation,
+    AskedLogging,
+    AskedPolicies,
+    AskedServing,
+    AskedTraffic,
+)
 from agent_pool.deployment import DEFAULT_GRACE_S, RunRequest
-from agent_pool.messages import COMPRESSIONS, FAILURE_ACTIONS, LOAD_BALANCERS, NETWORKS, RESTARTS
+from agent_pool.messages import (
+    COMPRESSIONS,
+    FAILURE_ACTIONS,
+    LOAD_BALANCERS,
+    LOG_FORMATS,
+    MODES,
+    NETWORKS,
+    RESTARTS,
+    SECURITY_CONTEXTS,
+)
 from agent_pool.resources import Requested
 from agent_pool.scaling.policy import MOST_REPLICAS, AskedScaling
 from agent_pool.updates import ScaleRequest, UpdateRequest
@@ -22,6 +41,8 @@ _MOST_QUEUE = 100_000
 _MOST_FAILURES = 1000
 _LONGEST_GRACE_S = 3600.0
 _LONGEST_ENV_BYTES = 128 * 1024
+_LEAST_LOG_BYTES = 100_000
+_AGGREGATOR = re.compile(r"fluentd://[^:/@]+:\d{1,5}")
 
 
 def run_request(message: pb.RunAgentRequest) -> RunRequest:
@@ -115,6 +136,9 @@ def asked(message: pb.AgentSettings) -> Asked:
         env=dict(message.env),
         log_level=level,
         serving=_asked_serving(message.serving),
+        mode=_chosen(MODES, message.mode, "runtime mode") or "",
+        isolation=_asked_isolation(message.isolation),
+        log_format=_chosen(LOG_FORMATS, message.log_format, "log format") or "",
     )
 
 
@@ -130,6 +154,7 @@ def asked_policies(message: pb.AgentSettings) -> AskedPolicies:
         scaling=asked_scaling(message.scaling),
         traffic=_asked_traffic(message.traffic),
         cache=_asked_cache(message.cache),
+        logging=_asked_logging(message.logging),
     )
 
 
@@ -169,6 +194,29 @@ def _asked_cache(message: pb.Cache) -> AskedCache:
     if ttl_s is not None and ttl_s <= 0:
         raise errors.InvalidArgument(f"a cache that keeps answers for {ttl_s:g}s keeps none; leave it out instead")
     return AskedCache(message.max_bytes if message.HasField("max_bytes") else None, ttl_s)
+
+
+def _asked_isolation(message: pb.Isolation) -> AskedIsolation:
+    return AskedIsolation(
+        _chosen(SECURITY_CONTEXTS, message.security_context, "security context"),
+        message.read_only_root if message.HasField("read_only_root") else None,
+        message.network_limit_bps if message.HasField("network_limit_bps") else None,
+    )
+
+
+def _asked_logging(message: pb.Logging) -> AskedLogging:
+    aggregator = message.aggregator or None
+    if aggregator not in (None, "none") and not _AGGREGATOR.fullmatch(aggregator):
+        raise errors.InvalidArgument(
+            f"'{aggregator}' is not where logs can be sent; write fluentd://host:port or none"
+        )
+    retention_s = message.retention.ToNanoseconds() / 1e9 if message.HasField("retention") else None
+    if retention_s is not None and retention_s <= 0:
+        raise errors.InvalidArgument(f"logs cannot be kept for {retention_s:g}s")
+    max_bytes = message.max_bytes if message.HasField("max_bytes") else None
+    if max_bytes is not None and max_bytes < _LEAST_LOG_BYTES:
+        raise errors.InvalidArgument(f"{max_bytes} bytes of logs are less than {_LEAST_LOG_BYTES}")
+    return AskedLogging(aggregator, retention_s, max_bytes)
 
 
 def _chosen(choices: Mapping[Code, Choice], value: Code, what: str) -> Choice | None:

@@ -6,7 +6,17 @@ from typing import Any
 from agentruntime.manifest import AgentManifest
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent_pool.asked import Asked, AskedPolicies, Compression, spoken
+from agent_pool.asked import (
+    Asked,
+    AskedIsolation,
+    AskedPolicies,
+    Compression,
+    LogFormat,
+    Mode,
+    SecurityContext,
+    over,
+    spoken,
+)
 from agent_pool.cgroups.base import Limits
 from agent_pool.drivers.base import Prepared, Revision
 from agent_pool.images.catalog import OpenImage
@@ -24,6 +34,16 @@ class Serving:
     debug: bool = False
 
 
+@dataclass(frozen=True)
+class Isolation:
+    """Walls around a worker, beside its network; the proto's Isolation, with its defaults."""
+
+    security_context: SecurityContext = "default"
+    read_only_root: bool = True
+    # 0 for none.
+    network_limit_bps: int = 0
+
+
 class Program(BaseModel):
     """What agent.yaml says of the agent's code."""
 
@@ -37,6 +57,10 @@ class Program(BaseModel):
     idempotent: bool = True
     resources: Requested = Requested()
     policies: AskedPolicies = AskedPolicies()
+    isolation: AskedIsolation = AskedIsolation()
+    log_format: LogFormat = "text"
+    # What a container image of it is made from; "" for the pool's default.
+    base_image: str = ""
 
     @classmethod
     def of(cls, manifest: AgentManifest) -> "Program":
@@ -54,6 +78,9 @@ class Program(BaseModel):
             idempotent=manifest.idempotent,
             resources=Requested.of_manifest(manifest.resources),
             policies=AskedPolicies.of_manifest(manifest),
+            isolation=AskedIsolation.of_manifest(manifest.isolation),
+            log_format=manifest.logging.format or "text",
+            base_image=manifest.base_image or "",
         )
 
 
@@ -123,6 +150,19 @@ class Spec(BaseModel):
         return self.asked.log_level or "INFO"
 
     @property
+    def mode(self) -> Mode:
+        return "container" if self.asked.mode == "container" else "native"
+
+    @property
+    def isolation(self) -> Isolation:
+        """As it is in force."""
+        return Isolation(**spoken(over(self.asked.isolation, self.program.isolation)))
+
+    @property
+    def log_format(self) -> LogFormat:
+        return "json" if (self.asked.log_format or self.program.log_format) == "json" else "text"
+
+    @property
     def env(self) -> dict[str, str]:
         return {**self.program.env, **self.asked.env}
 
@@ -174,4 +214,10 @@ class Spec(BaseModel):
             debug=serving.debug,
             default_timeout_s=self.program.default_timeout_s,
             start_timeout_s=start_timeout_s,
+            mode=self.mode,
+            restricted=self.isolation.security_context == "restricted",
+            read_only_root=self.isolation.read_only_root,
+            network_limit_bps=self.isolation.network_limit_bps,
+            log_format=self.log_format,
+            base_image=self.program.base_image,
         )

@@ -42,6 +42,17 @@ class Revision:
     compression: str = "none"
     optimize_throughput: bool = False
     debug: bool = False
+    # "native" or "container".
+    mode: str = "native"
+    # Only the system calls that a Python program with gRPC makes.
+    restricted: bool = False
+    read_only_root: bool = True
+    # In each direction; 0 for none.
+    network_limit_bps: int = 0
+    # "text" or "json".
+    log_format: str = "text"
+    # What a container image of it is made from; "" for the pool's default.
+    base_image: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,15 @@ class Enforcement:
 
 
 @dataclass(frozen=True)
+class GpuStats:
+    """What is done with one GPU, as NVML measures it."""
+
+    index: int
+    utilization_percent: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Stats:
     """What a worker uses."""
 
@@ -114,6 +134,10 @@ class Stats:
     pids: int = 0
     throttled_periods: int = 0
     throttled_s: float = 0.0
+    # Through its interfaces but loopback; None where it has no network of its own.
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
+    gpus: tuple[GpuStats, ...] = ()
 
 
 class Driver(ABC):

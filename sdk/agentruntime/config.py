@@ -19,8 +19,11 @@ from agentruntime.sections import (
     Compression,
     Duration,
     HealthFailureAction,
+    IsolationSection,
+    LoggingSection,
     ResourcesSection,
     RestartPolicy,
+    RuntimeMode,
     ScalingSection,
     Section,
     TrafficSection,
@@ -69,13 +72,15 @@ class RuntimeConfig(Section):
     them and does not read them.
     """
 
-    mode: Literal["native", "container", "serverless"] | None = None
+    mode: RuntimeMode | None = None
     resources: ResourcesSection = ResourcesSection()
     health_check: HealthCheckSection = HealthCheckSection()
     restart_policy: RestartPolicy | None = None
     scaling: ScalingSection = ScalingSection()
     traffic: TrafficSection = TrafficSection()
     cache: CacheSection = CacheSection()
+    isolation: IsolationSection = IsolationSection()
+    logging: LoggingSection = LoggingSection()
     # Calls that one worker handles at a time, and that wait beyond those.
     concurrency: int | None = Field(default=None, ge=1, le=10_000)
     queue: int | None = Field(default=None, ge=0, le=100_000)
@@ -177,10 +182,10 @@ class RuntimeConfig(Section):
         Raises:
             FailedPrecondition: such a setting was written.
         """
-        if self.mode not in (None, "native"):
+        if self.mode == "serverless":
             raise errors.FailedPrecondition(
-                f"mode '{self.mode}' is not available in this version, which runs agents as processes; "
-                "set mode: native (or AGENT_RUNTIME_MODE=native, or the flag --native)",
+                "mode 'serverless' is not available in this version, which runs processes and containers; "
+                "set mode: native or container (or AGENT_RUNTIME_MODE, or the flag --native)",
                 reason="NOT_SUPPORTED",
             )
 

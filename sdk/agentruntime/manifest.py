@@ -12,6 +12,8 @@ from agentruntime.sections import (
     Compression,
     Duration,
     HealthFailureAction,
+    IsolationSection,
+    LoggingSection,
     ResourcesSection,
     RestartPolicy,
     ScalingSection,
@@ -61,6 +63,10 @@ class AgentManifest(Section):
     scaling: ScalingSection = ScalingSection()
     traffic: TrafficSection = TrafficSection()
     cache: CacheSection = CacheSection()
+    isolation: IsolationSection = IsolationSection()
+    logging: LoggingSection = LoggingSection()
+    # What a container image of it is made from, as in a Dockerfile's FROM.
+    base_image: str | None = None
     # Limit of a unary call that comes without a deadline, in seconds.
     timeout_s: Duration = Field(default=60.0, alias="timeout", gt=0)
     # Whether calls that the protos declare idempotent may be repeated on another worker.

@@ -1,5 +1,6 @@
 """Sections of settings that `agent.yaml` and `runtime-config.yaml` share. None where nobody wrote anything."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -19,6 +20,17 @@ def _unit(parse: Any) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+DEFAULT_FLUENTD = "fluentd://localhost:24224"
+
+
+def _aggregator(given: Any) -> Any:
+    if given == "fluentd":
+        return DEFAULT_FLUENTD
+    if given != "none" and not re.fullmatch(r"fluentd://[^:/@]+:\d{1,5}", str(given)):
+        raise ValueError("write fluentd, fluentd://host:port or none")
+    return given
+
+
 # What a circuit breaker and a cache are where only that they are wanted was said.
 DEFAULT_FAILURE_THRESHOLD = 5
 DEFAULT_CACHE_BYTES = 100 * 10**6
@@ -26,8 +38,14 @@ DEFAULT_CACHE_BYTES = 100 * 10**6
 Size = Annotated[int, _unit(units.parse_size)]
 Cpu = Annotated[int, _unit(units.parse_cpu)]
 Duration = Annotated[float, _unit(units.parse_duration)]
+Rate = Annotated[int, _unit(units.parse_rate)]
+# A bare `fluentd` is the one of this machine.
+Aggregator = Annotated[str, BeforeValidator(_aggregator)]
 LoadBalancer = Literal["round-robin", "sticky", "health-based", "least-request"]
 Compression = Literal["none", "gzip"]
+RuntimeMode = Literal["native", "container", "serverless"]
+SecurityContext = Literal["default", "restricted"]
+LogFormat = Literal["text", "json"]
 HealthFailureAction = Literal["restart", "stop", "ignore"]
 # YAML reads a bare `no` as false.
 RestartPolicy = Annotated[
@@ -101,3 +119,21 @@ class CacheSection(Section):
             return 0
         wanted = self.enabled or self.ttl_s is not None
         return DEFAULT_CACHE_BYTES if wanted and not self.size_bytes else self.size_bytes
+
+
+class IsolationSection(Section):
+    """Walls around a worker. Rates in bits per second."""
+
+    security_context: SecurityContext | None = None
+    read_only_root: bool | None = None
+    network_limit_bps: Rate | None = Field(default=None, alias="network_limit", gt=0)
+
+
+class LoggingSection(Section):
+    """What becomes of log lines. Durations in seconds, sizes in bytes."""
+
+    format: LogFormat | None = None
+    # "fluentd", "fluentd://host:port", or "none".
+    aggregator: Aggregator | None = None
+    retention_s: Duration | None = Field(default=None, alias="retention", gt=0)
+    max_bytes: Size | None = Field(default=None, alias="max_size", gt=0)

@@ -17,6 +17,8 @@ def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
         env=config.env,
         log_level=config.log_level or "",
         restart_policy=_enum(pool_pb2.RestartPolicy, "RESTART_POLICY", config.restart_policy),
+        mode=_enum(pool_pb2.RuntimeMode, "RUNTIME_MODE", config.mode),
+        log_format=_enum(pool_pb2.LogFormat, "LOG_FORMAT", config.logging.format),
     )
     resources, health = config.resources, config.health_check
     _set(
@@ -50,6 +52,16 @@ def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
     _set(settings.cache, max_bytes=config.cache.max_bytes)
     if config.cache.ttl_s is not None:
         settings.cache.ttl.CopyFrom(duration(config.cache.ttl_s))
+    isolation, logging = config.isolation, config.logging
+    _set(
+        settings.isolation,
+        security_context=_enum(pool_pb2.SecurityContext, "SECURITY_CONTEXT", isolation.security_context) or None,
+        read_only_root=isolation.read_only_root,
+        network_limit_bps=isolation.network_limit_bps,
+    )
+    _set(settings.logging, aggregator=logging.aggregator, max_bytes=logging.max_bytes)
+    if logging.retention_s is not None:
+        settings.logging.retention.CopyFrom(duration(logging.retention_s))
     return settings
 
 
@@ -78,7 +90,7 @@ def _enum(kind: Any, prefix: str, written: str | None) -> Any:
     return kind.Value(f"{prefix}_{written.upper().replace('-', '_')}") if written else 0
 
 
-def _set(message: Any, **values: float | None) -> None:
+def _set(message: Any, **values: float | str | None) -> None:
     """Sets what is not None; a message of which nothing is set stays unset itself."""
     for name, value in values.items():
         if value is not None:

@@ -11,7 +11,7 @@ import typer
 
 from agentruntime import errors
 from agentruntime.config import RuntimeConfig
-from agentruntime.sections import Compression, HealthFailureAction, LoadBalancer
+from agentruntime.sections import Compression, HealthFailureAction, LoadBalancer, LogFormat, SecurityContext
 
 _RUN = ("run",)
 _REVISION = ("run", "update")
@@ -54,9 +54,46 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
     "What workers run with": (
         Flag("--venv", Path, "venv", _REVISION, "Python virtual environment, on the pool's machine.", "PATH"),
         Flag("--env,-e", Environment, "env", _REVISION, "Environment; may be repeated.", "NAME=VALUE"),
-        Flag("--network", str, "network", _REVISION, "isolated (the default, also called none) or host.", "MODE"),
-        Flag("--log-level", str, "log_level", _REVISION, "DEBUG, INFO, WARNING or ERROR.", "LEVEL"),
         Flag("--debug/--no-debug", bool, "debug", _REVISION, "Let `agent debug` attach a debugger."),
+    ),
+    "Walls around each worker": (
+        Flag("--network", str, "network", _REVISION, "isolated (the default, also called none) or host.", "MODE"),
+        Flag(
+            "--network-limit",
+            str,
+            "isolation.network_limit",
+            _REVISION,
+            "Of what it sends and receives, with --network host; 100Mbps.",
+            "RATE",
+        ),
+        Flag(
+            "--security-context",
+            SecurityContext,
+            "isolation.security_context",
+            _REVISION,
+            "restricted: only the system calls that Python and gRPC make.",
+        ),
+        Flag(
+            "--read-only-root/--no-read-only-root",
+            bool,
+            "isolation.read_only_root",
+            _REVISION,
+            "Nothing but /tmp can be written; refused where that cannot be enforced.",
+        ),
+    ),
+    "Logs": (
+        Flag("--log-level", str, "log_level", _REVISION, "DEBUG, INFO, WARNING or ERROR.", "LEVEL"),
+        Flag("--log-format", LogFormat, "logging.format", _REVISION, "Of lines that are kept and sent; text."),
+        Flag(
+            "--log-aggregator",
+            str,
+            "logging.aggregator",
+            _REVISION,
+            "fluentd (localhost:24224), fluentd://host:port or none: where lines are sent, too.",
+            "WHERE",
+        ),
+        Flag("--log-retention", str, "logging.retention", _REVISION, "How long lines are kept; 7d.", "DURATION"),
+        Flag("--log-max-size", str, "logging.max_size", _REVISION, "Of a worker's kept lines; 100MB.", "SIZE"),
     ),
     "Health and restarts": (
         Flag(

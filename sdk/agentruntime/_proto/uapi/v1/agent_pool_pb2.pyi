@@ -42,6 +42,80 @@ NETWORK_MODE_ISOLATED: NetworkMode.ValueType  # 1
 NETWORK_MODE_HOST: NetworkMode.ValueType  # 2
 Global___NetworkMode: _TypeAlias = NetworkMode  # noqa: Y015
 
+class _RuntimeMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RuntimeModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RuntimeMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUNTIME_MODE_UNSPECIFIED: _RuntimeMode.ValueType  # 0
+    """The default: containers where a container engine answers the pool when the agent is first run, else native. The
+    deployment's `settings` say which it became.
+    """
+    RUNTIME_MODE_NATIVE: _RuntimeMode.ValueType  # 1
+    """Processes, forked from a template."""
+    RUNTIME_MODE_CONTAINER: _RuntimeMode.ValueType  # 2
+
+class RuntimeMode(_RuntimeMode, metaclass=_RuntimeModeEnumTypeWrapper):
+    """What workers are."""
+
+RUNTIME_MODE_UNSPECIFIED: RuntimeMode.ValueType  # 0
+"""The default: containers where a container engine answers the pool when the agent is first run, else native. The
+deployment's `settings` say which it became.
+"""
+RUNTIME_MODE_NATIVE: RuntimeMode.ValueType  # 1
+"""Processes, forked from a template."""
+RUNTIME_MODE_CONTAINER: RuntimeMode.ValueType  # 2
+Global___RuntimeMode: _TypeAlias = RuntimeMode  # noqa: Y015
+
+class _SecurityContext:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SecurityContextEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SecurityContext.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SECURITY_CONTEXT_UNSPECIFIED: _SecurityContext.ValueType  # 0
+    """The default: an unprivileged user, no capabilities, no new privileges, namespaces, a view of the file system with
+    only what a worker needs.
+    """
+    SECURITY_CONTEXT_DEFAULT: _SecurityContext.ValueType  # 1
+    SECURITY_CONTEXT_RESTRICTED: _SecurityContext.ValueType  # 2
+    """Also a seccomp filter that leaves only the system calls that a Python program with gRPC makes."""
+
+class SecurityContext(_SecurityContext, metaclass=_SecurityContextEnumTypeWrapper): ...
+
+SECURITY_CONTEXT_UNSPECIFIED: SecurityContext.ValueType  # 0
+"""The default: an unprivileged user, no capabilities, no new privileges, namespaces, a view of the file system with
+only what a worker needs.
+"""
+SECURITY_CONTEXT_DEFAULT: SecurityContext.ValueType  # 1
+SECURITY_CONTEXT_RESTRICTED: SecurityContext.ValueType  # 2
+"""Also a seccomp filter that leaves only the system calls that a Python program with gRPC makes."""
+Global___SecurityContext: _TypeAlias = SecurityContext  # noqa: Y015
+
+class _LogFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LogFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOG_FORMAT_UNSPECIFIED: _LogFormat.ValueType  # 0
+    """The default, which is text."""
+    LOG_FORMAT_TEXT: _LogFormat.ValueType  # 1
+    """Lines that the agent prints are kept as they are."""
+    LOG_FORMAT_JSON: _LogFormat.ValueType  # 2
+    """Each line is an object with at least "time", "level" and "event"."""
+
+class LogFormat(_LogFormat, metaclass=_LogFormatEnumTypeWrapper): ...
+
+LOG_FORMAT_UNSPECIFIED: LogFormat.ValueType  # 0
+"""The default, which is text."""
+LOG_FORMAT_TEXT: LogFormat.ValueType  # 1
+"""Lines that the agent prints are kept as they are."""
+LOG_FORMAT_JSON: LogFormat.ValueType  # 2
+"""Each line is an object with at least "time", "level" and "event"."""
+Global___LogFormat: _TypeAlias = LogFormat  # noqa: Y015
+
 class _HealthFailureAction:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -181,6 +255,78 @@ WORKER_STATE_STOPPED: WorkerState.ValueType  # 6
 WORKER_STATE_FAILED: WorkerState.ValueType  # 7
 """Ended, or never became ready, against what was asked."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
+
+@_typing.final
+class Isolation(_message.Message):
+    """Walls around a worker, beside `network`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECURITY_CONTEXT_FIELD_NUMBER: _builtins.int
+    READ_ONLY_ROOT_FIELD_NUMBER: _builtins.int
+    NETWORK_LIMIT_BPS_FIELD_NUMBER: _builtins.int
+    security_context: Global___SecurityContext.ValueType
+    read_only_root: _builtins.bool
+    """The root file system cannot be written, but for an empty /tmp in memory. So it is by default wherever it can be
+    enforced; true refuses to run where it cannot, false lets a container write to its own layer.
+    """
+    network_limit_bps: _builtins.int
+    """Of each worker, in each direction, in bits per second; for workers with the host's network. Unset or 0: none."""
+    def __init__(
+        self,
+        *,
+        security_context: Global___SecurityContext.ValueType = ...,
+        read_only_root: _builtins.bool | None = ...,
+        network_limit_bps: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_network_limit_bps", b"_network_limit_bps", "_read_only_root", b"_read_only_root", "network_limit_bps", b"network_limit_bps", "read_only_root", b"read_only_root"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_network_limit_bps", b"_network_limit_bps", "_read_only_root", b"_read_only_root", "network_limit_bps", b"network_limit_bps", "read_only_root", b"read_only_root", "security_context", b"security_context"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__network_limit_bps: _TypeAlias = _typing.Literal["network_limit_bps"]  # noqa: Y015
+    _WhichOneofArgType__network_limit_bps: _TypeAlias = _typing.Literal["_network_limit_bps", b"_network_limit_bps"]  # noqa: Y015
+    _WhichOneofReturnType__read_only_root: _TypeAlias = _typing.Literal["read_only_root"]  # noqa: Y015
+    _WhichOneofArgType__read_only_root: _TypeAlias = _typing.Literal["_read_only_root", b"_read_only_root"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__network_limit_bps) -> _WhichOneofReturnType__network_limit_bps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_only_root) -> _WhichOneofReturnType__read_only_root | None: ...
+
+Global___Isolation: _TypeAlias = Isolation  # noqa: Y015
+
+@_typing.final
+class Logging(_message.Message):
+    """Where an agent's log lines go, and for how long they are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGGREGATOR_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    aggregator: _builtins.str
+    """"fluentd://host:port": they are sent there, too (Fluentd's forward protocol); "none" for nowhere."""
+    max_bytes: _builtins.int
+    """Of each worker; the oldest go first. 100 MB."""
+    @_builtins.property
+    def retention(self) -> _duration_pb2.Duration:
+        """7 days."""
+
+    def __init__(
+        self,
+        *,
+        aggregator: _builtins.str = ...,
+        retention: _duration_pb2.Duration | None = ...,
+        max_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "max_bytes", b"max_bytes", "retention", b"retention"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "aggregator", b"aggregator", "max_bytes", b"max_bytes", "retention", b"retention"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+
+Global___Logging: _TypeAlias = Logging  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
@@ -495,8 +641,8 @@ Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
 @_typing.final
 class AgentSettings(_message.Message):
-    """Settings of an agent. Those from `resources` to `serving` belong to a revision: changing them takes new workers.
-    The others are the agent's, and are taken up at once.
+    """Settings of an agent. Those from `resources` to `serving`, `mode`, `isolation` and `log_format` belong to a revision:
+    changing them takes new workers. The others are the agent's, and are taken up at once.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -532,12 +678,19 @@ class AgentSettings(_message.Message):
     SCALING_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
+    LOG_FORMAT_FIELD_NUMBER: _builtins.int
+    LOGGING_FIELD_NUMBER: _builtins.int
     network: Global___NetworkMode.ValueType
     venv: _builtins.str
     """A Python virtual environment on the pool's machine to run in; empty takes the platform's own."""
     log_level: _builtins.str
     """DEBUG, INFO, WARNING or ERROR; empty is INFO."""
     restart_policy: Global___RestartPolicy.ValueType
+    mode: Global___RuntimeMode.ValueType
+    """A revision's, as `isolation` and `log_format` are."""
+    log_format: Global___LogFormat.ValueType
     @_builtins.property
     def resources(self) -> Global___Resources: ...
     @_builtins.property
@@ -554,6 +707,10 @@ class AgentSettings(_message.Message):
     def traffic(self) -> Global___Traffic: ...
     @_builtins.property
     def cache(self) -> Global___Cache: ...
+    @_builtins.property
+    def isolation(self) -> Global___Isolation: ...
+    @_builtins.property
+    def logging(self) -> Global___Logging: ...
     def __init__(
         self,
         *,
@@ -568,10 +725,14 @@ class AgentSettings(_message.Message):
         scaling: Global___Scaling | None = ...,
         traffic: Global___Traffic | None = ...,
         cache: Global___Cache | None = ...,
+        mode: Global___RuntimeMode.ValueType = ...,
+        isolation: Global___Isolation | None = ...,
+        log_format: Global___LogFormat.ValueType = ...,
+        logging: Global___Logging | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "health_check", b"health_check", "resources", b"resources", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "health_check", b"health_check", "isolation", b"isolation", "logging", b"logging", "resources", b"resources", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "env", b"env", "health_check", b"health_check", "log_level", b"log_level", "network", b"network", "resources", b"resources", "restart_policy", b"restart_policy", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic", "venv", b"venv"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "env", b"env", "health_check", b"health_check", "isolation", b"isolation", "log_format", b"log_format", "log_level", b"log_level", "logging", b"logging", "mode", b"mode", "network", b"network", "resources", b"resources", "restart_policy", b"restart_policy", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic", "venv", b"venv"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -620,16 +781,20 @@ class RunAgentResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    IMAGE_SOURCE_FIELD_NUMBER: _builtins.int
+    image_source: _builtins.str
+    """Where the image was found: "local", "docker", or the registry's host."""
     @_builtins.property
     def deployment(self) -> Global___Deployment: ...
     def __init__(
         self,
         *,
         deployment: Global___Deployment | None = ...,
+        image_source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "image_source", b"image_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1158,6 +1323,9 @@ class Usage(_message.Message):
     PIDS_FIELD_NUMBER: _builtins.int
     THROTTLED_PERIODS_FIELD_NUMBER: _builtins.int
     THROTTLED_SECONDS_FIELD_NUMBER: _builtins.int
+    NETWORK_RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    NETWORK_SENT_BYTES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     cpu_seconds: _builtins.float
     """CPU time used since the start."""
     cpu_percent: _builtins.float
@@ -1172,6 +1340,15 @@ class Usage(_message.Message):
     throttled_periods: _builtins.int
     """Scheduling periods in which the CPU cap held the worker back."""
     throttled_seconds: _builtins.float
+    network_received_bytes: _builtins.int
+    """Through the worker's network interfaces but loopback since the start, in bytes; only of workers with a network of
+    their own.
+    """
+    network_sent_bytes: _builtins.int
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuUsage]:
+        """Of the GPUs leased to it, as NVML measures them."""
+
     def __init__(
         self,
         *,
@@ -1183,14 +1360,50 @@ class Usage(_message.Message):
         pids: _builtins.int = ...,
         throttled_periods: _builtins.int = ...,
         throttled_seconds: _builtins.float = ...,
+        network_received_bytes: _builtins.int | None = ...,
+        network_sent_bytes: _builtins.int | None = ...,
+        gpus: _abc.Iterable[Global___GpuUsage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_network_received_bytes", b"_network_received_bytes", "_network_sent_bytes", b"_network_sent_bytes", "network_received_bytes", b"network_received_bytes", "network_sent_bytes", b"network_sent_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_network_received_bytes", b"_network_received_bytes", "_network_sent_bytes", b"_network_sent_bytes", "cpu_percent", b"cpu_percent", "cpu_seconds", b"cpu_seconds", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "memory_peak_bytes", b"memory_peak_bytes", "memory_pss_bytes", b"memory_pss_bytes", "network_received_bytes", b"network_received_bytes", "network_sent_bytes", b"network_sent_bytes", "pids", b"pids", "throttled_periods", b"throttled_periods", "throttled_seconds", b"throttled_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__network_received_bytes: _TypeAlias = _typing.Literal["network_received_bytes"]  # noqa: Y015
+    _WhichOneofArgType__network_received_bytes: _TypeAlias = _typing.Literal["_network_received_bytes", b"_network_received_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__network_sent_bytes: _TypeAlias = _typing.Literal["network_sent_bytes"]  # noqa: Y015
+    _WhichOneofArgType__network_sent_bytes: _TypeAlias = _typing.Literal["_network_sent_bytes", b"_network_sent_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__network_received_bytes) -> _WhichOneofReturnType__network_received_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__network_sent_bytes) -> _WhichOneofReturnType__network_sent_bytes | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class GpuUsage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    UTILIZATION_PERCENT_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    utilization_percent: _builtins.float
+    """Share of the last sampling period in which a kernel ran, in percent."""
+    memory_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        utilization_percent: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "cpu_seconds", b"cpu_seconds", "memory_bytes", b"memory_bytes", "memory_peak_bytes", b"memory_peak_bytes", "memory_pss_bytes", b"memory_pss_bytes", "pids", b"pids", "throttled_periods", b"throttled_periods", "throttled_seconds", b"throttled_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "memory_bytes", b"memory_bytes", "utilization_percent", b"utilization_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Usage: _TypeAlias = Usage  # noqa: Y015
+Global___GpuUsage: _TypeAlias = GpuUsage  # noqa: Y015
 
 @_typing.final
 class Worker(_message.Message):
@@ -1216,6 +1429,7 @@ class Worker(_message.Message):
     RETRY_AT_FIELD_NUMBER: _builtins.int
     LAG_SECONDS_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """"my-agent-01"."""
     agent: _builtins.str
@@ -1240,6 +1454,8 @@ class Worker(_message.Message):
     """The longest time its event loop was blocked between the last two health checks, in seconds."""
     weight: _builtins.int
     """For LOAD_BALANCER_HEALTH_BASED: from 1 to 100, the share of calls that it should get beside the others."""
+    container_id: _builtins.str
+    """Of the container engine; empty for a process."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1279,10 +1495,11 @@ class Worker(_message.Message):
         retry_at: _timestamp_pb2.Timestamp | None = ...,
         lag_seconds: _builtins.float = ...,
         weight: _builtins.int = ...,
+        container_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ready_at", b"ready_at", "resources", b"resources", "retry_at", b"retry_at", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent", b"agent", "crash_loop", b"crash_loop", "gpus", b"gpus", "image", b"image", "lag_seconds", b"lag_seconds", "last_traceback", b"last_traceback", "pid", b"pid", "ready_at", b"ready_at", "reason", b"reason", "resources", b"resources", "restarts", b"restarts", "retry_at", b"retry_at", "revision", b"revision", "start_note", b"start_note", "started_at", b"started_at", "state", b"state", "usage", b"usage", "weight", b"weight", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent", b"agent", "container_id", b"container_id", "crash_loop", b"crash_loop", "gpus", b"gpus", "image", b"image", "lag_seconds", b"lag_seconds", "last_traceback", b"last_traceback", "pid", b"pid", "ready_at", b"ready_at", "reason", b"reason", "resources", b"resources", "restarts", b"restarts", "retry_at", b"retry_at", "revision", b"revision", "start_note", b"start_note", "started_at", b"started_at", "state", b"state", "usage", b"usage", "weight", b"weight", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1578,6 +1795,7 @@ class StreamLogsRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """An agent, or one of its workers."""
     follow: _builtins.bool
@@ -1585,6 +1803,10 @@ class StreamLogsRequest(_message.Message):
     """DEBUG, INFO, WARNING or ERROR: only lines at least so severe; empty for all."""
     tail: _builtins.int
     """Only the last so many lines of the past; unset for all that is kept."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only lines written since then."""
+
     def __init__(
         self,
         *,
@@ -1592,10 +1814,11 @@ class StreamLogsRequest(_message.Message):
         follow: _builtins.bool = ...,
         level: _builtins.str = ...,
         tail: _builtins.int | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "tail", b"tail"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "follow", b"follow", "level", b"level", "name", b"name", "tail", b"tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "follow", b"follow", "level", b"level", "name", b"name", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
     _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1buapi/v1/image_service.proto\x12\x07uapi.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x05Image\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62uilt_in\x18\x05 \x01(\x08\"9\n\tBuildSpec\x12\x11\n\treference\x18\x01 \x01(\t\x12\x19\n\x11keep_requirements\x18\x02 \x01(\x08\"P\n\x11\x42uildImageRequest\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x12.uapi.v1.BuildSpecH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"R\n\x12\x42uildImageResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12\x1f\n\x05image\x18\x02 \x01(\x0b\x32\x0e.uapi.v1.ImageH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11ListImagesRequest\"4\n\x12ListImagesResponse\x12\x1e\n\x06images\x18\x01 \x03(\x0b\x32\x0e.uapi.v1.Image\"\'\n\x12RemoveImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x15\n\x13RemoveImageResponse2\xf4\x01\n\x0cImageService\x12N\n\nBuildImage\x12\x1a.uapi.v1.BuildImageRequest\x1a\x1b.uapi.v1.BuildImageResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12J\n\nListImages\x12\x1a.uapi.v1.ListImagesRequest\x1a\x1b.uapi.v1.ListImagesResponse\"\x03\x90\x02\x01\x12H\n\x0bRemoveImage\x12\x1b.uapi.v1.RemoveImageRequest\x1a\x1c.uapi.v1.RemoveImageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1buapi/v1/image_service.proto\x12\x07uapi.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x01\n\x05Image\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62uilt_in\x18\x05 \x01(\x08\x12\x17\n\x0f\x63ontainer_image\x18\x06 \x01(\t\"L\n\tBuildSpec\x12\x11\n\treference\x18\x01 \x01(\t\x12\x19\n\x11keep_requirements\x18\x02 \x01(\x08\x12\x11\n\tcontainer\x18\x03 \x01(\x08\"P\n\x11\x42uildImageRequest\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x12.uapi.v1.BuildSpecH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"R\n\x12\x42uildImageResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12\x1f\n\x05image\x18\x02 \x01(\x0b\x32\x0e.uapi.v1.ImageH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11ListImagesRequest\"4\n\x12ListImagesResponse\x12\x1e\n\x06images\x18\x01 \x03(\x0b\x32\x0e.uapi.v1.Image\"\'\n\x12RemoveImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x15\n\x13RemoveImageResponse\";\n\x0fTagImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x15\n\rnew_reference\x18\x02 \x01(\t\"1\n\x10TagImageResponse\x12\x1d\n\x05image\x18\x01 \x01(\x0b\x32\x0e.uapi.v1.Image\":\n\x10PushImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\"B\n\x11PushImageResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x64igest\x18\x02 \x01(\tH\x00\x42\x07\n\x05\x65vent\"%\n\x10PullImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\"Q\n\x11PullImageResponse\x12\x12\n\x08progress\x18\x01 \x01(\tH\x00\x12\x1f\n\x05image\x18\x02 \x01(\x0b\x32\x0e.uapi.v1.ImageH\x00\x42\x07\n\x05\x65vent\")\n\x14GetDockerfileRequest\x12\x11\n\treference\x18\x01 \x01(\t\"+\n\x15GetDockerfileResponse\x12\x12\n\ndockerfile\x18\x01 \x01(\t2\xa5\x04\n\x0cImageService\x12N\n\nBuildImage\x12\x1a.uapi.v1.BuildImageRequest\x1a\x1b.uapi.v1.BuildImageResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12J\n\nListImages\x12\x1a.uapi.v1.ListImagesRequest\x1a\x1b.uapi.v1.ListImagesResponse\"\x03\x90\x02\x01\x12H\n\x0bRemoveImage\x12\x1b.uapi.v1.RemoveImageRequest\x1a\x1c.uapi.v1.RemoveImageResponse\x12\x44\n\x08TagImage\x12\x18.uapi.v1.TagImageRequest\x1a\x19.uapi.v1.TagImageResponse\"\x03\x90\x02\x02\x12I\n\tPushImage\x12\x19.uapi.v1.PushImageRequest\x1a\x1a.uapi.v1.PushImageResponse\"\x03\x90\x02\x02\x30\x01\x12I\n\tPullImage\x12\x19.uapi.v1.PullImageRequest\x1a\x1a.uapi.v1.PullImageResponse\"\x03\x90\x02\x02\x30\x01\x12S\n\rGetDockerfile\x12\x1d.uapi.v1.GetDockerfileRequest\x1a\x1e.uapi.v1.GetDockerfileResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +36,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGESERVICE'].methods_by_name['BuildImage']._serialized_options = b'\220\002\002'
   _globals['_IMAGESERVICE'].methods_by_name['ListImages']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['ListImages']._serialized_options = b'\220\002\001'
+  _globals['_IMAGESERVICE'].methods_by_name['TagImage']._loaded_options = None
+  _globals['_IMAGESERVICE'].methods_by_name['TagImage']._serialized_options = b'\220\002\002'
+  _globals['_IMAGESERVICE'].methods_by_name['PushImage']._loaded_options = None
+  _globals['_IMAGESERVICE'].methods_by_name['PushImage']._serialized_options = b'\220\002\002'
+  _globals['_IMAGESERVICE'].methods_by_name['PullImage']._loaded_options = None
+  _globals['_IMAGESERVICE'].methods_by_name['PullImage']._serialized_options = b'\220\002\002'
+  _globals['_IMAGESERVICE'].methods_by_name['GetDockerfile']._loaded_options = None
+  _globals['_IMAGESERVICE'].methods_by_name['GetDockerfile']._serialized_options = b'\220\002\001'
   _globals['_IMAGE']._serialized_start=74
-  _globals['_IMAGE']._serialized_end=202
-  _globals['_BUILDSPEC']._serialized_start=204
-  _globals['_BUILDSPEC']._serialized_end=261
-  _globals['_BUILDIMAGEREQUEST']._serialized_start=263
-  _globals['_BUILDIMAGEREQUEST']._serialized_end=343
-  _globals['_BUILDIMAGERESPONSE']._serialized_start=345
-  _globals['_BUILDIMAGERESPONSE']._serialized_end=427
-  _globals['_LISTIMAGESREQUEST']._serialized_start=429
-  _globals['_LISTIMAGESREQUEST']._serialized_end=448
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=450
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=502
-  _globals['_REMOVEIMAGEREQUEST']._serialized_start=504
-  _globals['_REMOVEIMAGEREQUEST']._serialized_end=543
-  _globals['_REMOVEIMAGERESPONSE']._serialized_start=545
-  _globals['_REMOVEIMAGERESPONSE']._serialized_end=566
-  _globals['_IMAGESERVICE']._serialized_start=569
-  _globals['_IMAGESERVICE']._serialized_end=813
+  _globals['_IMAGE']._serialized_end=227
+  _globals['_BUILDSPEC']._serialized_start=229
+  _globals['_BUILDSPEC']._serialized_end=305
+  _globals['_BUILDIMAGEREQUEST']._serialized_start=307
+  _globals['_BUILDIMAGEREQUEST']._serialized_end=387
+  _globals['_BUILDIMAGERESPONSE']._serialized_start=389
+  _globals['_BUILDIMAGERESPONSE']._serialized_end=471
+  _globals['_LISTIMAGESREQUEST']._serialized_start=473
+  _globals['_LISTIMAGESREQUEST']._serialized_end=492
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=494
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=546
+  _globals['_REMOVEIMAGEREQUEST']._serialized_start=548
+  _globals['_REMOVEIMAGEREQUEST']._serialized_end=587
+  _globals['_REMOVEIMAGERESPONSE']._serialized_start=589
+  _globals['_REMOVEIMAGERESPONSE']._serialized_end=610
+  _globals['_TAGIMAGEREQUEST']._serialized_start=612
+  _globals['_TAGIMAGEREQUEST']._serialized_end=671
+  _globals['_TAGIMAGERESPONSE']._serialized_start=673
+  _globals['_TAGIMAGERESPONSE']._serialized_end=722
+  _globals['_PUSHIMAGEREQUEST']._serialized_start=724
+  _globals['_PUSHIMAGEREQUEST']._serialized_end=782
+  _globals['_PUSHIMAGERESPONSE']._serialized_start=784
+  _globals['_PUSHIMAGERESPONSE']._serialized_end=850
+  _globals['_PULLIMAGEREQUEST']._serialized_start=852
+  _globals['_PULLIMAGEREQUEST']._serialized_end=889
+  _globals['_PULLIMAGERESPONSE']._serialized_start=891
+  _globals['_PULLIMAGERESPONSE']._serialized_end=972
+  _globals['_GETDOCKERFILEREQUEST']._serialized_start=974
+  _globals['_GETDOCKERFILEREQUEST']._serialized_end=1015
+  _globals['_GETDOCKERFILERESPONSE']._serialized_start=1017
+  _globals['_GETDOCKERFILERESPONSE']._serialized_end=1060
+  _globals['_IMAGESERVICE']._serialized_start=1063
+  _globals['_IMAGESERVICE']._serialized_end=1612
 # @@protoc_insertion_point(module_scope)

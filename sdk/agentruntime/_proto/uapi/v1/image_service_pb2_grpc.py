@@ -50,6 +50,26 @@ class ImageServiceStub:
                 request_serializer=uapi_dot_v1_dot_image__service__pb2.RemoveImageRequest.SerializeToString,
                 response_deserializer=uapi_dot_v1_dot_image__service__pb2.RemoveImageResponse.FromString,
                 _registered_method=True)
+        self.TagImage = channel.unary_unary(
+                '/uapi.v1.ImageService/TagImage',
+                request_serializer=uapi_dot_v1_dot_image__service__pb2.TagImageRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_image__service__pb2.TagImageResponse.FromString,
+                _registered_method=True)
+        self.PushImage = channel.unary_stream(
+                '/uapi.v1.ImageService/PushImage',
+                request_serializer=uapi_dot_v1_dot_image__service__pb2.PushImageRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_image__service__pb2.PushImageResponse.FromString,
+                _registered_method=True)
+        self.PullImage = channel.unary_stream(
+                '/uapi.v1.ImageService/PullImage',
+                request_serializer=uapi_dot_v1_dot_image__service__pb2.PullImageRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_image__service__pb2.PullImageResponse.FromString,
+                _registered_method=True)
+        self.GetDockerfile = channel.unary_unary(
+                '/uapi.v1.ImageService/GetDockerfile',
+                request_serializer=uapi_dot_v1_dot_image__service__pb2.GetDockerfileRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_image__service__pb2.GetDockerfileResponse.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
@@ -82,6 +102,38 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TagImage(self, request, context):
+        """Gives an image one more tag.
+        Idempotent. Does not block. Errors: NOT_FOUND, INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushImage(self, request, context):
+        """Copies an image to a registry (OCI distribution), with the credentials of Docker's configuration.
+        Idempotent. Blocks while it is sent. Errors: NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE (the registry),
+        FAILED_PRECONDITION (what it answers).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullImage(self, request, context):
+        """Copies an image from a registry into the store; every byte is checked against its digest.
+        Idempotent. Blocks while it comes. Errors: as PushImage; DATA_LOSS (a digest does not match; nothing is kept).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDockerfile(self, request, context):
+        """The Dockerfile by which a container image of an agent image is made. Does not block. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +151,26 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.RemoveImage,
                     request_deserializer=uapi_dot_v1_dot_image__service__pb2.RemoveImageRequest.FromString,
                     response_serializer=uapi_dot_v1_dot_image__service__pb2.RemoveImageResponse.SerializeToString,
+            ),
+            'TagImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagImage,
+                    request_deserializer=uapi_dot_v1_dot_image__service__pb2.TagImageRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_image__service__pb2.TagImageResponse.SerializeToString,
+            ),
+            'PushImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PushImage,
+                    request_deserializer=uapi_dot_v1_dot_image__service__pb2.PushImageRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_image__service__pb2.PushImageResponse.SerializeToString,
+            ),
+            'PullImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullImage,
+                    request_deserializer=uapi_dot_v1_dot_image__service__pb2.PullImageRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_image__service__pb2.PullImageResponse.SerializeToString,
+            ),
+            'GetDockerfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDockerfile,
+                    request_deserializer=uapi_dot_v1_dot_image__service__pb2.GetDockerfileRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_image__service__pb2.GetDockerfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,6 +255,114 @@ class ImageService:
             '/uapi.v1.ImageService/RemoveImage',
             uapi_dot_v1_dot_image__service__pb2.RemoveImageRequest.SerializeToString,
             uapi_dot_v1_dot_image__service__pb2.RemoveImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.ImageService/TagImage',
+            uapi_dot_v1_dot_image__service__pb2.TagImageRequest.SerializeToString,
+            uapi_dot_v1_dot_image__service__pb2.TagImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/uapi.v1.ImageService/PushImage',
+            uapi_dot_v1_dot_image__service__pb2.PushImageRequest.SerializeToString,
+            uapi_dot_v1_dot_image__service__pb2.PushImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/uapi.v1.ImageService/PullImage',
+            uapi_dot_v1_dot_image__service__pb2.PullImageRequest.SerializeToString,
+            uapi_dot_v1_dot_image__service__pb2.PullImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDockerfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.ImageService/GetDockerfile',
+            uapi_dot_v1_dot_image__service__pb2.GetDockerfileRequest.SerializeToString,
+            uapi_dot_v1_dot_image__service__pb2.GetDockerfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,21 @@ class ImageServiceStub:
     """Removes a tag, and the image's data with its last tag.
     Not idempotent. Errors: NOT_FOUND, FAILED_PRECONDITION (an agent uses it, or it is built in).
     """
+    TagImage: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.TagImageRequest, _image_service_pb2.TagImageResponse]
+    """Gives an image one more tag.
+    Idempotent. Does not block. Errors: NOT_FOUND, INVALID_ARGUMENT.
+    """
+    PushImage: _grpc.UnaryStreamMultiCallable[_image_service_pb2.PushImageRequest, _image_service_pb2.PushImageResponse]
+    """Copies an image to a registry (OCI distribution), with the credentials of Docker's configuration.
+    Idempotent. Blocks while it is sent. Errors: NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE (the registry),
+    FAILED_PRECONDITION (what it answers).
+    """
+    PullImage: _grpc.UnaryStreamMultiCallable[_image_service_pb2.PullImageRequest, _image_service_pb2.PullImageResponse]
+    """Copies an image from a registry into the store; every byte is checked against its digest.
+    Idempotent. Blocks while it comes. Errors: as PushImage; DATA_LOSS (a digest does not match; nothing is kept).
+    """
+    GetDockerfile: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.GetDockerfileRequest, _image_service_pb2.GetDockerfileResponse]
+    """The Dockerfile by which a container image of an agent image is made. Does not block. Errors: NOT_FOUND."""
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
@@ -65,6 +80,21 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Removes a tag, and the image's data with its last tag.
     Not idempotent. Errors: NOT_FOUND, FAILED_PRECONDITION (an agent uses it, or it is built in).
     """
+    TagImage: _aio.UnaryUnaryMultiCallable[_image_service_pb2.TagImageRequest, _image_service_pb2.TagImageResponse]  # type: ignore[assignment]
+    """Gives an image one more tag.
+    Idempotent. Does not block. Errors: NOT_FOUND, INVALID_ARGUMENT.
+    """
+    PushImage: _aio.UnaryStreamMultiCallable[_image_service_pb2.PushImageRequest, _image_service_pb2.PushImageResponse]  # type: ignore[assignment]
+    """Copies an image to a registry (OCI distribution), with the credentials of Docker's configuration.
+    Idempotent. Blocks while it is sent. Errors: NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE (the registry),
+    FAILED_PRECONDITION (what it answers).
+    """
+    PullImage: _aio.UnaryStreamMultiCallable[_image_service_pb2.PullImageRequest, _image_service_pb2.PullImageResponse]  # type: ignore[assignment]
+    """Copies an image from a registry into the store; every byte is checked against its digest.
+    Idempotent. Blocks while it comes. Errors: as PushImage; DATA_LOSS (a digest does not match; nothing is kept).
+    """
+    GetDockerfile: _aio.UnaryUnaryMultiCallable[_image_service_pb2.GetDockerfileRequest, _image_service_pb2.GetDockerfileResponse]  # type: ignore[assignment]
+    """The Dockerfile by which a container image of an agent image is made. Does not block. Errors: NOT_FOUND."""
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     """All of it needs the operator's credential over TCP (UNAUTHENTICATED without)."""
@@ -99,5 +129,44 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes a tag, and the image's data with its last tag.
         Not idempotent. Errors: NOT_FOUND, FAILED_PRECONDITION (an agent uses it, or it is built in).
         """
+
+    @_abc_1.abstractmethod
+    def TagImage(
+        self,
+        request: _image_service_pb2.TagImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_service_pb2.TagImageResponse, _abc.Awaitable[_image_service_pb2.TagImageResponse]]:
+        """Gives an image one more tag.
+        Idempotent. Does not block. Errors: NOT_FOUND, INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def PushImage(
+        self,
+        request: _image_service_pb2.PushImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_image_service_pb2.PushImageResponse], _abc.AsyncIterator[_image_service_pb2.PushImageResponse]]:
+        """Copies an image to a registry (OCI distribution), with the credentials of Docker's configuration.
+        Idempotent. Blocks while it is sent. Errors: NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE (the registry),
+        FAILED_PRECONDITION (what it answers).
+        """
+
+    @_abc_1.abstractmethod
+    def PullImage(
+        self,
+        request: _image_service_pb2.PullImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_image_service_pb2.PullImageResponse], _abc.AsyncIterator[_image_service_pb2.PullImageResponse]]:
+        """Copies an image from a registry into the store; every byte is checked against its digest.
+        Idempotent. Blocks while it comes. Errors: as PushImage; DATA_LOSS (a digest does not match; nothing is kept).
+        """
+
+    @_abc_1.abstractmethod
+    def GetDockerfile(
+        self,
+        request: _image_service_pb2.GetDockerfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_service_pb2.GetDockerfileResponse, _abc.Awaitable[_image_service_pb2.GetDockerfileResponse]]:
+        """The Dockerfile by which a container image of an agent image is made. Does not block. Errors: NOT_FOUND."""
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
