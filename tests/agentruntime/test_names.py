@@ -66,7 +66,6 @@ def test_image_reference(text: str, name: str, tag: str, digest: str) -> None:
         "/a",
         "a/",
         "a//b",
-        "a:1/b",
         "-r.com/a",
         "A/b",
         "localhost:port/a",
