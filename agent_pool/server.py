@@ -108,7 +108,7 @@ async def _keep_house(pool: Pool, logs: LogStore, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
         try:
-            await asyncio.to_thread(pool.sample_cpu)
+            await asyncio.to_thread(pool.sample_usage)
             await asyncio.to_thread(logs.maintain, time.time())
         except Exception as error:
             # A full disk, or a worker that leaves while it is measured; the next round tries again.

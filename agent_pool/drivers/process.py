@@ -226,9 +226,9 @@ class ProcessDriver(Driver):
         process = self._workers.get(key)
         return process.cpu_s() if process else 0.0
 
-    def stats(self, key: str) -> Stats:
+    def stats(self, key: str, *, share: bool = False) -> Stats:
         process = self._workers.get(key)
-        return process.stats() if process else Stats()
+        return process.stats(share=share) if process else Stats()
 
     async def close(self) -> None:
         for key in list(self._workers):
