@@ -30,10 +30,11 @@ class Loader:
         Raises:
             AgentError: it cannot be launched here, or its code fails; a template of it may be left.
         """
-        notes = enforcement.notes(self._driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
         policies = Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)
         revision = spec.driver_revision(policies.health.start_timeout_s)
         await self._driver.check(revision)
+        enforced = await self._driver.enforcement(spec.mode)
+        notes = enforcement.notes(enforced, spec.resources, allow_unenforced=allow_unenforced)
         prepared = None if starts else self._known.find(revision)
         if prepared is None:
             prepared = self._known.learn(revision, await self._prepare(revision))

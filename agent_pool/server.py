@@ -15,7 +15,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from agent_pool import machine
 from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Hierarchy
+from agent_pool.drivers.by_mode import DriversByMode
+from agent_pool.drivers.docker import DockerDriver
+from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.process import ProcessDriver
+from agent_pool.drivers.slots import Slots
 from agent_pool.image_service import ImageStoreService
 from agent_pool.images.catalog import Catalog
 from agent_pool.ledger import Ledger
@@ -47,7 +51,7 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     mounts = detect.here()
     ledger = Ledger(machine.capacity(mounts))
     logs = LogStore(home.logs, settings.log_policy)
-    driver = ProcessDriver(home, logs, _prepared(detect.hierarchy(mounts, home.root)), settings.worker_environment)
+    driver = _drivers(home, logs, _prepared(detect.hierarchy(mounts, home.root)), settings)
     catalog = Catalog(home, [sys.executable, "-m", "pip"], lambda: pool.digests_in_use())  # noqa: PLW0108 — each needs the other
     pool = Pool(settings, driver, ledger, catalog, state)
     await catalog.prepare()
@@ -67,6 +71,13 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     await closing
     await server.stop(_CALLS_GRACE_S)
     home.pool_socket.unlink(missing_ok=True)
+
+
+def _drivers(home: Home, logs: LogStore, hierarchy: Hierarchy | None, settings: PoolSettings) -> DriversByMode:
+    slots = Slots()
+    native = ProcessDriver(home, logs, hierarchy, settings.worker_environment, slots)
+    container = DockerDriver(home, logs, Engine(settings.docker_host), partial(_container_images, settings), slots)
+    return DriversByMode(native, container, settings.mode)
 
 
 def _prepared(hierarchy: Hierarchy | None) -> Hierarchy | None:
