@@ -40,4 +40,5 @@ def _code(revision: Revision) -> Hashable:
         revision.wants_gpus,
         revision.log_level,
         revision.mode,
+        revision.restricted,
     )

@@ -4,6 +4,8 @@ import asyncio
 import signal
 import sys
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_pool_pb2, agent_pool_pb2_grpc, image_service_pb2, image_service_pb2_grpc
@@ -18,6 +20,7 @@ from agent_pool.cgroups.base import Hierarchy
 from agent_pool.drivers.by_mode import DriversByMode
 from agent_pool.drivers.docker import DockerDriver
 from agent_pool.drivers.docker_engine import Engine
+from agent_pool.drivers.docker_images import Images
 from agent_pool.drivers.process import ProcessDriver
 from agent_pool.drivers.slots import Slots
 from agent_pool.image_service import ImageStoreService
@@ -29,6 +32,9 @@ from agent_pool.scaling.autoscale import Autoscaler
 from agent_pool.service import AgentPoolService
 from agent_pool.settings import PoolSettings
 from agent_pool.state import StateStore
+
+if TYPE_CHECKING:
+    import docker
 
 _LARGEST_MESSAGE_BYTES = 4 * 2**20
 _CALLS_GRACE_S = 1.0
@@ -80,6 +86,12 @@ def _drivers(home: Home, logs: LogStore, hierarchy: Hierarchy | None, settings: 
     return DriversByMode(native, container, settings.mode)
 
 
+def _container_images(settings: PoolSettings, client: "docker.DockerClient") -> Images:
+    from agent_pool.images.container import ContainerImages  # noqa: PLC0415 — it imports the engine's package
+
+    return ContainerImages(client, settings.base_image)
+
+
 def _prepared(hierarchy: Hierarchy | None) -> Hierarchy | None:
     """The hierarchy, ready for use; None, as where there is none, if the kernel does not let us."""
     if hierarchy is not None:
@@ -119,7 +131,7 @@ async def _keep_house(pool: Pool, logs: LogStore, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
         try:
-            await asyncio.to_thread(pool.sample_cpu)
+            await asyncio.to_thread(pool.sample_usage)
             await asyncio.to_thread(logs.maintain, time.time())
         except Exception as error:
             # A full disk, or a worker that leaves while it is measured; the next round tries again.

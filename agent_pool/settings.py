@@ -38,6 +38,8 @@ class PoolSettings(BaseSettings):
     mode: Literal["", "native", "container"] = Field("", validation_alias="AGENT_RUNTIME_MODE")
     # As the engine's own programs read it; "" for the engine's usual socket.
     docker_host: str = Field("", validation_alias="DOCKER_HOST")
+    # What container images are made from, of agents whose agent.yaml names no base_image.
+    base_image: str = "python:3.12-slim"
     # What of the environment the agents' processes begin with.
     path: str = Field("/usr/local/bin:/usr/bin:/bin", validation_alias="PATH")
     lang: str = Field("C.UTF-8", validation_alias="LANG")

@@ -93,9 +93,9 @@ class DriversByMode(Driver):
         driver = self._owners.get(key)
         return driver.cpu_s(key) if driver else 0.0
 
-    def stats(self, key: str) -> Stats:
+    def stats(self, key: str, *, share: bool = False) -> Stats:
         driver = self._owners.get(key)
-        return driver.stats(key) if driver else Stats()
+        return driver.stats(key, share=share) if driver else Stats()
 
     async def close(self) -> None:
         for driver in self._by_mode.values():

@@ -1,8 +1,8 @@
 """The Docker driver: workers are containers of the engine on this machine, and serve on Unix sockets as processes do.
 
 The pool binds the directory of a worker's socket into its container, and hands it its log and its channel over a
-socket there (`agentruntime.launch`, "become"). From then on it is a worker like any other; what differs is who made it
-and who caps it.
+socket there (`agentruntime.launch`, "become"). From then on it is a worker like any other; what differs is who made
+it and who caps it.
 """
 
 import asyncio
@@ -348,9 +348,9 @@ class DockerDriver(Driver):
         container = self._containers.get(key)
         return container.process.cpu_s() if container else 0.0
 
-    def stats(self, key: str) -> Stats:
+    def stats(self, key: str, *, share: bool = False) -> Stats:
         container = self._containers.get(key)
-        return container.process.stats() if container else Stats()
+        return container.process.stats(share=share) if container else Stats()
 
     async def close(self) -> None:
         for key in list(self._containers):
@@ -388,9 +388,15 @@ def _state(container: str, client: "docker.DockerClient") -> dict[str, Any]:
 
 def _update(container: str, caps: dict[str, int], client: "docker.DockerClient") -> None:
     """Changes caps of a container; docker's own `update_container` has no PidsLimit."""
+    import docker.errors  # noqa: PLC0415 — a pool that runs no container must not pay for it
+    import requests.exceptions  # noqa: PLC0415 — as above
+
     api = client.api
     answer = api.post(f"{api.base_url}/v{api.api_version}/containers/{container}/update", json=caps)
-    api._raise_for_status(answer)  # what makes the package's errors of an answer
+    try:
+        answer.raise_for_status()
+    except requests.exceptions.HTTPError as error:
+        docker.errors.create_api_error_from_http_exception(error)
 
 
 def _containers(pool: str, client: "docker.DockerClient") -> list[str]:

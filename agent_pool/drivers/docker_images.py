@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import math
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
@@ -164,7 +165,8 @@ def described(revision: Revision, said: str, reason: str, complained: str) -> Pr
 
 def launched(config: dict[str, Any], client: "docker.DockerClient") -> tuple[str, int]:
     """Creates and starts a container: its id and pid, 0 if it has ended already. All of it or nothing is left."""
-    container = str(client.api.create_container_from_config(config)["Id"])
+    created: dict[str, Any] = client.api.create_container_from_config(config)  # type: ignore[no-untyped-call]  # it has no annotations
+    container = str(created["Id"])
     try:
         client.api.start(container)
         return container, int(client.api.inspect_container(container)["State"]["Pid"])
@@ -181,14 +183,12 @@ def removed(container: str, client: "docker.DockerClient") -> None:
         client.api.remove_container(container, force=True, v=True)
 
 
-def _ended(
-    container: str, timeout_s: float, client: "docker.DockerClient"
-) -> tuple[dict[str, Any] | None, str, str]:
+def _ended(container: str, timeout_s: float, client: "docker.DockerClient") -> tuple[dict[str, Any] | None, str, str]:
     """Waits for a container: its state, None if it went on; what it answered, and the end of what else it printed."""
     import requests.exceptions  # noqa: PLC0415 — as above
 
     try:
-        client.api.wait(container, timeout=timeout_s)
+        client.api.wait(container, timeout=math.ceil(timeout_s))
     except requests.exceptions.ReadTimeout:
         return None, "", ""
     except requests.exceptions.ConnectionError as error:
@@ -205,5 +205,3 @@ def last_words(container: str, client: "docker.DockerClient") -> str:
     """The end of what a container printed before it had a log of ours."""
     lines = client.api.logs(container, stdout=False, stderr=True, tail=20)
     return str(lines.decode(errors="replace")).strip()
-
-

@@ -34,7 +34,7 @@ class RefusingDriver(Driver):
         if verb in self.refused:
             raise OSError(24, f"no more descriptors for {verb}")
 
-    def enforcement(self) -> list[Enforcement]:
+    async def enforcement(self, mode: str) -> list[Enforcement]:
         return []
 
     async def check(self, revision: Revision) -> None:
@@ -85,7 +85,7 @@ class RefusingDriver(Driver):
     ) -> list[Running]:
         return []
 
-    def stats(self, key: str) -> Stats:
+    def stats(self, key: str, *, share: bool = False) -> Stats:
         return Stats()
 
     async def close(self) -> None:
