@@ -78,7 +78,7 @@ class Platform:
 
 @asynccontextmanager
 async def platform(**variables: str) -> AsyncIterator[Platform]:
-    """Starts a platform on free ports and ends it. Agents run native unless `variables`, its environment, say else."""
+    """Starts a platform on free ports, and ends it; without other `variables` agents run native."""
     with tempfile.TemporaryDirectory(prefix="uapi-bench-") as directory:
         home = Home(Path(directory))
         environment = {**os.environ, "AGENT_RUNTIME_MODE": "native", **variables, "UAPI_HOME": directory}
