@@ -186,18 +186,22 @@ def _built(
         FailedPrecondition: the build failed; ends with what it said last.
     """
     said: list[str] = []
+    image_id = ""
+    # To their end: the image has its name only then.
     for event in events:
         if given_up.is_set():
             raise errors.Cancelled("nobody waits for this container image any more")
         if "error" in event:
             raise errors.FailedPrecondition(_failure(wanted, str(event["error"]), said))
         if "ID" in event.get("aux", {}):
-            return str(event["aux"]["ID"])
+            image_id = str(event["aux"]["ID"])
         for line in str(event.get("stream", "")).splitlines():
             if line.strip() and not line.startswith((" --->", "Removing intermediate")):
                 said.append(line.strip())
                 progress(line.strip())
-    raise errors.Unavailable("the container engine ended in the middle of a build")
+    if not image_id:
+        raise errors.Unavailable("the container engine ended in the middle of a build")
+    return image_id
 
 
 def _failure(wanted: Recipe, error: str, said: list[str]) -> str:

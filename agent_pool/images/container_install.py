@@ -38,8 +38,9 @@ def _install(directory: Path, pip: list[str]) -> None:
     options += ["--root-user-action=ignore", "--target", str(directory)]
     try:
         status = subprocess.run(
-            [sys.executable, "-m", "pip", "install", *options, *pip],
-            env={**os.environ, "TMPDIR": scratch},
+            [sys.executable, "-I", "-B", "-m", "pip", "install", *options, *pip],
+            # Without the platform's own packages, for what pip builds.
+            env={**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, "TMPDIR": scratch},
             check=False,
         ).returncode
     finally:

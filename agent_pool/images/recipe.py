@@ -13,7 +13,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from agentruntime import errors
@@ -82,9 +82,13 @@ class Recipe:
         """Writes the build context, a tar. Blocks."""
         with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             _add_bytes(archive, "Dockerfile", self.dockerfile.encode())
+            seen: set[PurePosixPath] = set()
             for name, content in _platform_files():
+                _add_parents(archive, PurePosixPath(name), seen)
                 _add_bytes(archive, name, content)
-            build.add_tree(archive, self.bundle / "app", "app")
+            app = f"agent{AGENT_DIRECTORY}/app"
+            _add_parents(archive, PurePosixPath(app), seen)
+            build.add_tree(archive, self.bundle / "app", app)
 
 
 def recipe(digest: str, bundle: Path, base_image: str) -> Recipe:
@@ -120,8 +124,8 @@ def _head(base_image: str, manifest: AgentManifest) -> str:
         "USER 0:0",
         f"ENV PYTHONPATH={_PLATFORM}/packages:{_PLATFORM}/code",
         "ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp",
-        "# What every worker needs, as this pool has it.",
-        f"COPY install.py {_PLATFORM}/",
+        "# What every worker needs, as this pool has it. Copied over /, so that directories have fixed times, too.",
+        "COPY installer/ /",
         _install(f"{_PLATFORM}/packages", "--no-deps", *_pinned([*WORKER_PACKAGES, *debugger])),
     ]
     if manifest.python.platform_packages:
@@ -136,10 +140,10 @@ def _head(base_image: str, manifest: AgentManifest) -> str:
         ]
     lines += [
         "# The platform's code, as far as a worker needs it.",
-        f"COPY platform/ {_PLATFORM}/code/",
+        "COPY platform/ /",
         _install(f"{_PLATFORM}/code"),
         "# The agent's.",
-        f"COPY app/ {AGENT_DIRECTORY}/app/",
+        "COPY agent/ /",
     ]
     return "\n".join(lines) + "\n"
 
@@ -156,7 +160,7 @@ ENTRYPOINT ["python", "-P", "-m", "agent_worker.container"]
 
 def _install(directory: str, *pip: str) -> str:
     # In JSON, no shell reads what an agent.yaml says.
-    return "RUN " + json.dumps(["python", "-I", f"{_PLATFORM}/install.py", directory, *pip])
+    return "RUN " + json.dumps(["python", "-I", "-B", f"{_PLATFORM}/install.py", directory, *pip])
 
 
 def _pinned(packages: list[str]) -> list[str]:
@@ -173,10 +177,11 @@ def _pinned(packages: list[str]) -> list[str]:
 
 def _platform_files() -> Iterator[tuple[str, bytes]]:
     """What is copied beside the agent: name in the context, and content."""
-    yield "install.py", _SCRIPT.read_bytes()
+    yield f"installer{_PLATFORM}/install.py", _SCRIPT.read_bytes()
+    code = f"platform{_PLATFORM}/code"
     version = importlib.metadata.version("agentruntime")
     about = f"Metadata-Version: 2.1\nName: agentruntime\nVersion: {version}\n"
-    yield f"platform/agentruntime-{version}.dist-info/METADATA", about.encode()
+    yield f"{code}/agentruntime-{version}.dist-info/METADATA", about.encode()
     for package, left_out in _LEFT_OUT.items():
         # Found, not imported: the services meet only in protos.
         spec = importlib.util.find_spec(package)
@@ -184,7 +189,17 @@ def _platform_files() -> Iterator[tuple[str, bytes]]:
             for path in sorted(Path(root).rglob("*.py")):
                 inner = path.relative_to(root)
                 if inner.parts[0] not in left_out:
-                    yield f"platform/{package}/{inner.as_posix()}", path.read_bytes()
+                    yield f"{code}/{package}/{inner.as_posix()}", path.read_bytes()
+
+
+def _add_parents(archive: tarfile.TarFile, path: PurePosixPath, seen: set[PurePosixPath]) -> None:
+    # An engine makes directories that are missing itself, with the time of day.
+    for parent in reversed(path.parents[:-1]):
+        if parent not in seen:
+            seen.add(parent)
+            member = tarfile.TarInfo(str(parent))
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(member)
 
 
 def _add_bytes(archive: tarfile.TarFile, name: str, content: bytes) -> None:
