@@ -53,6 +53,8 @@ class Revision:
     log_format: str = "text"
     # What a container image of it is made from; "" for the pool's default.
     base_image: str = ""
+    # Whether to go on where this machine has no sandbox and the pool is root: somebody allowed it.
+    may_be_root: bool = False
 
 
 @dataclass(frozen=True)
