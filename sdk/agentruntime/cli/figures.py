@@ -66,8 +66,9 @@ class Figures:
 
     def data(self) -> dict[str, Any]:
         """For JSON."""
-        flat = asdict(self)
-        return {**flat, **flat.pop("use")}
+        fields = asdict(self)
+        use = fields.pop("use")
+        return {**fields, **use}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Snapshot:
 
     @property
     def total(self) -> Use:
-        return total([worker.use for worker in self.workers])
+        return total([worker.use for worker in self.workers if worker.pid])
 
     def data(self) -> dict[str, Any]:
         """For JSON."""

@@ -8,10 +8,9 @@ from agentruntime import units
 from agentruntime.cli import figures, output, platform
 from agentruntime.cli.figures import Figures, Snapshot, Use
 
-_COLUMNS = [
-    "WORKER", "STATE", "CPU", "CPU TIME", "THROTTLED", "MEMORY", "PEAK", "SHARE", "PIDS", "RECEIVED", "SENT", "GPU",
-    "RESTARTS", "LAG", "UP",
-]  # fmt: skip
+# Two tables, because one would be too wide for most terminals.
+_RUNNING = ["WORKER", "STATE", "CPU", "CPU TIME", "THROTTLED", "PIDS", "RESTARTS", "LAG", "UP"]
+_HOLDING = ["WORKER", "MEMORY", "PEAK", "SHARE", "RECEIVED", "SENT", "GPU"]
 Json = Annotated[bool, typer.Option("--json", help="The same as --output json.")]
 
 
@@ -20,7 +19,7 @@ def command(
     json_: Json = False,
     format_: output.Output = None,
 ) -> None:
-    """Show what an agent's workers, or one of them, use now: CPU, memory, network, GPUs.
+    """Show what an agent's workers use: CPU, memory, network, GPUs.
 
     Percentages of CPU are of one core; they and network rates are those of the last few seconds. `agent monitor`
     follows them.
@@ -34,8 +33,7 @@ def command(
     elif len(found.workers) == 1:
         print("\n".join(sheet(found.workers[0], found)))
     else:
-        rows = [_row(each) for each in found.workers]
-        output.print_table(_COLUMNS, [*rows, ["total", "", *_cells(found.total), "", "", ""]])
+        _print_tables(found)
         if found.calls_in_flight is not None:
             print(f"{found.calls_in_flight} calls in flight")
 
@@ -85,22 +83,34 @@ def gpus(use: Use) -> str:
     return f"{mean:.0f}% {units.format_size(sum(gpu.memory_bytes for gpu in use.gpus))}"
 
 
-def _row(of: Figures) -> list[str]:
-    state = "CRASH LOOP" if of.crash_loop else of.state
-    cells = _cells(of.use) if of.pid else ["-"] * (len(_COLUMNS) - 5)
-    ends = [f"{of.lag_seconds * 1000:.0f}ms", units.format_duration(of.uptime_seconds)] if of.pid else ["-", "-"]
-    return [of.worker_id, state, *cells, str(of.restarts), *ends]
+def _print_tables(found: Snapshot) -> None:
+    running, holding = [], []
+    for each in found.workers:
+        state = "CRASH LOOP" if each.crash_loop else each.state
+        if each.pid:
+            ends = [
+                str(each.restarts),
+                f"{each.lag_seconds * 1000:.0f}ms",
+                units.format_duration(each.uptime_seconds),
+            ]
+            running.append([each.worker_id, state, *_time_cells(each.use), *ends])
+            holding.append([each.worker_id, *_space_cells(each.use)])
+        else:
+            running.append([each.worker_id, state, *["-"] * 4, str(each.restarts), "-", "-"])
+    output.print_table(_RUNNING, [*running, ["total", "", *_time_cells(found.total), "", "", ""]])
+    print()
+    output.print_table(_HOLDING, [*holding, ["total", *_space_cells(found.total)]])
 
 
-def _cells(use: Use) -> list[str]:
+def _time_cells(use: Use) -> list[str]:
+    return [f"{use.cpu_percent:.0f}%", _seconds(use.cpu_seconds), _seconds(use.throttled_seconds), _pids(use)]
+
+
+def _space_cells(use: Use) -> list[str]:
     return [
-        f"{use.cpu_percent:.0f}%",
-        _seconds(use.cpu_seconds),
-        _seconds(use.throttled_seconds),
         memory(use),
         units.format_size(use.memory_peak_bytes),
         _size(use.memory_share_bytes),
-        _pids(use),
         rate(use.network_received_bytes_per_second),
         rate(use.network_sent_bytes_per_second),
         gpus(use),

@@ -38,11 +38,15 @@ def test_a_worker_with_the_hosts_network(agent: Agent, record: Record) -> None:
 def test_an_agent_has_a_row_for_each_worker_and_their_sum(agent: Agent, record: Record) -> None:
     looping = pool_pb2.Worker(worker_id="busy-03", state=pool_pb2.WORKER_STATE_FAILED, crash_loop=True, restarts=9)
     record.deployments = [busy_agent(busy_worker(1, gpus=1), busy_worker(2), looping)]
-    header, first, _, third, sums, calls = agent("metrics", "busy").out.splitlines()
+    running, holding = agent("metrics", "busy").out.split("\n\n")
+    header, first, _, third, sums = running.splitlines()
     assert header.split()[:6] == ["WORKER", "STATE", "CPU", "CPU", "TIME", "THROTTLED"]
-    assert first.split()[:8] == ["busy-01", "READY", "50%", "12.50s", "0.25s", "128MB", "of", "512MB"]
-    assert third.split() == ["busy-03", "CRASH", "LOOP", *["-"] * 10, "9", "-", "-"]
-    assert sums.split()[:5] == ["total", "100%", "25.00s", "0.50s", "256MB"]
+    assert first.split()[:8] == ["busy-01", "READY", "50%", "12.50s", "0.25s", "7", "of", "256"]
+    assert third.split() == ["busy-03", "CRASH", "LOOP", *["-"] * 4, "9", "-", "-"]
+    assert sums.split() == ["total", "100%", "25.00s", "0.50s", "14", "of", "512"]
+    _, first, _, sums, calls = holding.splitlines()
+    assert " ".join(first.split()) == "busy-01 128MB of 512MB 200MB 64MB 1.5kB/s 20B/s 30% 1GB"
+    assert sums.split()[:4] == ["total", "256MB", "of", "1.02GB"]
     assert calls == "4 calls in flight"
 
 
@@ -52,6 +56,7 @@ def test_json_has_units_in_its_names(agent: Agent, record: Record, flags: list[s
     data = json.loads(agent("metrics", "busy", *flags).out)
     assert (data["agent"], data["state"], data["calls_in_flight"]) == ("busy", "RUNNING", 4)
     first, second = data["workers"]
+    assert "use" not in first
     assert first["cpu_percent"] == 50.0
     assert first["memory_limit_bytes"] == 512 * MB
     assert first["network_received_bytes_per_second"] == 1500.0
