@@ -4,6 +4,8 @@ import asyncio
 import signal
 import sys
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_pool_pb2, agent_pool_pb2_grpc, image_service_pb2, image_service_pb2_grpc
@@ -15,7 +17,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from agent_pool import machine
 from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Hierarchy
+from agent_pool.drivers.by_mode import DriversByMode
+from agent_pool.drivers.docker import DockerDriver
+from agent_pool.drivers.docker_engine import Engine
+from agent_pool.drivers.docker_images import Images
 from agent_pool.drivers.process import ProcessDriver
+from agent_pool.drivers.slots import Slots
 from agent_pool.image_service import ImageStoreService
 from agent_pool.images.catalog import Catalog
 from agent_pool.ledger import Ledger
@@ -25,6 +32,9 @@ from agent_pool.scaling.autoscale import Autoscaler
 from agent_pool.service import AgentPoolService
 from agent_pool.settings import PoolSettings
 from agent_pool.state import StateStore
+
+if TYPE_CHECKING:
+    import docker
 
 _LARGEST_MESSAGE_BYTES = 4 * 2**20
 _CALLS_GRACE_S = 1.0
@@ -47,7 +57,7 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     mounts = detect.here()
     ledger = Ledger(machine.capacity(mounts))
     logs = LogStore(home.logs, settings.log_policy)
-    driver = ProcessDriver(home, logs, _prepared(detect.hierarchy(mounts, home.root)), settings.worker_environment)
+    driver = _drivers(home, logs, _prepared(detect.hierarchy(mounts, home.root)), settings)
     catalog = Catalog(home, [sys.executable, "-m", "pip"], lambda: pool.digests_in_use())  # noqa: PLW0108 — each needs the other
     pool = Pool(settings, driver, ledger, catalog, state)
     await catalog.prepare()
@@ -67,6 +77,19 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     await closing
     await server.stop(_CALLS_GRACE_S)
     home.pool_socket.unlink(missing_ok=True)
+
+
+def _drivers(home: Home, logs: LogStore, hierarchy: Hierarchy | None, settings: PoolSettings) -> DriversByMode:
+    slots = Slots()
+    native = ProcessDriver(home, logs, hierarchy, settings.worker_environment, slots)
+    container = DockerDriver(home, logs, Engine(settings.docker_host), partial(_container_images, settings), slots)
+    return DriversByMode(native, container, settings.mode)
+
+
+def _container_images(settings: PoolSettings, client: "docker.DockerClient") -> Images:
+    from agent_pool.images.container import ContainerImages  # noqa: PLC0415 — it imports the engine's package
+
+    return ContainerImages(client, settings.base_image)
 
 
 def _prepared(hierarchy: Hierarchy | None) -> Hierarchy | None:

@@ -132,7 +132,7 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
             yield messages.log_line(line)
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
-        ledger = self._pool.ledger
+        ledger, driver = self._pool.ledger, self._pool.driver
         gpus = len(ledger.capacity.gpus)
         leased = Enforcement(
             "gpu", gpus > 0, "leased one by one, told by CUDA_VISIBLE_DEVICES" if gpus else "this machine has 0 GPUs"
@@ -140,7 +140,11 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         return pb.GetNodeResponse(
             capacity=messages.node_resources(ledger.capacity),
             reserved=messages.node_resources(ledger.reserved()),
-            enforcement=[messages.enforcement(entry) for entry in (*self._pool.driver.enforcement(), leased)],
+            enforcement=[
+                *(messages.enforcement(entry, "native") for entry in await driver.enforcement("native")),
+                *(messages.enforcement(entry, "container") for entry in await driver.enforcement("container")),
+                messages.enforcement(leased),
+            ],
             pid=os.getpid(),
             version=agentruntime.__version__,
             uptime_seconds=time.monotonic() - self._started_s,

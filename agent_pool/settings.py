@@ -1,5 +1,7 @@
 """All settings of the pool: read once, from AGENT_POOL_* and the command line, and handed on whole."""
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -32,6 +34,12 @@ class PoolSettings(BaseSettings):
     log_keep_parts: int = Field(4, ge=0)
     log_keep_agent_bytes: int = Field(200_000_000, ge=0)
     log_keep_s: float = Field(30 * 86400.0, gt=0)
+    # Of agents for which nobody asked one; "": containers where an engine answers.
+    mode: Literal["", "native", "container"] = Field("", validation_alias="AGENT_RUNTIME_MODE")
+    # As the engine's own programs read it; "" for the engine's usual socket.
+    docker_host: str = Field("", validation_alias="DOCKER_HOST")
+    # What container images are made from, of agents whose agent.yaml names no base_image.
+    base_image: str = "python:3.12-slim"
     # What of the environment the agents' processes begin with.
     path: str = Field("/usr/local/bin:/usr/bin:/bin", validation_alias="PATH")
     lang: str = Field("C.UTF-8", validation_alias="LANG")
