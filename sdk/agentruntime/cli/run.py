@@ -109,14 +109,18 @@ def run(client: Client, request: pool_pb2.RunAgentRequest, *, quiet: bool) -> po
     """Runs it, and shows how the pool gets on."""
     agent = _agent_of(request)
     goes_on = f"the start goes on; `agent ps --agent {agent}` shows it, `agent stop {agent}` ends it"
-    return deployment.followed(
+    answer = deployment.followed(
         client,
         agent,
         f"starting {agent}",
-        lambda: client.pool.RunAgent(request, timeout=deployment.TIMEOUT_S).deployment,
+        lambda: client.pool.RunAgent(request, timeout=deployment.TIMEOUT_S),
         goes_on=goes_on,
         quiet=quiet,
     )
+    if not quiet and answer.image_source not in ("", "local"):
+        found = "the container engine" if answer.image_source == "docker" else f"the registry {answer.image_source}"
+        output.note(f"the image comes from {found}")
+    return answer.deployment
 
 
 def _update(client: Client, request: pool_pb2.RunAgentRequest, *, quiet: bool) -> None:

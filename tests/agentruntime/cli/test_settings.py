@@ -75,8 +75,6 @@ DONE: list[tuple[str, dict[str, Any]]] = [
 REFUSED = [
     "agent deploy my-agent:latest --platform aws-lambda",
     "agent deploy my-agent:latest --platform kubernetes --helm",
-    "agent metrics my-agent-01",
-    "agent monitor my-agent-01 --metrics cpu,memory,network",
     f"{RUN} --security-context restricted",
     f"{RUN} --read-only-root",
     f"{RUN} --tls --cert /path/to/cert.pem",
