@@ -274,11 +274,12 @@ def log_line(of: Line) -> pb.StreamLogsResponse:
     )
 
 
-def image(of: StoredImage) -> image_service_pb2.Image:
+def image(of: StoredImage, container_image: str = "") -> image_service_pb2.Image:
     return image_service_pb2.Image(
         reference=of.reference,
         digest=of.digest,
         size_bytes=of.size_bytes,
         created_at=timestamp(of.created_at.timestamp()),
         built_in=of.built_in,
+        container_image=container_image,
     )
