@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import sys
-import time
 
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_pool_pb2, agent_pool_pb2_grpc, image_service_pb2, image_service_pb2_grpc
@@ -20,6 +19,8 @@ from agent_pool.image_service import ImageStoreService
 from agent_pool.images.catalog import Catalog
 from agent_pool.ledger import Ledger
 from agent_pool.logs import LogStore
+from agent_pool.logs import housekeeping as log_housekeeping
+from agent_pool.logs.shipping import Shipping
 from agent_pool.pool import Pool
 from agent_pool.scaling.autoscale import Autoscaler
 from agent_pool.service import AgentPoolService
@@ -46,23 +47,26 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     state = StateStore(home.state / "pool")
     mounts = detect.here()
     ledger = Ledger(machine.capacity(mounts))
-    logs = LogStore(home.logs, settings.log_policy)
+    logs = LogStore(home.logs, lambda agent: pool.log_policy(agent))  # noqa: PLW0108 — each needs the other
     driver = ProcessDriver(home, logs, _prepared(detect.hierarchy(mounts, home.root)), settings.worker_environment)
     catalog = Catalog(home, [sys.executable, "-m", "pip"], lambda: pool.digests_in_use())  # noqa: PLW0108 — each needs the other
     pool = Pool(settings, driver, ledger, catalog, state)
     await catalog.prepare()
     await pool.recover()
     server = await _listen(home, AgentPoolService(pool, logs), ImageStoreService(pool, catalog))
+    shipping = Shipping(logs, home.logs / "sent", pool.note_logs)
     autoscaler = Autoscaler(pool, settings.scale_windows, settings.backoff)
     scaling = asyncio.create_task(autoscaler.run(settings.scale_interval_s))
-    housekeeping = asyncio.create_task(_keep_house(pool, logs, settings.housekeeping_interval_s))
+    housekeeping = asyncio.create_task(_keep_house(pool, settings.housekeeping_interval_s))
+    keeping = [asyncio.create_task(each) for each in (log_housekeeping.keep(logs), shipping.run())]
     _log.info("pool serves", address=f"unix:{home.pool_socket}", capacity=vars(ledger.capacity))
     await stopped.wait()
     _log.info("pool stops")
     housekeeping.cancel()
-    scaling.cancel()
+    for task in (scaling, *keeping):
+        task.cancel()
     # Waited for, not awaited: what went wrong there must not keep the workers from being stopped.
-    await asyncio.wait([housekeeping, scaling])
+    await asyncio.wait([housekeeping, scaling, *keeping])
     closing = asyncio.create_task(pool.close(settings.stop_grace_s))
     await closing
     await server.stop(_CALLS_GRACE_S)
@@ -104,12 +108,11 @@ async def _listen(home: Home, agents: AgentPoolService, images: ImageStoreServic
     return server
 
 
-async def _keep_house(pool: Pool, logs: LogStore, interval_s: float) -> None:
+async def _keep_house(pool: Pool, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
         try:
             await asyncio.to_thread(pool.sample_cpu)
-            await asyncio.to_thread(logs.maintain, time.time())
         except Exception as error:
             # A full disk, or a worker that leaves while it is measured; the next round tries again.
             _log.error("housekeeping failed", exc_info=error)
