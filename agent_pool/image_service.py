@@ -63,6 +63,21 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
         await self._catalog.remove(request.reference)
         return pb.RemoveImageResponse()
 
+    async def TagImage(self, request: pb.TagImageRequest, context: Context) -> pb.TagImageResponse:
+        image = await self._catalog.tag(request.reference, request.new_reference)
+        return pb.TagImageResponse(image=messages.image(image))
+
+    async def PushImage(self, request: pb.PushImageRequest, context: Context) -> AsyncIterator[pb.PushImageResponse]:
+        raise errors.Unimplemented("images cannot be pushed yet")
+        yield
+
+    async def PullImage(self, request: pb.PullImageRequest, context: Context) -> AsyncIterator[pb.PullImageResponse]:
+        raise errors.Unimplemented("images cannot be pulled yet")
+        yield
+
+    async def GetDockerfile(self, request: pb.GetDockerfileRequest, context: Context) -> pb.GetDockerfileResponse:
+        raise errors.Unimplemented("container images cannot be made yet")
+
     async def _build(self, archive: IO[bytes], spec: pb.BuildSpec, said: asyncio.Queue[str | None]) -> StoredImage:
         try:
             return await self._catalog.build(

@@ -39,4 +39,5 @@ def _code(revision: Revision) -> Hashable:
         revision.host_network,
         revision.wants_gpus,
         revision.log_level,
+        revision.restricted,
     )

@@ -30,15 +30,15 @@ class Loader:
         Raises:
             AgentError: it cannot be launched here, or its code fails; a template of it may be left.
         """
-        notes = enforcement.notes(self._driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
+        spec = spec.model_copy(update={"allow_unenforced": allow_unenforced})
+        notes = enforcement.notes(self._driver.enforcement(), spec)
         policies = Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)
         revision = spec.driver_revision(policies.health.start_timeout_s)
         await self._driver.check(revision)
         prepared = None if starts else self._known.find(revision)
         if prepared is None:
             prepared = self._known.learn(revision, await self._prepare(revision))
-        if prepared.degraded and spec.asked.network == "isolated":
-            enforcement.refuse("network isolation", prepared.degraded[0], allow_unenforced=allow_unenforced)
+        enforcement.check_sandbox(spec, prepared.degraded)
         return spec.model_copy(update={"notes": tuple(notes), "prepared": prepared})
 
     async def _prepare(self, revision: Revision) -> Prepared:

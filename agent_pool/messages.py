@@ -28,6 +28,7 @@ from agent_pool.lifecycle import State
 from agent_pool.logs.lines import Line
 from agent_pool.resources import Resources
 from agent_pool.revision import Spec
+from agent_pool.usage import Rates, Traffic
 from agent_pool.worker import Worker
 
 Code = TypeVar("Code", bound=int)
@@ -205,10 +206,13 @@ def worker(of: Worker, deployment: Deployment, stats: Stats | None = None) -> pb
 
 
 def _usage(of: Worker, stats: Stats) -> pb.Usage:
-    percent = of.meter.percent(time.monotonic(), stats.cpu_s) if of.meter else 0.0
+    traffic = None
+    if stats.network_received_bytes is not None and stats.network_sent_bytes is not None:
+        traffic = Traffic(stats.network_received_bytes, stats.network_sent_bytes)
+    rates = of.meter.rates(time.monotonic(), stats.cpu_s, traffic) if of.meter else Rates()
     return pb.Usage(
         cpu_seconds=stats.cpu_s,
-        cpu_percent=percent,
+        cpu_percent=rates.cpu_percent,
         memory_bytes=stats.memory_bytes,
         memory_peak_bytes=stats.memory_peak_bytes,
         memory_pss_bytes=stats.memory_pss_bytes,
@@ -217,6 +221,8 @@ def _usage(of: Worker, stats: Stats) -> pb.Usage:
         throttled_seconds=stats.throttled_s,
         network_received_bytes=stats.network_received_bytes,
         network_sent_bytes=stats.network_sent_bytes,
+        network_received_rate=rates.received,
+        network_sent_rate=rates.sent,
         gpus=[
             pb.GpuUsage(
                 index=each.index, utilization_percent=each.utilization_percent, memory_bytes=each.memory_bytes

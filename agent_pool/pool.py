@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from agentruntime import errors, log, names
 
-from agent_pool import recovery
+from agent_pool import recovery, usage
 from agent_pool.asked import AskedPolicies
 from agent_pool.changes import Changes
 from agent_pool.crew import Crew
@@ -302,12 +302,12 @@ class Pool:
         await self._saver.close()
         await self.driver.close()
 
-    def sample_cpu(self) -> None:
-        """Keeps the CPU meters going, so that a percentage is one of the last few seconds. Blocks for a moment."""
+    def sample_usage(self) -> None:
+        """Keeps the meters going, so that rates are those of the last few seconds. Blocks for a moment."""
         for deployment in list(self._deployments.values()):
             for worker in list(deployment.workers.values()):
-                if worker.meter is not None and worker.pid:
-                    worker.meter.percent(time.monotonic(), self.driver.cpu_s(worker.key))
+                if (meter := worker.meter) is not None and worker.pid:
+                    meter.rates(time.monotonic(), self.driver.cpu_s(worker.key), usage.network(worker.pid))
 
     def suspect(self, worker_id: str, reason: str) -> None:
         """Has a worker's health asked at once, because somebody has seen it fail."""

@@ -28,7 +28,7 @@ async def recover(saved: list[SavedDeployment], driver: Driver, ledger: Ledger, 
     adopted = {each.key: each for each in await driver.recover(_revisions(deployments), launches, handles)}
     for deployment, worker in running:
         if each := adopted.get(worker.key):
-            worker.runs(each)
+            worker.runs(each, adopted=True)
             resources = deployment.spec_of(worker).resources
             ledger.adopt(worker.key, Reservation(resources.cpu_millis, resources.memory_bytes, worker.gpus))
         elif worker.state is State.DRAINING:

@@ -108,6 +108,8 @@ class Spec(BaseModel):
     # The revision whose template makes its workers: an earlier one, if only caps changed since.
     loaded_as: int = 0
     prepared: Prepared = Prepared()
+    # What was asked for may go unenforced; whoever asked last said so.
+    allow_unenforced: bool = False
     # Of limits that are not enforced; those of the sandbox are in `prepared`.
     notes: tuple[str, ...] = ()
 
@@ -187,7 +189,7 @@ class Spec(BaseModel):
 
     def _launched(self) -> tuple[object, ...]:
         resources = replace(self.resources, asked=frozenset())
-        return (replace(self.driver_revision(0.0), key="", number=0), resources, self.image_digest)
+        return (replace(self.driver_revision(0.0), key="", number=0, may_be_root=False), resources, self.image_digest)
 
     def driver_revision(self, start_timeout_s: float) -> Revision:
         """As drivers see it."""
@@ -220,4 +222,5 @@ class Spec(BaseModel):
             network_limit_bps=self.isolation.network_limit_bps,
             log_format=self.log_format,
             base_image=self.program.base_image,
+            may_be_root=self.allow_unenforced,
         )

@@ -56,17 +56,19 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     server = await _listen(home, AgentPoolService(pool, logs), ImageStoreService(pool, catalog))
     shipping = Shipping(logs, home.logs / "sent", pool.note_logs)
     autoscaler = Autoscaler(pool, settings.scale_windows, settings.backoff)
-    scaling = asyncio.create_task(autoscaler.run(settings.scale_interval_s))
-    housekeeping = asyncio.create_task(_keep_house(pool, settings.housekeeping_interval_s))
-    keeping = [asyncio.create_task(each) for each in (log_housekeeping.keep(logs), shipping.run())]
+    chores = [
+        asyncio.create_task(autoscaler.run(settings.scale_interval_s)),
+        asyncio.create_task(_keep_house(pool, settings.housekeeping_interval_s)),
+        asyncio.create_task(log_housekeeping.keep(logs)),
+        asyncio.create_task(shipping.run()),
+    ]
     _log.info("pool serves", address=f"unix:{home.pool_socket}", capacity=vars(ledger.capacity))
     await stopped.wait()
     _log.info("pool stops")
-    housekeeping.cancel()
-    for task in (scaling, *keeping):
-        task.cancel()
+    for chore in chores:
+        chore.cancel()
     # Waited for, not awaited: what went wrong there must not keep the workers from being stopped.
-    await asyncio.wait([housekeeping, scaling, *keeping])
+    await asyncio.wait(chores)
     closing = asyncio.create_task(pool.close(settings.stop_grace_s))
     await closing
     await server.stop(_CALLS_GRACE_S)
@@ -112,7 +114,7 @@ async def _keep_house(pool: Pool, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
         try:
-            await asyncio.to_thread(pool.sample_cpu)
+            await asyncio.to_thread(pool.sample_usage)
         except Exception as error:
             # A full disk, or a worker that leaves while it is measured; the next round tries again.
             _log.error("housekeeping failed", exc_info=error)

@@ -81,16 +81,21 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         chosen = [self._pool.get(request.agent)] if request.agent else self._pool.deployments()
-        workers = [worker for each in chosen for worker in (await self._with_usage(each)).workers]
+        share = request.memory_share
+        workers = [worker for each in chosen for worker in (await self._with_usage(each, share=share)).workers]
         return pb.ListWorkersResponse(workers=sorted(workers, key=lambda worker: worker.worker_id))
 
     async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> pb.GetWorkerResponse:
         deployment, worker = self._pool.worker(request.worker_id)
-        stats = await asyncio.to_thread(self._pool.driver.stats, worker.key)
+        stats = await asyncio.to_thread(self._pool.driver.stats, worker.key, share=True)
         return pb.GetWorkerResponse(worker=messages.worker(worker, deployment, stats))
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Context) -> pb.GetDeploymentResponse:
-        return pb.GetDeploymentResponse(deployment=await self._with_usage(self._pool.get(request.agent)))
+        found = await self._with_usage(self._pool.get(request.agent))
+        now_s = time.monotonic()
+        if self._pool.book.fresh(now_s):
+            found.calls_in_flight = self._pool.book.calls(request.agent, now_s)
+        return pb.GetDeploymentResponse(deployment=found)
 
     async def ListDeployments(
         self, request: pb.ListDeploymentsRequest, context: Context
@@ -153,8 +158,8 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
             raise errors.NotFound(f"there is no agent or worker '{name}', and no log of one; `agent ps` lists them")
         return agent, name
 
-    async def _with_usage(self, deployment: Deployment) -> pb.Deployment:
-        return messages.deployment(deployment, await asyncio.to_thread(self._stats, list(deployment.workers)))
+    async def _with_usage(self, deployment: Deployment, *, share: bool = False) -> pb.Deployment:
+        return messages.deployment(deployment, await asyncio.to_thread(self._stats, list(deployment.workers), share))
 
-    def _stats(self, keys: list[str]) -> dict[str, Stats]:
-        return {key: self._pool.driver.stats(key) for key in keys}
+    def _stats(self, keys: list[str], share: bool) -> dict[str, Stats]:
+        return {key: self._pool.driver.stats(key, share=share) for key in keys}

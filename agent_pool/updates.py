@@ -200,7 +200,8 @@ class Updates:
     async def _move_caps(self, deployment: Deployment, spec: Spec, *, allow_unenforced: bool) -> None:
         """Gives the current revision's workers other caps; they are of the new revision then. All, or nothing."""
         pool, current = self._pool, deployment.spec
-        notes = enforcement.notes(pool.driver.enforcement(), spec.resources, allow_unenforced=allow_unenforced)
+        spec = spec.model_copy(update={"allow_unenforced": allow_unenforced})
+        notes = enforcement.notes(pool.driver.enforcement(), spec)
         spec = spec.model_copy(update={"loaded_as": current.loaded_as or current.number, "notes": tuple(notes)})
         workers = [worker for worker in deployment.living() if worker.revision == current.number]
         ids = [worker.key for worker in workers]

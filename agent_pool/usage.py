@@ -1,33 +1,63 @@
-"""What workers use: the kernel's counters where there are groups, psutil where not."""
+"""What workers use: the kernel's counters where there are groups, psutil where not; of any driver's workers."""
 
 import contextlib
+import os
+import threading
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
-from agent_pool.cgroups.base import Counters
+from agent_pool import gpus as gpus_
+from agent_pool.cgroups.base import Counters, Group, read
 from agent_pool.drivers.base import Stats
 
-# CPU percent is over at least, and about, this long.
+# Rates are over at least, and about, this long.
 _WINDOW_S = 5.0
+_LOOPBACK = "lo"
+# Of a line of /proc/<pid>/net/dev, after the interface's name: received comes first, sent after seven other columns
+# (Documentation/filesystems/proc.rst).
+_RECEIVED, _SENT = 0, 8
 
 
-def stats(counters: Counters, pids: list[int]) -> Stats:
-    """Of a worker, from its group's counters and its processes. Blocks for about a millisecond."""
-    cpu_s, memory_bytes = counters.cpu_s, counters.memory_bytes
-    if not cpu_s or not memory_bytes:
-        measured = [_measure(pid) for pid in pids]
+class Traffic(NamedTuple):
+    """Through the interfaces of a network namespace but loopback, in bytes."""
+
+    received_bytes: int
+    sent_bytes: int
+
+
+def stats(pid: int, group: Group | None, gpus: tuple[int, ...] = (), *, share: bool = False) -> Stats:
+    """Of a worker. Blocks for a fraction of a millisecond.
+
+    Args:
+        pid: of its first process.
+        group: all its processes are in; None where there is none: then the first process is measured alone.
+        gpus: those leased to it.
+        share: whether to read its share of memory too, which takes about a millisecond for each process.
+    """
+    counters = group.counters() if group else Counters()
+    cpu_s, memory_bytes, pids = counters.cpu_s, counters.memory_bytes, counters.pids
+    if share or not (cpu_s and memory_bytes and pids):
+        members = (group.pids() if group else []) or [pid]
+        measured = [] if cpu_s and memory_bytes else [_measure(member) for member in members]
         cpu_s = cpu_s or sum(cpu for cpu, _ in measured)
         memory_bytes = memory_bytes or sum(rss for _, rss in measured)
+        pids = pids or len(members)
+    traffic = network(pid)
     return Stats(
         cpu_s=cpu_s,
         memory_bytes=memory_bytes,
         memory_peak_bytes=max(counters.memory_peak_bytes, memory_bytes),
-        memory_pss_bytes=sum(pss(pid) for pid in pids),
-        pids=counters.pids or len(pids),
+        memory_pss_bytes=sum(pss(member) for member in members) if share else 0,
+        pids=pids,
         throttled_periods=counters.throttled_periods,
         throttled_s=counters.throttled_s,
+        network_received_bytes=traffic.received_bytes if traffic else None,
+        network_sent_bytes=traffic.sent_bytes if traffic else None,
+        gpus=gpus_.usage(gpus),
     )
 
 
@@ -45,6 +75,29 @@ def pss(pid: int) -> int:
     return 0
 
 
+def network(pid: int, processes: Path = Path("/proc")) -> Traffic | None:
+    """What went through a process's network; None where that is not its own but ours, or cannot be told."""
+    own, ours = (_network_namespace(f"{processes}/{name}") for name in (pid, "self"))
+    table = read(processes / str(pid) / "net/dev")
+    if own is None or own == ours or not table:
+        return None
+    received = sent = 0
+    # Two lines of headings; a name may stand right before its first figure: "eth0:1234".
+    for line in table.splitlines()[2:]:
+        name, _, figures = line.partition(":")
+        if name.strip() != _LOOPBACK:
+            columns = figures.split()
+            received += int(columns[_RECEIVED])
+            sent += int(columns[_SENT])
+    return Traffic(received, sent)
+
+
+def _network_namespace(process: str) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.stat(f"{process}/ns/net").st_ino  # noqa: PTH116 — because Path takes as long again, and this is often
+    return None
+
+
 def _measure(pid: int) -> tuple[float, int]:
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -53,16 +106,41 @@ def _measure(pid: int) -> tuple[float, int]:
     return 0.0, 0
 
 
-class CpuMeter:
-    """CPU percent of one core over the last few seconds."""
+@dataclass(frozen=True)
+class Rates:
+    """Over the last few seconds."""
 
-    def __init__(self, started_s: float) -> None:
-        self._samples = deque([(started_s, 0.0)])
+    # Of one core.
+    cpu_percent: float = 0.0
+    # In bytes per second; None where the worker has no network of its own.
+    received: float | None = None
+    sent: float | None = None
 
-    def percent(self, now_s: float, cpu_s: float) -> float:
-        """Takes in the CPU time used so far, and says how busy that was since about `_WINDOW_S` ago."""
-        self._samples.append((now_s, cpu_s))
-        while len(self._samples) > 2 and now_s - self._samples[1][0] >= _WINDOW_S:
-            self._samples.popleft()
-        then_s, before_s = self._samples[0]
-        return 100 * max(0.0, cpu_s - before_s) / (now_s - then_s) if now_s > then_s else 0.0
+
+class Meter:
+    """One worker's rates, from counters that are read every now and then. Threads may share it.
+
+    Args:
+        started_s: when the counters began at nothing; None if they did so before anybody looked: then nothing is said
+            before the second time.
+    """
+
+    def __init__(self, started_s: float | None) -> None:
+        self._samples = deque([] if started_s is None else [(started_s, 0.0, Traffic(0, 0))])
+        self._lock = threading.Lock()
+
+    def rates(self, now_s: float, cpu_s: float, traffic: Traffic | None) -> Rates:
+        """Takes in the counters as they are now, and says how they grew since about `_WINDOW_S` ago."""
+        with self._lock:
+            self._samples.append((now_s, cpu_s, traffic or Traffic(0, 0)))
+            while len(self._samples) > 2 and now_s - self._samples[1][0] >= _WINDOW_S:
+                self._samples.popleft()
+            then_s, before_s, before = self._samples[0]
+        passed_s = now_s - then_s
+        if passed_s <= 0:
+            return Rates()
+        percent = 100 * max(0.0, cpu_s - before_s) / passed_s
+        if traffic is None:
+            return Rates(percent)
+        received, sent = (max(0, each - was) / passed_s for each, was in zip(traffic, before, strict=True))
+        return Rates(percent, received, sent)

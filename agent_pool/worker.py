@@ -11,7 +11,7 @@ from agent_pool.drivers.base import Running
 from agent_pool.health import HealthProbe
 from agent_pool.lifecycle import Event, State
 from agent_pool.restart import CRASH_LOOP_FAILURES
-from agent_pool.usage import CpuMeter
+from agent_pool.usage import Meter
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Worker:
     ready_at_s: float = 0.0
     gpus: tuple[int, ...] = ()
     handle: Mapping[str, Any] = field(default_factory=dict)
-    meter: CpuMeter | None = None
+    meter: Meter | None = None
     probe: HealthProbe | None = None
     # Of the last failure, if the agent's code raised.
     last_traceback: str = ""
@@ -84,7 +84,7 @@ class Worker:
         if self.state in (State.FAILED, State.STOPPED, State.PENDING):
             self.pid, self.address, self.handle, self.meter = 0, "", {}, None
 
-    def runs(self, running: Running) -> None:
-        """Takes in where its process is."""
+    def runs(self, running: Running, *, adopted: bool = False) -> None:
+        """Takes in where its process is, which runs since now unless it was `adopted`."""
         self.pid, self.address, self.handle = running.pid, running.address, running.handle
-        self.meter = CpuMeter(time.monotonic())
+        self.meter = Meter(None if adopted else time.monotonic())

@@ -13,7 +13,9 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
+from agentruntime import seccomp
 from agentruntime.launch import SANDBOX_WORKERS_DIR, UIDS_PER_AGENT, SandboxSpec
 
 from agent_worker import linux
@@ -70,6 +72,20 @@ def enter(spec: SandboxSpec, bundle: str, request_id_map: Callable[[], None]) ->
         raise Unenforceable(str(error)) from error
 
 
+def confine_template(spec: SandboxSpec) -> None:
+    """Takes from this single-threaded process what neither a template nor a worker needs of the kernel.
+
+    After `enter`, which needs more, and before any code of the agent's.
+
+    Raises:
+        OSError: the kernel refuses; the process must end.
+    """
+    linux.no_new_privileges()
+    if profile := _profile(spec):
+        linux.filter_system_calls(seccomp.program(profile, template=True))
+        seccomp.program(profile)  # is made once, and not by each worker
+
+
 def id_map(spec: SandboxSpec) -> str:
     """The content of uid_map and gid_map, user_namespaces(7)."""
     return f"0 {spec.uid_base} {UIDS_PER_AGENT}"
@@ -90,7 +106,7 @@ def separate(spec: SandboxSpec) -> None:
 
 
 def become_worker(spec: SandboxSpec, slot: int) -> None:
-    """Takes on a worker's own uid, where the pool may give one, and gives up every capability.
+    """Takes on a worker's own uid, where the pool may give one, and gives up capabilities and system calls.
 
     Raises:
         OSError: the kernel refuses; the process must end.
@@ -102,11 +118,18 @@ def become_worker(spec: SandboxSpec, slot: int) -> None:
         os.setresuid(slot, slot, slot)
     linux.drop_capabilities()
     linux.dumpable()
+    # Before grpc starts threads: they inherit it.
+    if profile := _profile(spec):
+        linux.filter_system_calls(seccomp.program(profile))
 
 
 def workers_dir(spec: SandboxSpec) -> Path:
     """Where the processes of the sandbox find the directories that hold their sockets."""
     return Path(SANDBOX_WORKERS_DIR) if spec.isolated else Path(spec.workers_dir)
+
+
+def _profile(spec: SandboxSpec) -> seccomp.Profile | None:
+    return None if spec.system_calls == "any" else cast(seccomp.Profile, spec.system_calls)
 
 
 def _own_namespaces(spec: SandboxSpec) -> int:

@@ -97,6 +97,8 @@ class Base:
         elif message["unenforceable"] and self._isolates:
             # An agent may have used up what the kernel has of it, to have the next one run without.
             self._finish(load, _failed(f"it could not be isolated, as others were: {message['unenforceable']}"))
+        elif message["unenforceable"] and os.geteuid() == 0 and not load.spec.sandbox.may_be_root:
+            self._finish(load, {**_failed("it could not be isolated"), "unenforceable": message["unenforceable"]})
         elif message["unenforceable"]:
             load.degraded.append(f"agents are not isolated from this machine: {message['unenforceable']}")
             load.spec = replace(load.spec, sandbox=replace(load.spec.sandbox, isolated=False))
@@ -114,7 +116,11 @@ class Base:
         if message["ok"] and load.loaded is not None:
             message |= {key: load.loaded[key] for key in ("services", "descriptors")}
             message["note"] = f"imports after the fork, because {load.loaded['unsafe']}"
-        names = ("ok", "services", "descriptors", "note") if message["ok"] else ("ok", "error", "traceback")
+        names = (
+            ("ok", "services", "descriptors", "note")
+            if message["ok"]
+            else ("ok", "error", "traceback", "unenforceable")
+        )
         answer = {name: message[name] for name in names}
         if message["ok"]:
             answer |= {"pid": load.pid, "degraded": load.degraded}

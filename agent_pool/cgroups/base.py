@@ -1,6 +1,7 @@
 """What the pool wants of control groups, whichever version the kernel offers."""
 
 import contextlib
+import io
 import os
 import signal
 import time
@@ -165,7 +166,9 @@ class Hierarchy(ABC):
 def read(path: Path) -> str:
     """A control file's text; "" if it, or its group, is gone."""
     try:
-        return path.read_text()
+        # Read often: without buffers and decoders it takes half the time.
+        with io.FileIO(path) as file:
+            return file.readall().decode()
     except OSError:
         return ""
 

@@ -53,6 +53,8 @@ class Revision:
     log_format: str = "text"
     # What a container image of it is made from; "" for the pool's default.
     base_image: str = ""
+    # Whether to go on where this machine has no sandbox and the pool is root: somebody allowed it.
+    may_be_root: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Stats:
     cpu_s: float = 0.0
     memory_bytes: int = 0
     memory_peak_bytes: int = 0
+    # Only where it was asked for.
     memory_pss_bytes: int = 0
     pids: int = 0
     throttled_periods: int = 0
@@ -231,8 +234,13 @@ class Driver(ABC):
         """CPU time that the worker has used, in seconds; much cheaper than all of `stats`."""
 
     @abstractmethod
-    def stats(self, key: str) -> Stats:
-        """What the worker uses now. Blocks for about a millisecond."""
+    def stats(self, key: str, *, share: bool = False) -> Stats:
+        """What the worker uses now (`usage.stats`). Blocks for a fraction of a millisecond.
+
+        Args:
+            key: the worker's.
+            share: whether to read its share of memory too, which takes about a millisecond for each process.
+        """
 
     @abstractmethod
     async def close(self) -> None:

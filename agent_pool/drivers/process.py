@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from agentruntime import errors, launch, log, processes
+from agentruntime import errors, launch, log, processes, seccomp
 from agentruntime.home import Home
 from agentruntime.launch import WorkerSpec
 
@@ -65,12 +65,14 @@ class ProcessDriver(Driver):
         ]
         root = os.geteuid() == 0
         refused = self._templates.sandbox_refused()
+        unfiltered = seccomp.missing()
         uid = "a uid of its own for each worker" if root else "the platform's own uid: run as root for one each"
         return [
             *found,
             Enforcement("network", not refused, refused or "a network namespace for each worker"),
             Enforcement("filesystem", not refused, refused or "a read-only view of what a worker needs"),
             Enforcement("process", root and not refused, refused or uid),
+            Enforcement("seccomp", not unfiltered, unfiltered or "a filter of system calls for each worker"),
         ]
 
     async def check(self, revision: Revision) -> None:
@@ -96,7 +98,7 @@ class ProcessDriver(Driver):
         spare = self._spares.take(revision.key, template.channel)
         slot = spare.slot if spare else self._slots.take(revision.agent)
         try:
-            process = self._place(launch_, slot, spare)
+            process = self._place(launch_, slot, spare, template)
         except BaseException:
             if spare:
                 await self._spares.discard(spare)
@@ -224,9 +226,9 @@ class ProcessDriver(Driver):
         process = self._workers.get(key)
         return process.cpu_s() if process else 0.0
 
-    def stats(self, key: str) -> Stats:
+    def stats(self, key: str, *, share: bool = False) -> Stats:
         process = self._workers.get(key)
-        return process.stats() if process else Stats()
+        return process.stats(share=share) if process else Stats()
 
     async def close(self) -> None:
         for key in list(self._workers):
@@ -237,13 +239,12 @@ class ProcessDriver(Driver):
             await asyncio.to_thread(self._sweep)
             self._hierarchy.close()
 
-    def _place(self, launch_: Launch, slot: int, spare: Spare | None) -> WorkerProcess:
+    def _place(self, launch_: Launch, slot: int, spare: Spare | None, template: ImageTemplate) -> WorkerProcess:
         """Makes what the worker needs before it exists: its socket's directory, its group unless a spare has one."""
         revision = launch_.revision
         log_start = self._logs.size(revision.agent, launch_.worker_id)
         directory = self._templates.workers_dir(revision.agent) / str(slot)
-        uid_base = self._templates.uid_base(revision)
-        doors.make(directory, uid_base + slot if uid_base else os.geteuid())
+        doors.make(directory, self._uid(revision, slot, template))
         group = spare.group if spare else None
         if group is None and self._hierarchy is not None:
             # A name used once: the group of an earlier worker of this id may still be leaving.
@@ -252,12 +253,15 @@ class ProcessDriver(Driver):
 
     def _close_door(self, process: WorkerProcess, template: ImageTemplate) -> None:
         revision, slot = process.launch.revision, process.slot
-        # A worker that could not be isolated runs as the pool does.
-        uid_base = 0 if template.prepared.degraded else self._templates.uid_base(revision)
         try:
-            doors.close(process.directory, slot, uid_base + slot if uid_base else os.geteuid())
+            doors.close(process.directory, slot, self._uid(revision, slot, template))
         except errors.AgentFailed as error:
             raise errors.AgentFailed(f"worker {process.launch.worker_id} failed: {error.message}") from None
+
+    def _uid(self, revision: Revision, slot: int, template: ImageTemplate) -> int:
+        """Of the worker in a slot; one that could not be isolated runs as the pool does."""
+        uid_base = 0 if template.prepared.degraded else self._templates.uid_base(revision)
+        return uid_base + slot if uid_base else os.geteuid()
 
     async def _tell_exit(self, process: WorkerProcess) -> Exit:
         await process.ended.wait()

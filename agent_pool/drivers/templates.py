@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from agentruntime import errors, launch, log
+from agentruntime import errors, launch, log, seccomp
 from agentruntime.home import Home
 from agentruntime.launch import SandboxSpec, TemplateSpec
 
@@ -97,6 +97,7 @@ class Templates:
 
         Raises:
             AgentFailed: it cannot be loaded; nothing of it is left.
+        NotEnforceable: its code would be root here, without a sandbox.
         """
         async with self._locks.setdefault(revision.key, asyncio.Lock()):
             template = self._templates.get(revision.key)
@@ -212,6 +213,12 @@ class Templates:
                 launch.spec_message("load", self._spec(revision, workers)), [listener.fileno(), log_fd, *descriptors]
             )
             answer = await self._within(revision, base, group, request)
+            if why := answer.get("unenforceable"):
+                raise errors.NotEnforceable(
+                    f"agent '{revision.agent}' does not run: this machine cannot isolate it ({why}), and the pool is "
+                    f"root, so the agent would be, too; allow user namespaces ({_USER_NAMESPACES}), run the platform "
+                    "as another user, or accept it with --allow-unenforced"
+                )
             if not answer.get("ok"):
                 trace = answer.get("traceback") or ""
                 raise errors.AgentFailed(
@@ -287,6 +294,8 @@ class Templates:
                 uid_base=self.uid_base(revision),
                 workers_dir=str(workers),
                 devices=gpus.devices(revision.wants_gpus),
+                system_calls=_system_calls(revision),
+                may_be_root=revision.may_be_root,
             ),
         )
 
@@ -346,6 +355,12 @@ class Templates:
         elif pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _system_calls(revision: Revision) -> str:
+    if seccomp.missing():
+        return "any"
+    return "restricted" if revision.restricted else "default"
 
 
 async def _quit(channel: ControlChannel) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from agentruntime import errors, processes, units
 
 from agent_pool import usage
-from agent_pool.cgroups.base import Counters, Group, Limits
+from agent_pool.cgroups.base import Group, Limits
 from agent_pool.drivers.base import Exit, Launch, Running, Stats
 from agent_pool.drivers.reports import MOST_BYTES, Reports
 
@@ -168,12 +168,8 @@ class WorkerProcess:
             return 0.0
         return (self.group.cpu_s() if self.group else 0.0) or usage.cpu_s(self.pid)
 
-    def stats(self) -> Stats:
-        if not self.pid:
-            return Stats()
-        counters = self.group.counters() if self.group else Counters()
-        pids = (self.group.pids() if self.group else []) or [self.pid]
-        return usage.stats(counters, pids)
+    def stats(self, *, share: bool) -> Stats:
+        return usage.stats(self.pid, self.group, self.launch.gpus, share=share) if self.pid else Stats()
 
     def running(self) -> Running:
         """As the pool keeps it, to find it again."""

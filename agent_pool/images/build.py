@@ -147,7 +147,7 @@ def pack(store: ImageLayout, directory: Path, prefix: str) -> Layer:
                 hashing = _HashingWriter(packed)
                 # OCI layers are read as a stream, so the writer need not seek either.
                 with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]  # a writer is all that "w|" wants
-                    _add_all(archive, directory, prefix)
+                    add_tree(archive, directory, prefix)
             raw.flush()
             os.fsync(raw.fileno())
         digest, size_bytes = store.add_file(scratch)
@@ -166,7 +166,8 @@ class _HashingWriter:
         return self._inner.write(data)
 
 
-def _add_all(archive: tarfile.TarFile, directory: Path, prefix: str) -> None:
+def add_tree(archive: tarfile.TarFile, directory: Path, prefix: str) -> None:
+    """Adds a directory to a tar, below `prefix`/: the same bytes for the same files."""
     top = tarfile.TarInfo(prefix)
     top.type, top.mode = tarfile.DIRTYPE, 0o755
     archive.addfile(top)

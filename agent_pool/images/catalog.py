@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from agentruntime import files
+from agentruntime import errors, files
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
 from agentruntime.names import ImageReference
@@ -90,6 +90,26 @@ class Catalog:
                     )
             await self._collect()
             return image
+
+    async def tag(self, reference: str, new_reference: str) -> StoredImage:
+        """Gives an image one more tag, away from whatever has it.
+
+        Raises:
+            ImageNotFound, InvalidArgument: a reference.
+            FailedPrecondition: the new one is built in.
+        """
+        new = ImageReference.parse(new_reference)
+        if new.digest:
+            raise errors.InvalidArgument(
+                f"'{new_reference}' is a digest, which nobody can choose; write {new.name}:tag"
+            )
+        async with self._writing:
+            image = self._store.find(ImageReference.parse(reference))
+            if any(each.reference == str(new) and each.built_in for each in self._store.images()):
+                raise errors.FailedPrecondition(f"image '{new}' is built in and stays; choose another tag")
+            tagged = self._store.tag(new, image.digest, image.created_at)
+            await self._collect()
+            return tagged
 
     async def remove(self, reference: str) -> None:
         """Removes a tag. See `ImageLayout.remove`."""

@@ -154,7 +154,7 @@ class ImageLayout:
 
     def _entry(self, reference: ImageReference) -> dict[str, Any]:
         entries = sorted(self._entries(), key=_reference)
-        same_name = [entry for entry in entries if _reference(entry).partition(":")[0] == reference.name]
+        same_name = [entry for entry in entries if _name(entry) == reference.name]
         for entry in same_name:
             if entry["digest"] == reference.digest or _reference(entry) == str(reference):
                 return entry
@@ -179,8 +179,7 @@ class ImageLayout:
 
         def goes(entry: dict[str, Any]) -> bool:
             if reference.digest:
-                name = ImageReference.parse(_reference(entry)).name
-                return name == reference.name and str(entry["digest"]) == reference.digest
+                return _name(entry) == reference.name and str(entry["digest"]) == reference.digest
             return _reference(entry) == tag
 
         self._write_index([entry for entry in self._entries() if not goes(entry)])
@@ -232,3 +231,7 @@ class ImageLayout:
 
 def _reference(entry: dict[str, Any]) -> str:
     return str(entry["annotations"][_REF_NAME])
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return _reference(entry).rpartition(":")[0]

@@ -16,6 +16,7 @@ _PUNCH_HOLE = 0x02
 _CHUNK_BYTES = 2**18
 # A line longer than this is read in pieces.
 LONGEST_LINE_BYTES = 2**20
+_LARGEST_BLOCK_BYTES = 2**16
 # A file this long begins anew, since ext4 has none above 16 TiB.
 _LONGEST_FILE_BYTES = 4 * 2**40
 
@@ -26,7 +27,11 @@ def kept(descriptor: int, max_bytes: int) -> tuple[int, int]:
     start = min(end, first_data(descriptor, max(0, end - max_bytes)))
     if 0 < start < end and os.pread(descriptor, 1, start - 1) not in (b"\n", b"\0"):
         start = next_line(descriptor, start, end)
-    return start, end
+    if os.pread(descriptor, 1, start) != b"\0":
+        return start, end
+    # A hole ends within a block, whose first bytes are zero then.
+    block = os.pread(descriptor, min(_LARGEST_BLOCK_BYTES, end - start), start)
+    return start + len(block) - len(block.lstrip(b"\0")), end
 
 
 def held_bytes(descriptor: int) -> int:

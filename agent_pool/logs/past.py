@@ -98,8 +98,8 @@ def older_until(descriptor: int, start: int, end: int, before_s: float) -> int:
     while high - low > _FEW_BYTES:
         middle = (low + high) // 2
         at = file.next_line(descriptor, middle, high)
-        first = next(_times(descriptor, at, min(high, at + _FEW_BYTES)), None)
-        if first is None or first[1] >= before_s:
+        first_s = first_time(descriptor, at, high)
+        if first_s is None or first_s >= before_s:
             high = middle
         else:
             low = at
@@ -111,12 +111,16 @@ def older_until(descriptor: int, start: int, end: int, before_s: float) -> int:
     return place
 
 
+def first_time(descriptor: int, start: int, end: int) -> float | None:
+    """The time of the first line that has one, if it comes soon."""
+    return next((time_s for _, time_s in _times(descriptor, start, min(end, start + _FEW_BYTES))), None)
+
+
 def _times(descriptor: int, start: int, end: int) -> Iterator[tuple[int, float]]:
     """Of each line that has one, with the position behind the line."""
     for behind, batch in file.forward(descriptor, start, end):
         place = behind - sum(len(raw) + 1 for raw in batch)
         for raw in batch:
             place += len(raw) + 1
-            time_s = parsed("", raw).time_s
-            if time_s is not None:
+            if raw.startswith(b"{") and (time_s := parsed("", raw).time_s) is not None:
                 yield min(place, end), time_s

@@ -1,5 +1,6 @@
 """What of an agent's logs is kept: by age, by size."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +44,17 @@ def shorten(path: Path, max_bytes: int) -> int:
 
 
 def drop_older(path: Path, max_bytes: int, oldest_s: float) -> None:
-    """Gives back a log's lines from before a time."""
+    """Gives back a log's lines from before a time.
+
+    Lines without a time go with the next one that has one, or when nothing was written for so long.
+    """
     with path.open("r+b") as stream:
         descriptor = stream.fileno()
         start, end = file.kept(descriptor, max_bytes)
-        old = path.stat().st_mtime < oldest_s
-        position = end if old else past.older_until(descriptor, start, end, oldest_s)
-        if position > start:
-            file.trim(descriptor, position)
+        if os.fstat(descriptor).st_mtime < oldest_s:
+            file.trim(descriptor, end)
+            return
+        # Asked about each log all the time: a look at its first lines must do, mostly.
+        first_s = past.first_time(descriptor, start, end)
+        if first_s is not None and first_s < oldest_s:
+            file.trim(descriptor, past.older_until(descriptor, start, end, oldest_s))

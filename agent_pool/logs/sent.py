@@ -1,6 +1,7 @@
 """How far an agent's logs have been sent elsewhere: on disk, so that a pool that takes over goes on from there."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -23,10 +24,13 @@ class Sent:
         known, place = self._places.get(name, (0, 0))
         return place if known == inode and place <= size else 0
 
-    def advance(self, places: dict[str, tuple[int, int]], names: list[str]) -> None:
-        """Remembers what was sent, of the logs that there still are. Blocks for a moment."""
-        merged = {**self._places, **places}
-        self._places = {name: merged[name] for name in names if name in merged}
+    def forget_all_but(self, names: Collection[str]) -> None:
+        """Of the logs that there are; another one may get the name, and even the inode, of one that is gone."""
+        self._places = {name: place for name, place in self._places.items() if name in names}
+
+    def advance(self, places: dict[str, tuple[int, int]]) -> None:
+        """Remembers what was sent. Blocks for a moment."""
+        self._places |= places
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         scratch = self._path.with_suffix(".new")
         scratch.write_text(json.dumps(self._places))

@@ -91,7 +91,7 @@ class Sender:
         failures = 0
         with contextlib.closing(link):
             while True:
-                entries, places, names = await asyncio.to_thread(self._chunk)
+                entries, places = await asyncio.to_thread(self._chunk)
                 if not entries:
                     await asyncio.sleep(_LOOK_INTERVAL_S)
                     continue
@@ -109,11 +109,12 @@ class Sender:
                     continue
                 failures = 0
                 note(self._agent, "")
-                await asyncio.to_thread(self._sent.advance, places, names)
+                await asyncio.to_thread(self._sent.advance, places)
 
-    def _chunk(self) -> tuple[list[Entry], dict[str, tuple[int, int]], list[str]]:
-        """The next entries, up to where they reach in which logs, and which logs there are. Blocks."""
+    def _chunk(self) -> tuple[list[Entry], dict[str, tuple[int, int]]]:
+        """The next entries, and up to where they reach in which logs. Blocks."""
         names = self._logs.logs_of(self._agent)
+        self._sent.forget_all_but(names)
         places: dict[str, tuple[int, int]] = {}
         fresh: list[list[Line]] = []
         left = _CHUNK_BYTES
@@ -130,7 +131,7 @@ class Sender:
                     places[name] = (inode, place)
                     fresh.append(found)
         stamped = lines.merged(fresh, time.time())
-        return [(at_s, lines.completed(line, self._agent, at_s)) for at_s, line in stamped], places, names
+        return [(at_s, lines.completed(line, self._agent, at_s)) for at_s, line in stamped], places
 
     def _next(self, name: str) -> tuple[int, int, int, list[Line]]:
         """Of a log: its inode, from where to where, and the lines between."""

@@ -175,7 +175,8 @@ class LogStore:
             for line in batch:
                 yield line
         while follow:
-            fresh = [self._fresh(agent, readers.setdefault(name, _Reader(name))) for name in names()]
+            readers = {name: readers.get(name) or _Reader(name) for name in names()}
+            fresh = [self._fresh(agent, reader) for reader in readers.values()]
             if not any(fresh):
                 await asyncio.sleep(_FOLLOW_INTERVAL_S)
             stamped = lines.merged(fresh, time.time())

@@ -20,7 +20,8 @@ working directory.
                           -> {"ok": true, "pid", "services": [full names], "descriptors": base64 of a
                               FileDescriptorSet, "note": "" or why workers must import after the fork,
                               "degraded": [sentences]}
-                          -> {"ok": false, "error": one sentence, "traceback": str}; the process has ended
+                          -> {"ok": false, "error": one sentence, "traceback": str, "unenforceable": "" or why it
+                              would have run as root without a sandbox}; the process has ended
     image template  fork  WorkerSpec + [log_fd, control_fd, *cgroup_fds]
                           -> {"ok": true, "pid"}
                     spare WorkerSpec without worker_id and env + [*cgroup_fds]
@@ -83,6 +84,10 @@ class SandboxSpec:
     read_only_paths: list[str] = field(default_factory=list)
     # Device nodes that are visible, for GPUs.
     devices: list[str] = field(default_factory=list)
+    # A profile of `agentruntime.seccomp`, or "any" for no filter.
+    system_calls: str = "default"
+    # Whether to go on without isolation where this machine has none and the pool is root, so the agent would be.
+    may_be_root: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ class PythonSection(Section):
 
     # As in a requirements.txt, one each.
     requirements: list[str] = Field(default_factory=list)
+    # Of the packages beside which the platform is installed: a native worker has them there, a container image gets
+    # them in the same versions.
+    platform_packages: list[str] = Field(default_factory=list)
 
 
 class HealthSection(Section):

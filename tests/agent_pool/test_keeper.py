@@ -85,7 +85,7 @@ class RefusingDriver(Driver):
     ) -> list[Running]:
         return []
 
-    def stats(self, key: str) -> Stats:
+    def stats(self, key: str, *, share: bool = False) -> Stats:
         return Stats()
 
     async def close(self) -> None:

@@ -132,6 +132,13 @@ async def test_what_a_worker_costs_is_below_the_least_memory_limit(pool: Running
     assert 0 < usage.memory_bytes <= usage.memory_peak_bytes < resources.LEAST_MEMORY_LIMIT_BYTES
     assert 0 < usage.memory_pss_bytes < 20_000_000
     assert usage.pids > 0
+    # Isolated: a network of its own, with nothing in it.
+    assert usage.HasField("network_received_bytes")
+    assert usage.network_received_bytes == usage.network_sent_rate == 0
+    assert list(usage.gpus) == []
+    for share in (False, True):
+        (listed,) = (await pool.pool.ListWorkers(pb.ListWorkersRequest(agent="echo", memory_share=share))).workers
+        assert (listed.usage.memory_pss_bytes > 0) is share
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,12 +115,12 @@ class Template:
 class Base:
     """A base template, and what it has loaded."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, python: Sequence[str]) -> None:
         self.directory = directory
         self.path = directory / "base.sock"
         listener = _listen(self.path)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "agent_worker.template", "--listen-fd", str(listener.fileno())],
+            [sys.executable, *python, "--listen-fd", str(listener.fileno())],
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
@@ -133,8 +133,11 @@ class Base:
         (directory / "w").mkdir(parents=True)
         log_fd = os.open(directory / "template.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         listener = _listen(directory / "t.sock")
+        isolated = settings.pop("isolated", True)
         sandbox = SandboxSpec(
-            isolated=settings.pop("isolated", True),
+            isolated=isolated,
+            system_calls=settings.pop("system_calls", "default" if isolated else "any"),
+            may_be_root=settings.pop("may_be_root", False),
             host_network=settings.pop("host_network", False),
             uid_base=settings.pop("uid_base", UID_BASE if os.geteuid() == 0 else 0),
             workers_dir=str(directory / "w"),
@@ -162,10 +165,14 @@ class Base:
 
 
 @contextmanager
-def base() -> Iterator[Base]:
-    """A base template in a short directory of its own (a socket's path is bounded), ended with all it forked."""
+def base(python: Sequence[str] = ("-m", "agent_worker.template")) -> Iterator[Base]:
+    """A base template in a short directory of its own (a socket's path is bounded), ended with all it forked.
+
+    Args:
+        python: arguments for the interpreter, to run it in another way.
+    """
     with tempfile.TemporaryDirectory(prefix="uapi-") as directory:
-        running = Base(Path(directory))
+        running = Base(Path(directory), python)
         try:
             yield running
         finally:

@@ -439,6 +439,44 @@ def test_what_an_agent_prints_is_in_its_log_at_once(base: templates.Base) -> Non
     assert "heard hello\n" in worker.log.read_text()
 
 
+@pytest.fixture
+def base_without_namespaces() -> Iterator[templates.Base]:
+    """One that is root, in a user namespace of its own whose kernel allows no further one."""
+    program = """
+import os
+from pathlib import Path
+from agent_worker import linux, template
+uid, gid = os.geteuid(), os.getegid()
+linux.unshare(linux.CLONE_NEWUSER)
+Path("/proc/self/setgroups").write_text("deny")
+Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+Path("/proc/sys/user/max_user_namespaces").write_text("0")
+template.main()
+"""
+    with templates.base(["-c", program]) as running:
+        yield running
+
+
+def test_no_agent_is_root_without_a_sandbox(base_without_namespaces: templates.Base) -> None:
+    answer = load(base_without_namespaces, "open('/tmp/it-ran', 'w')\n" + ECHO).answer
+    assert not answer["ok"]
+    assert "unshare" in answer["unenforceable"]
+    assert not Path("/tmp/it-ran").exists()
+
+
+def test_an_agent_is_root_without_a_sandbox_if_that_is_allowed(base_without_namespaces: templates.Base) -> None:
+    template = load(base_without_namespaces, ECHO, may_be_root=True, uid_base=0)
+    assert "unshare" in template.answer["degraded"][0]
+    worker = template.fork()
+    assert worker.event() == {"event": "listening"}
+    assert ask(worker, "hello") == "hello"
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+    assert int(fields["CapEff"], 16) == 0
+    # What Linux calls a filter.
+    assert fields["Seccomp"].strip() == "2"
+
+
 @pytest.mark.root
 def test_where_one_was_isolated_none_is_loaded_without(base: templates.Base) -> None:
     load(base, ECHO)

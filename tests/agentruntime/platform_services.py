@@ -291,6 +291,24 @@ class Images(image_service_pb2_grpc.ImageServiceServicer):
         self._record.add(request, context)
         return image_service_pb2.RemoveImageResponse()
 
+    def TagImage(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return image_service_pb2.TagImageResponse(image=image(request.new_reference))
+
+    def PushImage(self, request: Any, context: Any) -> Iterator[Any]:
+        self._record.add(request, context)
+        yield image_service_pb2.PushImageResponse(progress="sending the requirements")
+        yield image_service_pb2.PushImageResponse(digest=image().digest)
+
+    def PullImage(self, request: Any, context: Any) -> Iterator[Any]:
+        self._record.add(request, context)
+        yield image_service_pb2.PullImageResponse(progress="fetching the code")
+        yield image_service_pb2.PullImageResponse(image=image(request.reference))
+
+    def GetDockerfile(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return image_service_pb2.GetDockerfileResponse(dockerfile="FROM python:3.12-slim\n")
+
 
 def worker() -> agent_pool_pb2.Worker:
     return agent_pool_pb2.Worker(
@@ -306,8 +324,8 @@ def worker() -> agent_pool_pb2.Worker:
     )
 
 
-def image() -> image_service_pb2.Image:
-    return image_service_pb2.Image(reference="my-agent:0.1.0", digest="sha256:" + "ab" * 32, size_bytes=1234)
+def image(reference: str = "my-agent:0.1.0") -> image_service_pb2.Image:
+    return image_service_pb2.Image(reference=reference, digest="sha256:" + "ab" * 32, size_bytes=1234)
 
 
 @contextmanager

@@ -42,6 +42,10 @@ def test_worker_id() -> None:
         ("echo", "echo", "latest", ""),
         ("my-agent:1.2.0", "my-agent", "1.2.0", ""),
         ("my-agent@sha256:" + "0" * 64, "my-agent", "latest", "sha256:" + "0" * 64),
+        ("team/my-agent", "team/my-agent", "latest", ""),
+        ("localhost:5000/team/my-agent:1.2.0", "localhost:5000/team/my-agent", "1.2.0", ""),
+        ("r.example.com/a.b/c__d/x@sha256:" + "0" * 64, "r.example.com/a.b/c__d/x", "latest", "sha256:" + "0" * 64),
+        ("[::1]:5000/x", "[::1]:5000/x", "latest", ""),
     ],
 )
 def test_image_reference(text: str, name: str, tag: str, digest: str) -> None:
@@ -50,11 +54,44 @@ def test_image_reference(text: str, name: str, tag: str, digest: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":1", "a:", "a:-x", "a:b:c", "A:1", "a@sha256:12", "a:1@sha256:" + "0" * 64, "reg/a:1", "a:" + "x" * 129],
+    [
+        "",
+        ":1",
+        "a:",
+        "a:-x",
+        "a:b:c",
+        "A:1",
+        "a@sha256:12",
+        "a:1@sha256:" + "0" * 64,
+        "/a",
+        "a/",
+        "a//b",
+        "-r.com/a",
+        "A/b",
+        "localhost:port/a",
+        "a__-b/c",
+        "localhost:5000/a:",
+        "a:" + "x" * 129,
+    ],
 )
 def test_image_reference_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         names.ImageReference.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "registry", "repository", "agent"),
+    [
+        ("echo", "", "echo", "echo"),
+        ("team/echo", "", "team/echo", "echo"),
+        ("localhost/echo", "localhost", "echo", "echo"),
+        ("localhost:5000/team/echo:1", "localhost:5000", "team/echo", "echo"),
+        ("ghcr.io/a/b/echo", "ghcr.io", "a/b/echo", "echo"),
+    ],
+)
+def test_where_a_reference_points(text: str, registry: str, repository: str, agent: str) -> None:
+    reference = names.ImageReference.parse(text)
+    assert (reference.registry, reference.repository, reference.agent) == (registry, repository, agent)
 
 
 @given(st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z0-9])?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True))
@@ -67,6 +104,7 @@ def test_a_reference_prints_as_it_was_written(text: str) -> None:
     [
         ("my-agent:1.1.0", "my-agent", "agent run my-agent:1.1.0"),
         ("my-agent:1.1.0", "second", "agent run my-agent:1.1.0 --name second"),
+        ("localhost:5000/team/my-agent:1", "my-agent", "agent run localhost:5000/team/my-agent:1"),
         (f"my-agent@sha256:{'0' * 64}", "my-agent", f"agent run my-agent@sha256:{'0' * 64}"),
     ],
 )

@@ -41,7 +41,7 @@ class Development:
 
     @property
     def agent(self) -> str:
-        return self.request.agent or names.ImageReference.parse(self.request.image).name
+        return self.request.agent or names.ImageReference.parse(self.request.image).agent
 
 
 def development(
@@ -69,7 +69,7 @@ def development(
         settings.serving.debug = True
     found = _project(changed.image, project)
     if hot_reload and found is None:
-        name = names.ImageReference.parse(changed.image).name
+        name = names.ImageReference.parse(changed.image).agent
         raise errors.InvalidArgument(
             f"--hot-reload needs the project: go to the folder whose {FILE_NAME} says `name: {name}`, or name it "
             "with --project"
@@ -203,7 +203,7 @@ def _project(image: str, named: Path | None) -> Path | None:
         AgentManifest.load(named)
         return named.resolve()
     here = Path.cwd()
-    if not (here / FILE_NAME).is_file() or AgentManifest.load(here).name != reference.name:
+    if not (here / FILE_NAME).is_file() or AgentManifest.load(here).name != reference.agent:
         return None
     return here.resolve()
 

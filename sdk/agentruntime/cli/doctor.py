@@ -18,6 +18,8 @@ _TITLES = {
     "network": "network isolation",
     "filesystem": "file system isolation",
     "process": "process isolation",
+    "seccomp": "system call filter",
+    "network_limit": "network limit",
     "gpu": "GPUs",
 }
 

@@ -21,6 +21,7 @@ _REPEATED = frozenset(("worker_id", "agent", "revision", "logger"))
 
 def command(
     name: Annotated[str, typer.Argument(help="An agent, or one of its workers.")],
+    *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with lines to come, until Ctrl-C.")] = False,
     level: Annotated[str | None, typer.Option(help="At least DEBUG, INFO, WARNING or ERROR.")] = None,
     since: Annotated[

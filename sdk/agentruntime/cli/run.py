@@ -133,7 +133,7 @@ def _update(client: Client, request: pool_pb2.RunAgentRequest, *, quiet: bool) -
 
 
 def _agent_of(request: pool_pb2.RunAgentRequest) -> str:
-    return request.agent or names.ImageReference.parse(request.image).name
+    return request.agent or names.ImageReference.parse(request.image).agent
 
 
 def _say_how_to_call(of: pool_pb2.Deployment) -> None:

@@ -1326,6 +1326,8 @@ class Usage(_message.Message):
     NETWORK_RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_SENT_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    NETWORK_RECEIVED_RATE_FIELD_NUMBER: _builtins.int
+    NETWORK_SENT_RATE_FIELD_NUMBER: _builtins.int
     cpu_seconds: _builtins.float
     """CPU time used since the start."""
     cpu_percent: _builtins.float
@@ -1335,7 +1337,9 @@ class Usage(_message.Message):
     memory_peak_bytes: _builtins.int
     """The highest so far, in bytes."""
     memory_pss_bytes: _builtins.int
-    """Proportional share of the worker's pages, in bytes: what one more worker costs."""
+    """Proportional share of the worker's pages, in bytes: what one more worker costs. Dear to read, so only where it
+    is asked for: GetWorker, and ListWorkers with `memory_share`; else 0.
+    """
     pids: _builtins.int
     throttled_periods: _builtins.int
     """Scheduling periods in which the CPU cap held the worker back."""
@@ -1345,6 +1349,9 @@ class Usage(_message.Message):
     their own.
     """
     network_sent_bytes: _builtins.int
+    network_received_rate: _builtins.float
+    """Over the last few seconds, in bytes per second."""
+    network_sent_rate: _builtins.float
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuUsage]:
         """Of the GPUs leased to it, as NVML measures them."""
@@ -1363,19 +1370,29 @@ class Usage(_message.Message):
         network_received_bytes: _builtins.int | None = ...,
         network_sent_bytes: _builtins.int | None = ...,
         gpus: _abc.Iterable[Global___GpuUsage] | None = ...,
+        network_received_rate: _builtins.float | None = ...,
+        network_sent_rate: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_network_received_bytes", b"_network_received_bytes", "_network_sent_bytes", b"_network_sent_bytes", "network_received_bytes", b"network_received_bytes", "network_sent_bytes", b"network_sent_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_network_received_bytes", b"_network_received_bytes", "_network_received_rate", b"_network_received_rate", "_network_sent_bytes", b"_network_sent_bytes", "_network_sent_rate", b"_network_sent_rate", "network_received_bytes", b"network_received_bytes", "network_received_rate", b"network_received_rate", "network_sent_bytes", b"network_sent_bytes", "network_sent_rate", b"network_sent_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_network_received_bytes", b"_network_received_bytes", "_network_sent_bytes", b"_network_sent_bytes", "cpu_percent", b"cpu_percent", "cpu_seconds", b"cpu_seconds", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "memory_peak_bytes", b"memory_peak_bytes", "memory_pss_bytes", b"memory_pss_bytes", "network_received_bytes", b"network_received_bytes", "network_sent_bytes", b"network_sent_bytes", "pids", b"pids", "throttled_periods", b"throttled_periods", "throttled_seconds", b"throttled_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_network_received_bytes", b"_network_received_bytes", "_network_received_rate", b"_network_received_rate", "_network_sent_bytes", b"_network_sent_bytes", "_network_sent_rate", b"_network_sent_rate", "cpu_percent", b"cpu_percent", "cpu_seconds", b"cpu_seconds", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "memory_peak_bytes", b"memory_peak_bytes", "memory_pss_bytes", b"memory_pss_bytes", "network_received_bytes", b"network_received_bytes", "network_received_rate", b"network_received_rate", "network_sent_bytes", b"network_sent_bytes", "network_sent_rate", b"network_sent_rate", "pids", b"pids", "throttled_periods", b"throttled_periods", "throttled_seconds", b"throttled_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__network_received_bytes: _TypeAlias = _typing.Literal["network_received_bytes"]  # noqa: Y015
     _WhichOneofArgType__network_received_bytes: _TypeAlias = _typing.Literal["_network_received_bytes", b"_network_received_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__network_received_rate: _TypeAlias = _typing.Literal["network_received_rate"]  # noqa: Y015
+    _WhichOneofArgType__network_received_rate: _TypeAlias = _typing.Literal["_network_received_rate", b"_network_received_rate"]  # noqa: Y015
     _WhichOneofReturnType__network_sent_bytes: _TypeAlias = _typing.Literal["network_sent_bytes"]  # noqa: Y015
     _WhichOneofArgType__network_sent_bytes: _TypeAlias = _typing.Literal["_network_sent_bytes", b"_network_sent_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__network_sent_rate: _TypeAlias = _typing.Literal["network_sent_rate"]  # noqa: Y015
+    _WhichOneofArgType__network_sent_rate: _TypeAlias = _typing.Literal["_network_sent_rate", b"_network_sent_rate"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__network_received_bytes) -> _WhichOneofReturnType__network_received_bytes | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__network_received_rate) -> _WhichOneofReturnType__network_received_rate | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__network_sent_bytes) -> _WhichOneofReturnType__network_sent_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__network_sent_rate) -> _WhichOneofReturnType__network_sent_rate | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
@@ -1525,6 +1542,7 @@ class Deployment(_message.Message):
     ASLEEP_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    CALLS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     image: _builtins.str
     """Of the current revision."""
@@ -1545,6 +1563,10 @@ class Deployment(_message.Message):
     status: _builtins.str
     """What goes on or went wrong last with the agent as a whole: "updating to revision 4 (2 of 5 workers)", "rolled
     back to revision 3: …", "could not wake: …"; empty if nothing.
+    """
+    calls_in_flight: _builtins.int
+    """In flight and waiting for a worker, as the gateway reports it every half second; unset while it does not. Only of
+    GetDeployment.
     """
     @_builtins.property
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -1577,12 +1599,15 @@ class Deployment(_message.Message):
         asleep: _builtins.bool = ...,
         settings: Global___AgentSettings | None = ...,
         status: _builtins.str = ...,
+        calls_in_flight: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight", "calls_in_flight", b"calls_in_flight", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "asleep", b"asleep", "descriptors", b"descriptors", "idempotent", b"idempotent", "image", b"image", "image_digest", b"image_digest", "notes", b"notes", "replicas", b"replicas", "revision", b"revision", "services", b"services", "settings", b"settings", "status", b"status", "stopped", b"stopped", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight", "agent", b"agent", "asleep", b"asleep", "calls_in_flight", b"calls_in_flight", "descriptors", b"descriptors", "idempotent", b"idempotent", "image", b"image", "image_digest", b"image_digest", "notes", b"notes", "replicas", b"replicas", "revision", b"revision", "services", b"services", "settings", b"settings", "status", b"status", "stopped", b"stopped", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__calls_in_flight: _TypeAlias = _typing.Literal["calls_in_flight"]  # noqa: Y015
+    _WhichOneofArgType__calls_in_flight: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__calls_in_flight) -> _WhichOneofReturnType__calls_in_flight | None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 
@@ -1591,16 +1616,20 @@ class ListWorkersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AGENT_FIELD_NUMBER: _builtins.int
+    MEMORY_SHARE_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """Empty for all."""
+    memory_share: _builtins.bool
+    """Fill in `memory_pss_bytes`, which takes about a millisecond for each process."""
     def __init__(
         self,
         *,
         agent: _builtins.str = ...,
+        memory_share: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "memory_share", b"memory_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

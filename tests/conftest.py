@@ -1,0 +1,32 @@
+"""What all tests share: the container engine, and a loud word where there is none."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests import base_image
+from tests.engine import Engine, NoEngineError, address
+
+_WHY = pytest.StashKey[str]()
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A container engine that answers, with the tests' base image. What needs one is not run where there is none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            where = stack.enter_context(address())
+        except NoEngineError as error:
+            request.config.stash[_WHY] = str(error)
+            pytest.skip(f"no container engine: {error}")
+        bare = Engine(where, "")
+        with contextlib.closing(bare.client()) as client:
+            reference = base_image.ensure(client)
+        yield Engine(where, reference)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if why := config.stash.get(_WHY, None):
+        terminalreporter.section("CONTAINERS WERE NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.line(why, red=True)
