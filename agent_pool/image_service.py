@@ -1,9 +1,10 @@
 """ImageService, as the proto has it."""
 
 import asyncio
+import contextlib
 import tempfile
-from collections.abc import AsyncIterator
-from typing import IO, Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import IO, Any, TypeVar
 
 from agentruntime import errors, units
 from agentruntime._proto.uapi.v1 import image_service_pb2 as pb
@@ -11,11 +12,11 @@ from agentruntime._proto.uapi.v1 import image_service_pb2_grpc
 from grpc import aio
 
 from agent_pool import messages
-from agent_pool.images.catalog import Catalog
-from agent_pool.images.layout import StoredImage
+from agent_pool.images.catalog import Catalog, Say
 from agent_pool.images.project import LARGEST_BYTES
 from agent_pool.pool import Pool
 
+Result = TypeVar("Result")
 Context = aio.ServicerContext[Any, Any]
 # A tar's headers and padding come on top of what is packed.
 _LARGEST_TAR_BYTES = LARGEST_BYTES + 64 * 2**20
@@ -35,19 +36,15 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as archive:
             spec = await _receive(request_iterator, archive)
             archive.seek(0)
-            said: asyncio.Queue[str | None] = asyncio.Queue()
-            work = asyncio.create_task(self._build(archive, spec, said))
-            try:
-                while (progress := await said.get()) is not None:
-                    yield pb.BuildImageResponse(progress=progress)
-                yield pb.BuildImageResponse(image=messages.image(await work))
-            finally:
-                # A caller that hangs up ends the build; nothing of it is tagged then.
-                work.cancel()
-                await asyncio.wait([work])
+            async with _working(lambda say: self._build(archive, spec, say)) as (lines, work):
+                async for line in lines:
+                    yield pb.BuildImageResponse(progress=line)
+                yield pb.BuildImageResponse(image=await work)
 
     async def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
-        return pb.ListImagesResponse(images=[messages.image(each) for each in self._catalog.images()])
+        made = await self._catalog.container_images()
+        images = [messages.image(each, made.get(each.digest, "")) for each in self._catalog.images()]
+        return pb.ListImagesResponse(images=images)
 
     async def RemoveImage(self, request: pb.RemoveImageRequest, context: Context) -> pb.RemoveImageResponse:
         image = self._catalog.find(request.reference)
@@ -68,23 +65,53 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
         return pb.TagImageResponse(image=messages.image(image))
 
     async def PushImage(self, request: pb.PushImageRequest, context: Context) -> AsyncIterator[pb.PushImageResponse]:
-        raise errors.Unimplemented("images cannot be pushed yet")
-        yield
+        async with _working(lambda say: self._catalog.push(request.reference, request.destination, say)) as (
+            lines,
+            work,
+        ):
+            async for line in lines:
+                yield pb.PushImageResponse(progress=line)
+            yield pb.PushImageResponse(digest=await work)
 
     async def PullImage(self, request: pb.PullImageRequest, context: Context) -> AsyncIterator[pb.PullImageResponse]:
-        raise errors.Unimplemented("images cannot be pulled yet")
-        yield
+        async with _working(lambda say: self._catalog.pull(request.reference, say)) as (lines, work):
+            async for line in lines:
+                yield pb.PullImageResponse(progress=line)
+            yield pb.PullImageResponse(image=messages.image(await work))
 
     async def GetDockerfile(self, request: pb.GetDockerfileRequest, context: Context) -> pb.GetDockerfileResponse:
-        raise errors.Unimplemented("container images cannot be made yet")
+        return pb.GetDockerfileResponse(dockerfile=await self._catalog.dockerfile(request.reference))
 
-    async def _build(self, archive: IO[bytes], spec: pb.BuildSpec, said: asyncio.Queue[str | None]) -> StoredImage:
-        try:
-            return await self._catalog.build(
-                archive, spec.reference, said.put_nowait, keep_requirements=spec.keep_requirements
-            )
-        finally:
-            said.put_nowait(None)
+    async def _build(self, archive: IO[bytes], spec: pb.BuildSpec, say: Say) -> pb.Image:
+        if spec.container:
+            await self._catalog.engine()  # before minutes go by
+        image = await self._catalog.build(archive, spec.reference, say, keep_requirements=spec.keep_requirements)
+        made = await self._catalog.make_container_image(image.reference, say) if spec.container else ""
+        return messages.image(image, made)
+
+
+@contextlib.asynccontextmanager
+async def _working(
+    do: Callable[[Say], Coroutine[Any, Any, Result]],
+) -> AsyncIterator[tuple[AsyncIterator[str], asyncio.Task[Result]]]:
+    """Does something long: what it says meanwhile, and then its result. It ends if nobody listens any more."""
+    loop = asyncio.get_running_loop()
+    said: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def say(line: str) -> None:
+        loop.call_soon_threadsafe(said.put_nowait, line)
+
+    async def lines() -> AsyncIterator[str]:
+        while (line := await said.get()) is not None:
+            yield line
+
+    work = asyncio.create_task(do(say))
+    work.add_done_callback(lambda _: said.put_nowait(None))
+    try:
+        yield lines(), work
+    finally:
+        work.cancel()
+        await asyncio.wait([work])
 
 
 async def _receive(requests: AsyncIterator[pb.BuildImageRequest], archive: IO[bytes]) -> pb.BuildSpec:

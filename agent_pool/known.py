@@ -39,5 +39,6 @@ def _code(revision: Revision) -> Hashable:
         revision.host_network,
         revision.wants_gpus,
         revision.log_level,
+        revision.mode,
         revision.restricted,
     )

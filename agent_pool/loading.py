@@ -31,10 +31,11 @@ class Loader:
             AgentError: it cannot be launched here, or its code fails; a template of it may be left.
         """
         spec = spec.model_copy(update={"allow_unenforced": allow_unenforced})
-        notes = enforcement.notes(self._driver.enforcement(), spec)
         policies = Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)
         revision = spec.driver_revision(policies.health.start_timeout_s)
         await self._driver.check(revision)
+        enforced = await self._driver.enforcement(spec.mode)
+        notes = enforcement.notes(enforced, spec)
         prepared = None if starts else self._known.find(revision)
         if prepared is None:
             prepared = self._known.learn(revision, await self._prepare(revision))

@@ -202,6 +202,7 @@ def worker(of: Worker, deployment: Deployment, stats: Stats | None = None) -> pb
         retry_at=timestamp(of.retry_at_s),
         lag_seconds=of.lag_s,
         weight=health.weight(of.lag_s),
+        container_id=str(of.handle.get("container", "")),
     )
 
 
@@ -257,8 +258,14 @@ def node_resources(of: Capacity) -> pb.NodeResources:
     return pb.NodeResources(cpu_millis=of.cpu_millis, memory_bytes=of.memory_bytes, gpus=len(of.gpus))
 
 
-def enforcement(of: Enforcement) -> pb.Enforcement:
-    return pb.Enforcement(what=of.what, enforced=of.enforced, detail=of.detail)
+def enforcement(of: Enforcement, mode: Mode | None = None) -> pb.Enforcement:
+    """Of one mode, or of all."""
+    return pb.Enforcement(
+        what=of.what,
+        enforced=of.enforced,
+        detail=of.detail,
+        mode=_code(MODES, mode) if mode else pb.RUNTIME_MODE_UNSPECIFIED,
+    )
 
 
 def log_line(of: Line) -> pb.StreamLogsResponse:
@@ -267,11 +274,12 @@ def log_line(of: Line) -> pb.StreamLogsResponse:
     )
 
 
-def image(of: StoredImage) -> image_service_pb2.Image:
+def image(of: StoredImage, container_image: str = "") -> image_service_pb2.Image:
     return image_service_pb2.Image(
         reference=of.reference,
         digest=of.digest,
         size_bytes=of.size_bytes,
         created_at=timestamp(of.created_at.timestamp()),
         built_in=of.built_in,
+        container_image=container_image,
     )

@@ -1,6 +1,7 @@
 """RunAgent: an agent that is new, or was stopped, is begun; one that runs is brought to what is asked."""
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agentruntime import errors, names
@@ -33,12 +34,19 @@ class Runs:
         async with self._pool.lock(agent):
             running = self._pool.find(agent)
             if running is None or running.stopped:
-                return await self._begin(agent, opened, request, running)
+                return await self._begin(agent, opened, await self._with_mode(request, running), running)
             _check_same(running, opened, request.asked)
             replicas = running.replicas if request.replicas is None else request.replicas
             async with self._pool.policies(running, request.policies, request.replicas):
                 await self._pool.bring(running, replicas)
             return running
+
+    async def _with_mode(self, request: RunRequest, before: Deployment | None) -> RunRequest:
+        """The request with the mode that its agent gets, if it says none."""
+        if request.asked.mode:
+            return request
+        mode = before.spec.mode if before else await self._pool.driver.choose()
+        return replace(request, asked=replace(request.asked, mode=mode))
 
     async def _begin(
         self, agent: str, opened: OpenImage, request: RunRequest, before: Deployment | None

@@ -1,8 +1,11 @@
 """Puts the pool together, serves it on its Unix socket, and takes it apart again."""
 
 import asyncio
+import functools
 import signal
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import agent_pool_pb2, agent_pool_pb2_grpc, image_service_pb2, image_service_pb2_grpc
@@ -14,7 +17,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from agent_pool import machine
 from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Hierarchy
+from agent_pool.drivers.by_mode import DriversByMode
+from agent_pool.drivers.docker import DockerDriver
+from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.process import ProcessDriver
+from agent_pool.drivers.slots import Slots
 from agent_pool.image_service import ImageStoreService
 from agent_pool.images.catalog import Catalog
 from agent_pool.ledger import Ledger
@@ -26,6 +33,11 @@ from agent_pool.scaling.autoscale import Autoscaler
 from agent_pool.service import AgentPoolService
 from agent_pool.settings import PoolSettings
 from agent_pool.state import StateStore
+
+if TYPE_CHECKING:
+    import docker
+
+    from agent_pool.images.container import ContainerImages
 
 _LARGEST_MESSAGE_BYTES = 4 * 2**20
 _CALLS_GRACE_S = 1.0
@@ -48,8 +60,22 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     mounts = detect.here()
     ledger = Ledger(machine.capacity(mounts))
     logs = LogStore(home.logs, lambda agent: pool.log_policy(agent))  # noqa: PLW0108 — each needs the other
-    driver = ProcessDriver(home, logs, _prepared(detect.hierarchy(mounts, home.root)), settings.worker_environment)
-    catalog = Catalog(home, [sys.executable, "-m", "pip"], lambda: pool.digests_in_use())  # noqa: PLW0108 — each needs the other
+    engine = Engine(settings.docker_host)
+    # One for each client, of which there is one: two images are not built at a time.
+    container_images = functools.cache(functools.partial(_container_images, settings))
+
+    async def containers() -> "ContainerImages":
+        return container_images(await engine.connect())
+
+    hierarchy = _prepared(detect.hierarchy(mounts, home.root))
+    driver = _drivers(home, logs, settings, hierarchy=hierarchy, engine=engine, container_images=container_images)
+    catalog = Catalog(
+        home,
+        [sys.executable, "-m", "pip"],
+        lambda: pool.digests_in_use(),  # noqa: PLW0108 — each needs the other
+        containers,
+        settings.base_image,
+    )
     pool = Pool(settings, driver, ledger, catalog, state)
     await catalog.prepare()
     await pool.recover()
@@ -73,6 +99,27 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     await closing
     await server.stop(_CALLS_GRACE_S)
     home.pool_socket.unlink(missing_ok=True)
+
+
+def _drivers(
+    home: Home,
+    logs: LogStore,
+    settings: PoolSettings,
+    *,
+    hierarchy: Hierarchy | None,
+    engine: Engine,
+    container_images: "Callable[[docker.DockerClient], ContainerImages]",
+) -> DriversByMode:
+    slots = Slots()
+    native = ProcessDriver(home, logs, hierarchy, settings.worker_environment, slots)
+    container = DockerDriver(home, logs, engine, container_images, slots)
+    return DriversByMode(native, container, settings.mode)
+
+
+def _container_images(settings: PoolSettings, client: "docker.DockerClient") -> "ContainerImages":
+    from agent_pool.images.container import ContainerImages  # noqa: PLC0415 — it imports the engine's package
+
+    return ContainerImages(client, settings.base_image)
 
 
 def _prepared(hierarchy: Hierarchy | None) -> Hierarchy | None:

@@ -31,8 +31,10 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         self._started_s = time.monotonic()
 
     async def RunAgent(self, request: pb.RunAgentRequest, context: Context) -> pb.RunAgentResponse:
-        deployment = await self._pool.run(requests.run_request(request))
-        return pb.RunAgentResponse(deployment=messages.deployment(deployment))
+        asked = requests.run_request(request)
+        source = await self._pool.catalog.obtain(asked.image)
+        deployment = await self._pool.run(asked)
+        return pb.RunAgentResponse(deployment=messages.deployment(deployment), image_source=source)
 
     async def StopAgent(self, request: pb.StopAgentRequest, context: Context) -> pb.StopAgentResponse:
         worker_ids = await self._pool.stop(request.name, requests.grace_s(request))
@@ -43,7 +45,10 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         return pb.RestartAgentResponse(worker_ids=worker_ids)
 
     async def UpdateAgent(self, request: pb.UpdateAgentRequest, context: Context) -> pb.UpdateAgentResponse:
-        deployment = await self._pool.updates.update(requests.update_request(request))
+        asked = requests.update_request(request)
+        if asked.image:
+            await self._pool.catalog.obtain(asked.image)
+        deployment = await self._pool.updates.update(asked)
         return pb.UpdateAgentResponse(deployment=messages.deployment(deployment))
 
     async def RollbackAgent(self, request: pb.RollbackAgentRequest, context: Context) -> pb.RollbackAgentResponse:
@@ -135,7 +140,7 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
             yield messages.log_line(line)
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
-        ledger = self._pool.ledger
+        ledger, driver = self._pool.ledger, self._pool.driver
         gpus = len(ledger.capacity.gpus)
         leased = Enforcement(
             "gpu", gpus > 0, "leased one by one, told by CUDA_VISIBLE_DEVICES" if gpus else "this machine has 0 GPUs"
@@ -143,7 +148,11 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         return pb.GetNodeResponse(
             capacity=messages.node_resources(ledger.capacity),
             reserved=messages.node_resources(ledger.reserved()),
-            enforcement=[messages.enforcement(entry) for entry in (*self._pool.driver.enforcement(), leased)],
+            enforcement=[
+                *(messages.enforcement(entry, "native") for entry in await driver.enforcement("native")),
+                *(messages.enforcement(entry, "container") for entry in await driver.enforcement("container")),
+                messages.enforcement(leased),
+            ],
             pid=os.getpid(),
             version=agentruntime.__version__,
             uptime_seconds=time.monotonic() - self._started_s,

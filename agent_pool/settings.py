@@ -1,5 +1,7 @@
 """All settings of the pool: read once, from AGENT_POOL_* and the command line, and handed on whole."""
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -27,6 +29,12 @@ class PoolSettings(BaseSettings):
     scale_mean_s: float = Field(10.0, gt=0)
     scale_calm_s: float = Field(60.0, gt=0)
     scale_step_s: float = Field(2.0, gt=0)
+    # Of agents for which nobody asked one; "": containers where an engine answers.
+    mode: Literal["", "native", "container"] = Field("", validation_alias="AGENT_RUNTIME_MODE")
+    # As the engine's own programs read it; "" for the engine's usual socket.
+    docker_host: str = Field("", validation_alias="DOCKER_HOST")
+    # What container images are made from, of agents whose agent.yaml names no base_image.
+    base_image: str = "python:3.12-slim"
     # What of the environment the agents' processes begin with.
     path: str = Field("/usr/local/bin:/usr/bin:/bin", validation_alias="PATH")
     lang: str = Field("C.UTF-8", validation_alias="LANG")

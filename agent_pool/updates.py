@@ -201,7 +201,8 @@ class Updates:
         """Gives the current revision's workers other caps; they are of the new revision then. All, or nothing."""
         pool, current = self._pool, deployment.spec
         spec = spec.model_copy(update={"allow_unenforced": allow_unenforced})
-        notes = enforcement.notes(pool.driver.enforcement(), spec)
+        enforced = await pool.driver.enforcement(spec.mode)
+        notes = enforcement.notes(enforced, spec)
         spec = spec.model_copy(update={"loaded_as": current.loaded_as or current.number, "notes": tuple(notes)})
         workers = [worker for worker in deployment.living() if worker.revision == current.number]
         ids = [worker.key for worker in workers]
@@ -210,7 +211,7 @@ class Updates:
         deployment.turn_to(spec)
         for worker in workers:
             worker.revision = spec.number
-        capped = any(entry.enforced for entry in pool.driver.enforcement() if entry.what in ("memory", "cpu", "pids"))
+        capped = any(entry.enforced for entry in enforced if entry.what in ("memory", "cpu", "pids"))
         try:
             for worker in workers:
                 if capped and worker.pid:

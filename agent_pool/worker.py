@@ -87,4 +87,6 @@ class Worker:
     def runs(self, running: Running, *, adopted: bool = False) -> None:
         """Takes in where its process is, which runs since now unless it was `adopted`."""
         self.pid, self.address, self.handle = running.pid, running.address, running.handle
-        self.meter = Meter(None if adopted else time.monotonic())
+        # A container has used some before it is known: since its launch.
+        age_s = time.time() - self.started_at_s
+        self.meter = Meter(None if adopted else time.monotonic() - age_s)

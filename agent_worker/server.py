@@ -1,9 +1,8 @@
-"""The gRPC server of a worker: the agent's services, health and reflection, on one Unix socket."""
+"""The gRPC server of a worker: the agent's services, health and reflection, at one address."""
 
 import asyncio
 import inspect
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from agentruntime.interceptors import ServerInterceptor
@@ -53,8 +52,8 @@ class WorkerServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._agent: Any = None
 
-    async def start(self, loaded: LoadedAgent, socket: Path) -> None:
-        """Instantiates the agent, lets it start, and serves on `socket`.
+    async def start(self, loaded: LoadedAgent, address: str) -> None:
+        """Instantiates the agent, lets it start, and serves at `address`: "unix:/path" or "host:port".
 
         Raises:
             Exception: whatever the agent's constructor or start() raises.
@@ -74,7 +73,7 @@ class WorkerServer:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         names = (*loaded.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self._server.add_insecure_port(f"unix:{socket}")
+        self._server.add_insecure_port(address)
         await self._server.start()
         self._vitals.begin()
 

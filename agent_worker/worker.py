@@ -71,6 +71,15 @@ class Readied:
 
     runner: asyncio.Runner
     server: WorkerServer
+    # Where it will serve, as gRPC writes it.
+    address: str
+
+    @classmethod
+    def of(cls, spec: WorkerSpec, address: str) -> "Readied":
+        """In a process that is its worker's own already."""
+        lag = LagSelector()
+        runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lag))
+        return cls(runner, runner.run(_make_server(spec, lag)), address)
 
 
 def get_ready(spec: WorkerSpec, template: TemplateSpec) -> Readied:
@@ -84,9 +93,7 @@ def get_ready(spec: WorkerSpec, template: TemplateSpec) -> Readied:
     """
     os.setsid()
     sandbox.become_worker(template.sandbox, spec.slot)
-    lag = LagSelector()
-    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lag))
-    return Readied(runner, runner.run(_make_server(spec, lag)))
+    return Readied.of(spec, f"unix:{sandbox.workers_dir(template.sandbox) / socket_name(spec.slot)}")
 
 
 async def _make_server(spec: WorkerSpec, lag: LagSelector) -> WorkerServer:
@@ -124,7 +131,7 @@ def run(
             loaded = loader.load(bundle, template.entrypoint, template.services)
         stage = "start"
         # Never closed: that would wait for threads in which the agent hangs, and the process ends anyway.
-        return readied.runner.run(_serve(readied.server, spec, template, loaded, channel))
+        return readied.runner.run(_serve(readied, spec, loaded, channel))
     except Exception as error:
         report = error.message if isinstance(error, errors.AgentError) else f"{type(error).__name__}: {error}"
         _log.error("worker failed", stage=stage, error=report)
@@ -155,9 +162,8 @@ def _reseed() -> None:
         numpy.random.seed()
 
 
-async def _serve(
-    server: WorkerServer, spec: WorkerSpec, template: TemplateSpec, loaded: LoadedAgent, channel: PoolChannel
-) -> int:
+async def _serve(readied: Readied, spec: WorkerSpec, loaded: LoadedAgent, channel: PoolChannel) -> int:
+    server = readied.server
     loop = asyncio.get_running_loop()
     drain: asyncio.Future[float] = loop.create_future()
     grace_over = asyncio.Event()
@@ -194,8 +200,7 @@ async def _serve(
 
     loop.add_signal_handler(signal.SIGTERM, terminate)
     loop.add_reader(channel.fileno(), hear)
-    path = sandbox.workers_dir(template.sandbox) / socket_name(spec.slot)
-    starting: asyncio.Future[Any] = asyncio.ensure_future(server.start(loaded, path))
+    starting: asyncio.Future[Any] = asyncio.ensure_future(server.start(loaded, readied.address))
     await asyncio.wait(cast(list[asyncio.Future[Any]], [starting, drain]), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         return 0  # stopped before it was ready

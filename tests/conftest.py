@@ -1,6 +1,7 @@
 """What all tests share: the container engine, and a loud word where there is none."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from tests import base_image
 from tests.engine import Engine, NoEngineError, address
 
+# For all that the tests start: agents are processes, unless a test asks for containers. What a test says of its own
+# environment goes before it.
+os.environ["AGENT_RUNTIME_MODE"] = "native"
 _WHY = pytest.StashKey[str]()
 
 

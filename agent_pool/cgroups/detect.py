@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent_pool.cgroups import base
-from agent_pool.cgroups.base import Hierarchy
-from agent_pool.cgroups.v1 import HierarchyV1
-from agent_pool.cgroups.v2 import HierarchyV2
+from agent_pool.cgroups.base import Group, Hierarchy
+from agent_pool.cgroups.v1 import GroupV1, HierarchyV1
+from agent_pool.cgroups.v2 import GroupV2, HierarchyV2
 
 _CONTROLLERS_V1 = ("memory", "cpu", "cpuacct", "pids")
 
@@ -52,6 +52,20 @@ def _below(mount: str, root: str, path: str) -> Path:
     # In a container the mount shows only a part of the tree, whose top is `root`.
     inner = path.removeprefix(root) if root != "/" else path
     return Path(mount) / inner.lstrip("/")
+
+
+def group_of(pid: int) -> Group | None:
+    """The group of another's process, to be read: not one of ours, like a container's. None if it is gone."""
+    try:
+        cgroup = Path(f"/proc/{pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    mounts = find(Path("/proc/self/mountinfo").read_text(), cgroup)
+    # On hybrid machines the unified tree has no controllers.
+    if mounts.v2 and (not mounts.v1 or (mounts.v2 / "memory.current").exists()):
+        return GroupV2(mounts.v2.name, mounts.v2)
+    memory = mounts.v1.get("memory")
+    return GroupV1(memory.name if memory else "", mounts.v1) if mounts.v1 else None
 
 
 def here() -> Mounts:

@@ -149,8 +149,12 @@ class Driver(ABC):
     name: str
 
     @abstractmethod
-    def enforcement(self) -> list[Enforcement]:
-        """What this driver can enforce on this machine."""
+    async def enforcement(self, mode: str) -> list[Enforcement]:
+        """What can be enforced on this machine for workers of that mode. Cheap."""
+
+    async def choose(self) -> str:
+        """The mode of an agent for which nobody asked one."""
+        return "native"
 
     @abstractmethod
     async def check(self, revision: Revision) -> None:

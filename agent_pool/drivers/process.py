@@ -17,7 +17,7 @@ from agentruntime.launch import WorkerSpec
 
 from agent_pool import gpus
 from agent_pool.cgroups.base import Counters, Hierarchy, Limits
-from agent_pool.drivers import doors, exits, spares
+from agent_pool.drivers import doors, endings, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.control import ControlClosed, Message
 from agent_pool.drivers.reports import Reports
@@ -30,8 +30,6 @@ from agent_pool.logs import LogStore
 
 # Between the end of a process and its template's word on how it ended.
 _STATUS_TIMEOUT_S = 1.0
-# A worker gets this much on top of its grace period to end by itself.
-_STOP_MARGIN_S = 1.0
 _KILL_TIMEOUT_S = 5.0
 _log = log.get("agent_pool.process")
 
@@ -39,24 +37,34 @@ _log = log.get("agent_pool.process")
 class ProcessDriver(Driver):
     """Workers of one pool on this machine.
 
-    Its hierarchy is prepared; None caps nothing.
+    Args:
+        home: the pool's.
+        logs: the pool's.
+        hierarchy: prepared; None caps nothing.
+        environment: that workers begin with.
+        slots: of all drivers of the pool: no two workers of an agent may have one uid.
     """
 
     name = "process"
 
     def __init__(
-        self, home: Home, logs: LogStore, hierarchy: Hierarchy | None, environment: Mapping[str, str]
+        self,
+        home: Home,
+        logs: LogStore,
+        hierarchy: Hierarchy | None,
+        environment: Mapping[str, str],
+        slots: Slots | None = None,
     ) -> None:
         self._logs = logs
         self._hierarchy = hierarchy
         self._workers: dict[str, WorkerProcess] = {}
         self._venvs = Venvs(environment)
         self._templates = Templates(home, logs, hierarchy, environment)
-        self._slots = Slots()
+        self._slots = slots or Slots()
         self._spares = Spares(hierarchy, self._slots)
         self._sockets = home.run / "w"
 
-    def enforcement(self) -> list[Enforcement]:
+    async def enforcement(self, mode: str) -> list[Enforcement]:
         capped = self._hierarchy.enforceable if self._hierarchy else frozenset()
         how = self._hierarchy.name if self._hierarchy else ""
         why = "no control group of this machine may be written; run as root, or with systemd's Delegate=yes"
@@ -113,8 +121,8 @@ class ProcessDriver(Driver):
         if not answer.get("ok"):
             raise errors.AgentFailed(f"worker {launch_.worker_id} could not be forked: {answer.get('error')}")
         process.attach(answer.get("pid"), template.pid, self._tell_exit(process))
-        await process.until_listening(partial(self._failure, process))
-        self._close_door(process, template)
+        await process.until_listening(partial(endings.failure, self._logs, process))
+        process.close_door(self._uid(revision, process.slot, template))
         self._spares.renew(revision, template.channel, template.pid)
         return process.running()
 
@@ -140,25 +148,11 @@ class ProcessDriver(Driver):
                 os.close(descriptor)
 
     async def wait(self, key: str) -> Exit:
-        process = self._workers[key]
-        assert process.exit is not None
-        return await asyncio.shield(process.exit)
+        return await self._workers[key].wait()
 
     async def stop(self, key: str, grace_s: float) -> Exit:
         process = self._workers.get(key)
-        if process is None or process.exit is None:
-            return Exit("it never ran")
-        knows = process.ask_to_drain(grace_s)
-        with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self.wait(key), grace_s + (_STOP_MARGIN_S if knows else 0))
-        if not knows:
-            process.terminate()
-        try:
-            return await asyncio.wait_for(self.wait(key), 0 if knows else _STOP_MARGIN_S)
-        except TimeoutError:
-            process.kill()
-            await self.wait(key)
-            return Exit(f"killed, because it had not ended {grace_s:g}s after it was asked to")
+        return await process.stop(grace_s) if process else Exit("it never ran")
 
     async def limit(self, key: str, limits: Limits) -> None:
         process = self._workers.get(key)
@@ -169,16 +163,7 @@ class ProcessDriver(Driver):
         await self._spares.drop(process.launch.revision.key)
 
     async def debug(self, key: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        worker_id = self._workers[key].launch.worker_id
-        ours, theirs = socket.socketpair()
-        with theirs:
-            if not self._workers[key].reports.hand_to_debugger(theirs):
-                ours.close()
-                raise errors.FailedPrecondition(
-                    f"the pool has no channel to worker '{worker_id}', as after a restart of the pool; "
-                    f"`agent restart {worker_id}` makes it one that can be debugged"
-                )
-        return await asyncio.open_unix_connection(sock=ours)
+        return await self._workers[key].debugger()
 
     async def destroy(self, key: str) -> None:
         process = self._workers.get(key)
@@ -251,13 +236,6 @@ class ProcessDriver(Driver):
             group = self._hierarchy.create(f"{launch_.worker_id}.{secrets.token_hex(3)}", revision.limits)
         return WorkerProcess(launch_, slot, group, directory, log_start)
 
-    def _close_door(self, process: WorkerProcess, template: ImageTemplate) -> None:
-        revision, slot = process.launch.revision, process.slot
-        try:
-            doors.close(process.directory, slot, self._uid(revision, slot, template))
-        except errors.AgentFailed as error:
-            raise errors.AgentFailed(f"worker {process.launch.worker_id} failed: {error.message}") from None
-
     def _uid(self, revision: Revision, slot: int, template: ImageTemplate) -> int:
         """Of the worker in a slot; one that could not be isolated runs as the pool does."""
         uid_base = 0 if template.prepared.degraded else self._templates.uid_base(revision)
@@ -268,16 +246,7 @@ class ProcessDriver(Driver):
         # Read at once: `destroy` may remove the group.
         counters = process.group.counters() if process.group else Counters()
         status = await self._status(process)
-        process.reports.hear_out()
-        reason = exits.explain(status, counters, process.launch.revision.limits)
-        if process.reports.listening and status != 0:
-            # Of one that never served, whoever started it hears.
-            worker_id, agent = process.launch.worker_id, process.launch.revision.agent
-            with contextlib.suppress(OSError):  # a full disk must not hide how the worker ended
-                self._logs.note(agent, worker_id, "error", "worker ended", reason=reason)
-        failure = process.reports.failure
-        code = None if status is None else os.waitstatus_to_exitcode(status)
-        return Exit(reason, failure.get("error", ""), failure.get("traceback", ""), code)
+        return endings.told(self._logs, process, status, counters)
 
     async def _status(self, process: WorkerProcess) -> int | None:
         """Of a process that has ended, as waitpid(2) has it; None if its template cannot tell any more."""
@@ -287,13 +256,6 @@ class ProcessDriver(Driver):
         await asyncio.wait(either, timeout=_STATUS_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         return told.result() if told.done() and not told.cancelled() else None
-
-    def _failure(self, process: WorkerProcess, end: Exit) -> errors.AgentFailed:
-        worker_id, agent = process.launch.worker_id, process.launch.revision.agent
-        if end.traceback:
-            return errors.AgentFailed(f"worker {worker_id} failed: {end.error} ({end.reason})\n{end.traceback}")
-        words = self._logs.last_words(agent, worker_id, process.log_start)
-        return errors.AgentFailed(f"worker {worker_id} ended before it was ready: {end.reason}{words}")
 
     def _adopt(self, launch_: Launch, handle: Mapping[str, Any]) -> WorkerProcess | None:
         group = self._hierarchy.group(handle["group"]) if self._hierarchy and handle["group"] else None

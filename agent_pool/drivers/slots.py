@@ -1,5 +1,7 @@
 """Slots: small numbers that tell the processes of an agent apart, by their uid and their socket's directory."""
 
+import os
+
 from agentruntime import errors, launch
 
 
@@ -34,3 +36,14 @@ class Slots:
         taken.discard(slot)
         if not taken:
             self._taken.pop(agent, None)
+
+
+def uid_base(agent_index: int) -> int:
+    """First of the uids of an agent; 0 where this pool may not give processes any but its own."""
+    return launch.UID_BASE + agent_index * launch.UIDS_PER_AGENT if os.geteuid() == 0 else 0
+
+
+def uid(agent_index: int, slot: int) -> int:
+    """As which the process in a slot runs."""
+    base = uid_base(agent_index)
+    return base + slot if base else os.geteuid()

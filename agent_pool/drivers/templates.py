@@ -6,7 +6,6 @@ A template that dies is noticed by the end of its control connection, and is sta
 import asyncio
 import base64
 import contextlib
-import hashlib
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from agentruntime.launch import SandboxSpec, TemplateSpec
 
 from agent_pool import gpus
 from agent_pool.cgroups.base import Group, Hierarchy, Limits
+from agent_pool.drivers import doors, slots
 from agent_pool.drivers.base import Prepared, Revision
 from agent_pool.drivers.control import ControlChannel, ControlClosed, Message, listen
 from agent_pool.logs import LogStore
@@ -67,11 +67,11 @@ class Templates:
 
     def workers_dir(self, agent: str) -> Path:
         """Where an agent's workers have their sockets."""
-        return self._home.run / "w" / _short(agent)
+        return self._home.run / "w" / doors.short(agent)
 
     def uid_base(self, revision: Revision) -> int:
         """First of the uids of an agent; 0 where this pool may not map any."""
-        return launch.UID_BASE + revision.agent_index * launch.UIDS_PER_AGENT if os.geteuid() == 0 else 0
+        return slots.uid_base(revision.agent_index)
 
     def exit_status(self, key: str, pid: int) -> asyncio.Future[int]:
         """Becomes the wait status of a worker of that revision, once its template has seen it end."""
@@ -192,7 +192,7 @@ class Templates:
         return self._hierarchy.group(f"{key}.template") if self._hierarchy else None
 
     def _socket(self, key: str) -> Path:
-        return self._sockets / f"i-{_short(key)}"
+        return self._sockets / f"i-{doors.short(key)}"
 
     async def _load(self, revision: Revision) -> ImageTemplate:
         base = await self._base(revision.venv)
@@ -300,7 +300,7 @@ class Templates:
         )
 
     async def _base(self, venv: str) -> ControlChannel:
-        name = f"b-{_short(venv)}"
+        name = f"b-{doors.short(venv)}"
         async with self._locks.setdefault(name, asyncio.Lock()):
             channel = self._bases.get(name)
             if channel is None or channel.closed.is_set():
@@ -368,8 +368,3 @@ async def _quit(channel: ControlChannel) -> None:
         await asyncio.wait_for(channel.request({"op": "quit"}), _QUIT_TIMEOUT_S)
         await asyncio.wait_for(channel.closed.wait(), _QUIT_TIMEOUT_S)
     await channel.close()
-
-
-def _short(text: str) -> str:
-    """Socket paths hold at most 107 bytes (unix(7))."""
-    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +14,12 @@ from agentruntime import errors, processes, units
 
 from agent_pool import usage
 from agent_pool.cgroups.base import Group, Limits
+from agent_pool.drivers import doors
 from agent_pool.drivers.base import Exit, Launch, Running, Stats
 from agent_pool.drivers.reports import MOST_BYTES, Reports
+
+# A worker gets this much on top of its grace period to end by itself.
+_STOP_MARGIN_S = 1.0
 
 
 @dataclass
@@ -113,6 +118,58 @@ class WorkerProcess:
             loop.remove_reader(reports.connection)
             ending.cancel()
 
+    async def wait(self) -> Exit:
+        """How it ended, once it has."""
+        assert self.exit is not None
+        return await asyncio.shield(self.exit)
+
+    async def stop(self, grace_s: float) -> Exit:
+        """Lets it finish its calls for up to `grace_s`, then kills it; returns when it has ended."""
+        if self.exit is None:
+            return Exit("it never ran")
+        knows = self.ask_to_drain(grace_s)
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(self.wait(), grace_s + (_STOP_MARGIN_S if knows else 0))
+        if not knows:
+            self.terminate()
+        try:
+            return await asyncio.wait_for(self.wait(), 0 if knows else _STOP_MARGIN_S)
+        except TimeoutError:
+            self.kill()
+            await self.wait()
+            return Exit(f"killed, because it had not ended {grace_s:g}s after it was asked to")
+
+    async def debugger(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to its debugger.
+
+        Raises:
+            FailedPrecondition: the pool has no channel to it.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            if not self.reports.hand_to_debugger(theirs):
+                ours.close()
+                worker_id = self.launch.worker_id
+                raise errors.FailedPrecondition(
+                    f"the pool has no channel to worker '{worker_id}', as after a restart of the pool; "
+                    f"`agent restart {worker_id}` makes it one that can be debugged"
+                )
+        return await asyncio.open_unix_connection(sock=ours)
+
+    def close_door(self, uid: int) -> None:
+        """Closes the directory of its socket, now that it listens. See `doors.close`.
+
+        Args:
+            uid: as which it runs.
+
+        Raises:
+            AgentFailed: there is something else, or nothing.
+        """
+        try:
+            doors.close(self.directory, self.slot, uid)
+        except errors.AgentFailed as error:
+            raise errors.AgentFailed(f"worker {self.launch.worker_id} failed: {error.message}") from None
+
     def ask_to_drain(self, grace_s: float) -> bool:
         """False where the worker will not know when its grace is over, and has to be told by `terminate`."""
         if self.reports.ask_to_drain(grace_s):
@@ -150,18 +207,22 @@ class WorkerProcess:
             raise errors.FailedPrecondition(
                 f"nothing caps worker {self.launch.worker_id} here; `agent doctor` says why"
             )
-        used = self.group.counters().memory_bytes
-        if limits.memory_bytes is not None and used > limits.memory_bytes:
-            raise errors.FailedPrecondition(
-                f"{units.format_size(used)} of memory are in use, more than the new limit of "
-                f"{units.format_size(limits.memory_bytes)}; ask for more, or restart with less to do"
-            )
+        self.check_room(limits)
         try:
             self.group.limit(limits, lift=True)
         except OSError as error:
             self.group.limit(self.launch.revision.limits, lift=True)
             raise errors.FailedPrecondition(f"the kernel refused the new limits: {error.strerror}") from None
         self.launch = replace(self.launch, revision=replace(self.launch.revision, limits=limits))
+
+    def check_room(self, limits: Limits) -> None:
+        """Raises FailedPrecondition if it uses more memory than it would have."""
+        used = self.group.counters().memory_bytes if self.group else 0
+        if limits.memory_bytes is not None and used > limits.memory_bytes:
+            raise errors.FailedPrecondition(
+                f"{units.format_size(used)} of memory are in use, more than the new limit of "
+                f"{units.format_size(limits.memory_bytes)}; ask for more, or restart with less to do"
+            )
 
     def cpu_s(self) -> float:
         if not self.pid:

@@ -63,7 +63,7 @@ async def build(
     """Packs a project directory and tags it.
 
     Args:
-        reference: "name:tag"; empty takes name and version of agent.yaml.
+        reference: "name:tag"; empty takes name and version of agent.yaml. With a digest, the image must come out so.
         pip: argv of the pip that installs requirements.
         keep_requirements: takes them from the image that has the tag now, if it has the same.
 
@@ -73,16 +73,15 @@ async def build(
     """
     manifest = project.checked_manifest(directory)
     tag = ImageReference.parse(reference or f"{manifest.name}:{manifest.version}")
-    if tag.digest:
-        raise errors.InvalidArgument(
-            f"'{reference}' is a digest; an image is built under a tag, like {tag.name}:1.0.0"
-        )
     progress(f"packing {tag}")
     layers = [await asyncio.to_thread(pack, store, directory, "app")]
     if requirements := manifest.python.requirements:
         kept = _installed_before(store, tag, requirements) if keep_requirements else None
         layers.append(kept or await _install_layer(store, pip, requirements, progress))
     digest = _write_manifest(store, manifest, layers)
+    if tag.digest not in ("", digest):
+        store.collect_garbage()
+        raise errors.DataLoss(f"what should be {tag} comes out as {digest}; nothing of it is kept")
     return store.tag(tag, digest, datetime.now(UTC), built_in=built_in)
 
 

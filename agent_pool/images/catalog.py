@@ -1,19 +1,37 @@
 """All that is done with images, over the store and the bundles beside it."""
 
 import asyncio
+import shutil
 import tempfile
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, TypeVar
 
-from agentruntime import errors, files
+from agentruntime import errors, files, log
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
 from agentruntime.names import ImageReference
 
-from agent_pool.images import build, builtin, project, unpack
+from agent_pool.images import build, builtin, project, recipe, unpack
 from agent_pool.images.layout import ImageLayout, StoredImage
+
+if TYPE_CHECKING:
+    from agent_pool.images.container import ContainerImages
+
+Say = Callable[[str], None]
+Result = TypeVar("Result")
+# In the store's directory: an image that comes from a registry, until it is whole.
+_COMING = ".pull."
+# Where an image was found.
+LOCAL, DOCKER = "local", "docker"
+_log = log.get("agent_pool.images")
+
+
+async def no_engine() -> "ContainerImages":
+    """Stands for the container images of a pool without an engine."""
+    raise errors.FailedPrecondition("this pool has no container engine")
 
 
 @dataclass(frozen=True)
@@ -31,15 +49,26 @@ class Catalog:
     Args:
         pip: argv of the pip that installs requirements.
         in_use: tells the digests that agents run from.
+        containers: the engine's images; raises FailedPrecondition if no engine answers.
+        default_base: what container images are made from whose agent.yaml names no base_image.
     """
 
-    def __init__(self, home: Home, pip: list[str], in_use: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        pip: list[str],
+        in_use: Callable[[], Collection[str]],
+        containers: "Callable[[], Awaitable[ContainerImages]]" = no_engine,
+        default_base: str = "",
+    ) -> None:
         self._images = home.images
         self._store = ImageLayout(self._images)
         self._bundles = home.bundles
         self._stamps = home.state / "builtin-images.json"
         self._pip = pip
         self._in_use = in_use
+        self._containers = containers
+        self._default_base = default_base
         # The index is read, changed and written; one build at a time is also kinder to the machine.
         self._writing = asyncio.Lock()
         self._manifests: dict[str, AgentManifest] = {}
@@ -47,6 +76,9 @@ class Catalog:
     async def prepare(self) -> None:
         """Makes the store, with the built-in images as they are installed now."""
         self._store.create()
+        for left in self._images.glob(f"{_COMING}*"):
+            # Of a pool that was killed meanwhile.
+            await asyncio.to_thread(shutil.rmtree, left)
         async with self._writing:
             await builtin.ensure(self._store, self._stamps)
 
@@ -74,7 +106,20 @@ class Catalog:
     async def build(
         self, archive: IO[bytes], reference: str, progress: Callable[[str], None], *, keep_requirements: bool = False
     ) -> StoredImage:
-        """Builds an image of a project that comes as a tar. See `build.build` and `project.extract`."""
+        """Builds an image of a project that comes as a tar. See `build.build` and `project.extract`.
+
+        Raises:
+            InvalidArgument: the reference is a digest.
+        """
+        if reference and (asked := ImageReference.parse(reference)).digest:
+            raise errors.InvalidArgument(
+                f"'{reference}' is a digest; an image is built under a tag, like {asked.name}:1.0.0"
+            )
+        return await self._take_in(archive, reference, progress, keep_requirements=keep_requirements)
+
+    async def _take_in(
+        self, archive: IO[bytes], reference: str, progress: Say, *, keep_requirements: bool
+    ) -> StoredImage:
         async with self._writing:
             with tempfile.TemporaryDirectory(prefix="agentruntime-build-") as scratch:
                 directory = Path(scratch)
@@ -114,8 +159,121 @@ class Catalog:
     async def remove(self, reference: str) -> None:
         """Removes a tag. See `ImageLayout.remove`."""
         async with self._writing:
-            self._store.remove(ImageReference.parse(reference))
+            wanted = ImageReference.parse(reference)
+            digest = self._store.find_digest(wanted)
+            self._store.remove(wanted)
             await self._collect()
+            gone = digest not in {image.digest for image in self._store.images()}
+        if gone:
+            await self._remove_container_image(digest)
+
+    async def obtain(self, reference: str) -> str:
+        """Has an image in the store, from wherever it is found first: the store, the engine, its registry.
+
+        Returns where it was: "local", "docker", or the registry's host.
+
+        Raises:
+            ImageNotFound: it is nowhere.
+            AgentError: as `pull`.
+        """
+        wanted = ImageReference.parse(reference)
+        try:
+            self._store.find(wanted)
+            return LOCAL
+        except errors.ImageNotFound:
+            if await self._obtain_from_engine(wanted):
+                return DOCKER
+            if not wanted.registry:
+                raise
+        await self.pull(reference, lambda line: _log.info("image comes", image=reference, progress=line))
+        return wanted.registry
+
+    async def pull(self, reference: str, progress: Say) -> StoredImage:
+        """Takes an image from its registry into the store. See `registry.pull`.
+
+        Raises:
+            InvalidArgument: the reference names no registry.
+        """
+        wanted = _with_registry(reference)
+        # Imported by those alone who use it: it takes a tenth of a second.
+        from agent_pool.images import registry  # noqa: PLC0415 — as above
+
+        with files.room_in(self._images), tempfile.TemporaryDirectory(dir=self._images, prefix=_COMING) as scratch:
+            digest = await _in_thread(lambda given_up: registry.pull(wanted, Path(scratch), progress, given_up))
+            async with self._writing:
+                image = await asyncio.to_thread(self._store.adopt, wanted, digest, Path(scratch))
+                await self._collect()
+                return image
+
+    async def push(self, reference: str, destination: str, progress: Say) -> str:
+        """Copies an image to a registry, and returns its digest. See `registry.push`.
+
+        Args:
+            reference: what it is called here.
+            destination: what it is called there; "" for the same.
+            progress: hears what is being done, for people.
+
+        Raises:
+            ImageNotFound: it is not here.
+            InvalidArgument: the name there has no registry.
+        """
+        digest = self.find(reference).digest
+        to = _with_registry(destination or reference)
+        from agent_pool.images import registry  # noqa: PLC0415 — as in `pull`
+
+        await _in_thread(lambda given_up: registry.push(self._store, digest, to, progress, given_up))
+        return digest
+
+    # --- in the container engine ---------------------------------------------------------------------------------
+
+    async def dockerfile(self, reference: str) -> str:
+        """By which a container image of an image is made."""
+        opened = await self.open(reference)
+        base = opened.manifest.base_image or self._default_base
+        made_by = await asyncio.to_thread(recipe.recipe, opened.image.digest, opened.bundle, base)
+        return made_by.dockerfile
+
+    async def engine(self) -> "ContainerImages":
+        """The engine's images. Raises FailedPrecondition if no engine answers."""
+        return await self._containers()
+
+    async def make_container_image(self, reference: str, progress: Say) -> str:
+        """Has a container image of an image in the engine, under the same name, and returns its id.
+
+        Raises:
+            FailedPrecondition: no engine answers, or it cannot be made.
+        """
+        opened = await self.open(reference)
+        engine = await self.engine()
+        made = await engine.ensure(opened.image.digest, opened.bundle, opened.manifest.base_image or "", progress)
+        await engine.tag(made, ImageReference.parse(opened.image.reference))
+        return made
+
+    async def container_images(self) -> Mapping[str, str]:
+        """The engine's id of each image's container image, by the image's digest; empty where no engine answers."""
+        try:
+            return await (await self.engine()).made()
+        except (errors.FailedPrecondition, errors.Unavailable):
+            return {}
+
+    async def _remove_container_image(self, digest: str) -> None:
+        try:
+            await (await self.engine()).remove(digest)
+        except (errors.FailedPrecondition, errors.Unavailable) as error:
+            # Another pool's container may be of it; it does no harm.
+            _log.info("a container image stays", image=digest, reason=error.message)
+
+    async def _obtain_from_engine(self, wanted: ImageReference) -> bool:
+        try:
+            engine = await self.engine()
+        except errors.FailedPrecondition:
+            return False
+        with tempfile.TemporaryFile() as archive:
+            if not await engine.extract(wanted, archive):
+                return False
+            archive.seek(0)
+            await self._take_in(archive, str(wanted), lambda _: None, keep_requirements=False)
+        return True
 
     def find(self, reference: str) -> StoredImage:
         return self._store.find(ImageReference.parse(reference))
@@ -129,3 +287,24 @@ class Catalog:
                 digest = f"sha256:{bundle.name}"
                 self._manifests.pop(digest, None)
                 await asyncio.to_thread(unpack.remove, self._bundles, digest)
+
+
+def _with_registry(reference: str) -> ImageReference:
+    parsed = ImageReference.parse(reference)
+    if not parsed.registry:
+        raise errors.InvalidArgument(
+            f"'{reference}' names no registry; write its host first, like registry.example.com/team/{parsed}"
+        )
+    return parsed
+
+
+async def _in_thread(call: Callable[[threading.Event], Result]) -> Result:
+    """Does something long in a thread, which is told when its caller is cancelled; then it is waited for."""
+    given_up = threading.Event()
+    work = asyncio.ensure_future(asyncio.to_thread(call, given_up))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        given_up.set()
+        await asyncio.gather(work, return_exceptions=True)
+        raise

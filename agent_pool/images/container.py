@@ -1,13 +1,12 @@
 """Container images of agent images: made in the engine by the recipe, found there by their labels."""
 
 import asyncio
-import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import docker
 import requests
@@ -89,12 +88,12 @@ class ContainerImages:
         """
         await asyncio.to_thread(self._remove, digest)
 
-    async def extract(self, reference: ImageReference, target: Path) -> bool:
-        """Writes the code of the agent that an image of the engine holds as a tar, below "app/"; False without one.
+    async def extract(self, reference: ImageReference, target: IO[bytes]) -> bool:
+        """Writes the code of the agent that an image of the engine holds as a tar; False if there is no such image.
 
         Args:
             reference: what the image is called in the engine; for a digest, the agent image that it was made of.
-            target: the file.
+            target: a file.
 
         Raises:
             Unavailable: the engine does not answer.
@@ -140,20 +139,18 @@ class ContainerImages:
                 except NotFound:
                     continue  # somebody else was quicker
 
-    def _extract(self, reference: ImageReference, target: Path) -> bool:
+    def _extract(self, reference: ImageReference, target: IO[bytes]) -> bool:
         with _engine():
             image_id = self._named(reference)
             if image_id is None:
                 return False
             container = self._client.containers.create(image_id, network_mode="none")
             try:
-                pieces, _ = container.get_archive(f"{AGENT_DIRECTORY}/app")
-                with target.open("wb") as stream:
-                    for piece in pieces:
-                        stream.write(piece)
+                pieces, _ = container.get_archive(f"{AGENT_DIRECTORY}/app/.")
+                target.writelines(pieces)
             finally:
                 container.remove(force=True, v=True)
-        return tarfile.is_tarfile(target)
+        return True
 
     def _named(self, reference: ImageReference) -> str | None:
         """The id of the engine's image that is an agent's and is called so."""

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,12 @@ class ImageLayout:
         files.sync_directory(self._blobs)
         return digest, size_bytes
 
+    def adopt(self, reference: ImageReference, digest: str, directory: Path) -> StoredImage:
+        """Takes an image in under a tag; its blobs are the files in a directory of this file system, and move."""
+        for path in directory.iterdir():
+            self.add_file(path)
+        return self.tag(reference, digest, datetime.now(UTC))
+
     def read_blob(self, digest: str) -> bytes:
         """The bytes of a small blob, verified.
 
@@ -130,7 +136,7 @@ class ImageLayout:
             "annotations": annotations,
         }
         self._write_index([*(e for e in self._entries() if _reference(e) != str(reference)), entry])
-        self._collect_garbage()
+        self.collect_garbage()
         return self._stored(entry)
 
     def images(self) -> list[StoredImage]:
@@ -151,6 +157,10 @@ class ImageLayout:
             DataLoss: it is damaged.
         """
         return self._stored(self._entry(reference))
+
+    def find_digest(self, reference: ImageReference) -> str:
+        """Of an image that may be damaged. Raises ImageNotFound."""
+        return str(self._entry(reference)["digest"])
 
     def _entry(self, reference: ImageReference) -> dict[str, Any]:
         entries = sorted(self._entries(), key=_reference)
@@ -183,7 +193,7 @@ class ImageLayout:
             return _reference(entry) == tag
 
         self._write_index([entry for entry in self._entries() if not goes(entry)])
-        self._collect_garbage()
+        self.collect_garbage()
 
     def _stored(self, entry: dict[str, Any]) -> StoredImage:
         notes = entry["annotations"]
@@ -210,7 +220,8 @@ class ImageLayout:
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
         files.write_atomically(self._root / "index.json", json.dumps(index, indent=2).encode())
 
-    def _collect_garbage(self) -> None:
+    def collect_garbage(self) -> None:
+        """Removes the blobs that no tag needs."""
         kept = set(self._referenced())
         for path in self._blobs.iterdir():
             if len(path.name) == 64 and f"sha256:{path.name}" not in kept:
@@ -234,4 +245,4 @@ def _reference(entry: dict[str, Any]) -> str:
 
 
 def _name(entry: dict[str, Any]) -> str:
-    return _reference(entry).rpartition(":")[0]
+    return ImageReference.parse(_reference(entry)).name

@@ -33,6 +33,14 @@ working directory.
                     quit  -> {"ok": true}, and it ends, leaving its children
     events                {"event": "exit", "name": key or worker_id, "pid", "status": as of waitpid(2)}
 
+A worker in a container is forked by nobody: its entrypoint (`python -m agent_worker.container`) connects to a socket
+of the pool's, CONTAINER_CONTROL in the container, and is told by the first message there what `fork` tells a process:
+
+    pool to entrypoint  become  WorkerSpec ("spec") and TemplateSpec ("template", whose bundle and sandbox mean
+                                nothing here) + [log_fd]; there is no answer
+
+From then on that connection is the worker's `control_fd`; its socket is to be beside CONTAINER_CONTROL.
+
 `cgroup_fds` are descriptors of files by which a process with one thread joins a control group, opened for writing by
 the pool; the new process writes "0" to each before it does anything else, so it is never outside its limits.
 
@@ -60,6 +68,8 @@ LONGEST_MESSAGE = 16 * 2**20
 MOST_DESCRIPTORS = 16
 # Where a sandboxed worker sees the directory that holds its socket.
 SANDBOX_WORKERS_DIR = PurePosixPath("/run/agent")
+# In a container, the pool's socket; beside it the worker's own.
+CONTAINER_CONTROL = str(SANDBOX_WORKERS_DIR / "control")
 # A uid range for each agent, above what systemd gives to containers (systemd.io/UIDS-GIDS).
 UID_BASE = 0x70000000
 UIDS_PER_AGENT = 4096

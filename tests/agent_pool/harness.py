@@ -8,7 +8,7 @@ import signal
 import sys
 import tarfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -66,8 +66,11 @@ def project(
 class RunningPool:
     """`python -m agent_pool`, and its stubs."""
 
-    def __init__(self, home: Home, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, home: Home, environment: Mapping[str, str], python: Sequence[str] = ("-m", "agent_pool")
+    ) -> None:
         self.home = home
+        self._python = python
         self._environment = dict(environment)
         self.process: asyncio.subprocess.Process | None = None
         self._channel: aio.Channel | None = None
@@ -75,7 +78,7 @@ class RunningPool:
     async def start(self) -> "RunningPool":
         with (self.home.root.parent / "pool.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "agent_pool", "--home", str(self.home.root), env=self._environment,
+                sys.executable, *self._python, "--home", str(self.home.root), env=self._environment,
                 stdout=log, stderr=log,
             )  # fmt: skip
         self._channel = aio.insecure_channel(

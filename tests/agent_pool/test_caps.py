@@ -22,7 +22,7 @@ class Capping(Hospital):
         self.dead: set[str] = set()
         self.limits: dict[str, Limits] = {}
 
-    def enforcement(self) -> list[Enforcement]:
+    async def enforcement(self, mode: str) -> list[Enforcement]:
         return [Enforcement("memory", True, "here")]
 
     async def limit(self, key: str, limits: Limits) -> None:

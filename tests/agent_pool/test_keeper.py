@@ -34,7 +34,7 @@ class RefusingDriver(Driver):
         if verb in self.refused:
             raise OSError(24, f"no more descriptors for {verb}")
 
-    def enforcement(self) -> list[Enforcement]:
+    async def enforcement(self, mode: str) -> list[Enforcement]:
         return []
 
     async def check(self, revision: Revision) -> None:

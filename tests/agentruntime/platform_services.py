@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
-from agentruntime import errors, status
+from agentruntime import errors, names, status
 from agentruntime._proto.uapi.v1 import (
     agent_gateway_pb2,
     agent_gateway_pb2_grpc,
@@ -50,6 +50,9 @@ class Record:
         # A change goes on until this is set.
         self.shown = threading.Event()
         self.shown.set()
+        # Where images come from, and what was made of them.
+        self.image_source = "local"
+        self.container_image = ""
         self._changed = threading.Condition()
         self._statuses: list[agent_pool_pb2.Deployment] = []
 
@@ -183,7 +186,7 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
         self._record.add(request, context)
         self._record.holds.wait()
         deployment = agent_pool_pb2.Deployment(
-            agent=request.agent or request.image.partition(":")[0],
+            agent=request.agent or names.ImageReference.parse(request.image).agent,
             image=request.image,
             revision=1,
             services=[TEXT_SERVICE],
@@ -192,7 +195,7 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
             workers=[] if request.HasField("replicas") and not request.replicas else [worker()],
             notes=["the network is not isolated here"],
         )
-        return agent_pool_pb2.RunAgentResponse(deployment=deployment)
+        return agent_pool_pb2.RunAgentResponse(deployment=deployment, image_source=self._record.image_source)
 
     def StopAgent(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
@@ -246,7 +249,10 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
 
     def GetDeployment(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
-        return agent_pool_pb2.GetDeploymentResponse(deployment=self._record.deployments[0])
+        for each in self._record.deployments:
+            if each.agent == request.agent:
+                return agent_pool_pb2.GetDeploymentResponse(deployment=each)
+        abort(context, errors.AgentNotFound(request.agent))
 
     def WatchDeployments(self, request: Any, context: Any) -> Iterator[Any]:
         for each in self._record.deployments:
@@ -257,7 +263,12 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
             yield agent_pool_pb2.WatchDeploymentsResponse(changed=each)
 
     def GetWorker(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
+        self._record.add(request, context)
+        for each in self._record.deployments:
+            for found in each.workers:
+                if found.worker_id == request.worker_id:
+                    return agent_pool_pb2.GetWorkerResponse(worker=found)
+        abort(context, errors.WorkerNotFound(f"worker '{request.worker_id}' not found"))
 
     def ListDeployments(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
@@ -281,15 +292,20 @@ class Images(image_service_pb2_grpc.ImageServiceServicer):
             self._record.add(request, context)
             if request.HasField("spec"):
                 yield image_service_pb2.BuildImageResponse(progress="reading the project")
-        yield image_service_pb2.BuildImageResponse(image=image())
+        yield image_service_pb2.BuildImageResponse(image=self._image())
 
     def ListImages(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
-        return image_service_pb2.ListImagesResponse(images=[image()])
+        return image_service_pb2.ListImagesResponse(images=[self._image()])
 
     def RemoveImage(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
         return image_service_pb2.RemoveImageResponse()
+
+    def _image(self) -> image_service_pb2.Image:
+        made = image()
+        made.container_image = self._record.container_image
+        return made
 
     def TagImage(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)

@@ -30,11 +30,18 @@ def command(
     tag: Annotated[
         str | None, typer.Option("--tag", "-t", help="my-agent:1.2.0; name and version of agent.yaml by default.")
     ] = None,
+    container: Annotated[
+        bool, typer.Option("--container", help="Also make a container image of it, under the same name.")
+    ] = False,
+    show_dockerfile: Annotated[
+        bool, typer.Option("--show-dockerfile", help="Print the Dockerfile by which container images of it are made.")
+    ] = False,
     format_: output.Output = None,
 ) -> None:
     """Build an image of a project.
 
-    Starts the platform if none runs. Left out: version control, virtual environments, caches, .env files.
+    Starts the platform if none runs. Left out: version control, virtual environments, caches, .env files. A container
+    image is also made without --container, when a container is first started of the image.
     """
     if not path.is_dir():
         raise errors.InvalidArgument(f"{path} is no folder; give the project's folder, like `agent build .`")
@@ -47,16 +54,34 @@ def command(
             platform.start(Home.default(), supervisor.Listen())
     as_json = output.wants_json(format_)
     with platform.connect(settings) as client:
-        image = build(client, path, tag or "", quiet=as_json)
+        image = build(client, path, tag or "", quiet=as_json, container=container)
+        dockerfile = _dockerfile(client, image) if show_dockerfile else ""
     if as_json:
-        output.print_json(output.as_data(image))
+        output.print_json(output.as_data(image) | ({"dockerfile": dockerfile} if show_dockerfile else {}))
+        return
+    if show_dockerfile:
+        # Alone on stdout, so that it can be kept.
+        output.note(f"built {image.reference} ({image.digest})")
+        print(dockerfile, end="")
         return
     print(f"built {image.reference} ({image.digest})")
+    if image.container_image:
+        print(f"container image {image.reference} ({image.container_image})")
     print(f"Run it:  agent run {image.reference}")
 
 
+def _dockerfile(client: Client, image: image_pb2.Image) -> str:
+    return client.images.GetDockerfile(image_pb2.GetDockerfileRequest(reference=image.reference)).dockerfile
+
+
 def build(
-    client: Client, project: Path, reference: str, *, quiet: bool, keep_requirements: bool = False
+    client: Client,
+    project: Path,
+    reference: str,
+    *,
+    quiet: bool,
+    keep_requirements: bool = False,
+    container: bool = False,
 ) -> image_pb2.Image:
     """Builds an image of a project, under agent.yaml's name and version unless there is a reference.
 
@@ -66,6 +91,7 @@ def build(
         reference: "name:tag", or "".
         quiet: without what the platform says meanwhile.
         keep_requirements: those that are installed already for that reference are good enough.
+        container: also makes a container image of it.
 
     Raises:
         InvalidArgument: a module of it is no Python, or a file cannot be read.
@@ -75,7 +101,7 @@ def build(
     with tempfile.TemporaryFile() as archive:
         pack(project, archive)
         archive.seek(0)
-        spec = image_pb2.BuildSpec(reference=reference, keep_requirements=keep_requirements)
+        spec = image_pb2.BuildSpec(reference=reference, keep_requirements=keep_requirements, container=container)
         for response in client.images.BuildImage(requests(spec, archive), timeout=_TIMEOUT_S):
             if response.WhichOneof("event") == "image":
                 image = response.image

@@ -8,7 +8,10 @@ _DIGEST_SHOWN = len("sha256:") + 12
 
 
 def command(format_: output.Output = None) -> None:
-    """List images."""
+    """List images.
+
+    With the container images that were made of them in the container engine.
+    """
     with platform.connect() as client:
         images = client.images.ListImages(image_pb2.ListImagesRequest()).images
     if output.wants_json(format_):
@@ -19,8 +22,9 @@ def command(format_: output.Output = None) -> None:
             image.reference,
             image.digest[:_DIGEST_SHOWN],
             units.format_size(image.size_bytes),
+            image.container_image[:_DIGEST_SHOWN] or "-",
             "built in" if image.built_in else image.created_at.ToDatetime().strftime("%Y-%m-%d %H:%M"),
         ]
         for image in images
     ]
-    output.print_table(["IMAGE", "DIGEST", "SIZE", "CREATED (UTC)"], rows)
+    output.print_table(["IMAGE", "DIGEST", "SIZE", "CONTAINER IMAGE", "CREATED (UTC)"], rows)

@@ -123,8 +123,14 @@ async def test_tags_and_garbage(store: ImageLayout, tmp_path: Path) -> None:
     assert list((tmp_path / "images" / "blobs" / "sha256").iterdir()) == []
     with pytest.raises(errors.ImageNotFound, match="`agent build` makes one; there is none"):
         store.find(ImageReference.parse("tester:a"))
-    with pytest.raises(errors.InvalidArgument, match="is a digest"):
-        await make(store, tmp_path / "two", f"tester@{second.digest}")
+    # A digest is what must come out.
+    pinned = await make(store, tmp_path / "two", f"tester@{second.digest}")
+    assert store.find(ImageReference.parse(f"tester@{second.digest}")) == pinned
+    with pytest.raises(errors.DataLoss, match="nothing of it is kept"):
+        await make(store, tmp_path / "two", f"tester@{first.digest}")
+    assert store.images() == [pinned]
+    store.remove(ImageReference.parse(f"tester@{second.digest}"))
+    assert list((tmp_path / "images" / "blobs" / "sha256").iterdir()) == []
 
 
 async def test_built_in_images_come_from_the_installed_package(store: ImageLayout, tmp_path: Path) -> None:

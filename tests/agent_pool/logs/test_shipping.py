@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agent_pool.logs import LogPolicy, LogStore, shipping
+from agent_pool.logs.sent import Sent
 from agent_pool.logs.shipping import Patience, Shipping
 from agent_pool.restart import Backoff
 from tests.agent_pool.logs.receiver import Receiver
@@ -142,7 +143,7 @@ def test_a_chunk_is_bounded(tmp_path: Path) -> None:
     node = Node(tmp_path)
     for n in range(30):
         node.write(f"a-{n:02}", "x" * 2**18)
-    sender = shipping.Sender(node.logs, "a", "", shipping.Sent(tmp_path / "sent" / "a.json"))
+    sender = shipping.Sender(node.logs, "a", "", Sent(tmp_path / "sent" / "a.json"))
     entries, places = sender._chunk()
     assert sum(len(record["event"]) for _, record in entries) < 2 * 2**20
     assert len(places) == len(entries) < 8

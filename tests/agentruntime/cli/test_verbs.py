@@ -60,12 +60,20 @@ def test_run_sends_what_was_set_and_nothing_else(agent: Agent, record: Record) -
     )
     assert result.status == 0
     expected = pool_pb2.RunAgentRequest(image="my-agent:1.0", replicas=0)
+    expected.settings.mode = pool_pb2.RUNTIME_MODE_NATIVE
     expected.settings.env["A"] = "b=c"
     expected.settings.resources.memory_bytes = 2 * 10**9
     expected.settings.resources.cpu_millis = 2000
     assert record.requests == [expected]
     assert result.out.startswith("my-agent sleeps and has my-agent:1.0; the next call wakes it\n")
     assert "note: the network is not isolated here" in result.err
+
+
+def test_run_says_which_mode_where_nobody_asked(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "note: it runs as processes" in agent("run", "my-agent").err
+    assert "note: it runs" not in agent("run", "my-agent", "--native").err
+    monkeypatch.setenv("AGENT_RUNTIME_MODE", "native")
+    assert "note: it runs" not in agent("run", "my-agent").err
 
 
 def test_run_says_how_to_call(agent: Agent) -> None:
@@ -136,9 +144,9 @@ def test_run_refuses(agent: Agent, record: Record, argv: list[str], says: str, s
 
 
 def test_run_refuses_what_was_set_and_is_not_there(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENT_RUNTIME_MODE", "container")
+    monkeypatch.setenv("AGENT_RUNTIME_MODE", "serverless")
     result = agent("run", "my-agent")
-    assert (result.status, "mode 'container' is not available" in result.err) == (19, True)
+    assert (result.status, "mode 'serverless' is not available" in result.err) == (19, True)
     assert agent("run", "my-agent", "--native").status == 0
     assert agent("ps").status == 0
 
@@ -345,6 +353,42 @@ def test_images_and_rmi(agent: Agent, record: Record) -> None:
     assert agent("rmi", "my-agent").out == "removed my-agent:latest\n"
     assert record.requests[-1].reference == "my-agent:latest"
     assert agent("rmi", "a:b:c").status == 13
+
+
+def test_tag_push_and_pull(agent: Agent, record: Record) -> None:
+    there = "localhost:5000/team/my-agent:1.2"
+    assert agent("tag", "my-agent", there).out.startswith(f"my-agent:latest is also {there} (sha256:abab")
+    assert (record.requests[-1].reference, record.requests[-1].new_reference) == ("my-agent:latest", there)
+    result = agent("push", "my-agent:1.2", there)
+    assert (result.out, result.err) == (f"pushed {there} (sha256:{'ab' * 32})\n", "sending the requirements\n")
+    assert agent("push", there).status == 0
+    assert (record.requests[-1].reference, record.requests[-1].destination) == (there, "")
+    result = agent("pull", there)
+    assert (result.out.splitlines()[1], result.err) == (f"Run it:  agent run {there}", "fetching the code\n")
+    assert json.loads(agent("pull", there, "-o", "json").out)["reference"] == there
+    assert json.loads(agent("push", there, "-o", "json").out)["pushed"] == there
+    for argv in (["tag", "my-agent", "a:b:c"], ["push", "-r.com/a"], ["pull", "a:b:c"]):
+        assert agent(*argv).status == 13
+
+
+def test_build_makes_a_container_image_and_shows_how(agent: Agent, record: Record) -> None:
+    agent("init", "my-agent")
+    record.container_image = "sha256:" + "cd" * 32
+    result = agent("build", "my-agent", "--container")
+    assert record.requests[0].spec.container
+    assert f"container image my-agent:0.1.0 ({record.container_image})\n" in result.out
+    result = agent("build", "my-agent", "--show-dockerfile")
+    assert result.out == "FROM python:3.12-slim\n"
+    assert "built my-agent:0.1.0" in result.err
+    assert "sha256:cdcdcdcdcdcd" in agent("images").out
+
+
+def test_run_says_where_an_image_comes_from(agent: Agent, record: Record) -> None:
+    for source, says in (("local", ""), ("docker", "the container engine"), ("r.io:5000", "the registry r.io:5000")):
+        record.image_source = source
+        result = agent("run", "r.io:5000/team/my-agent")
+        assert (f"the image comes from {says}" in result.err) is bool(says)
+        assert "my-agent runs r.io:5000/team/my-agent" in result.out
 
 
 def test_doctor(agent: Agent) -> None:

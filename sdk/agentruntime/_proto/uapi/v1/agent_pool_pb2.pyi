@@ -1910,21 +1910,25 @@ class Enforcement(_message.Message):
     WHAT_FIELD_NUMBER: _builtins.int
     ENFORCED_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     what: _builtins.str
-    """"memory", "cpu", "pids", "network", "gpu", "process", "filesystem"."""
+    """"memory", "cpu", "pids", "network", "gpu", "process", "filesystem", "engine"."""
     enforced: _builtins.bool
     detail: _builtins.str
     """How ("cgroup v1"), or why not and what would give it."""
+    mode: Global___RuntimeMode.ValueType
+    """Of agents of this mode; unspecified: of all."""
     def __init__(
         self,
         *,
         what: _builtins.str = ...,
         enforced: _builtins.bool = ...,
         detail: _builtins.str = ...,
+        mode: Global___RuntimeMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "enforced", b"enforced", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "enforced", b"enforced", "mode", b"mode", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

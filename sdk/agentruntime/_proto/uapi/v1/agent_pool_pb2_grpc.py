@@ -279,7 +279,7 @@ class AgentPoolServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetNode(self, request, context):
-        """The machine's resources and what it can enforce. Does not block.
+        """The machine's resources and what it can enforce. Blocks for a moment where a container engine is asked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

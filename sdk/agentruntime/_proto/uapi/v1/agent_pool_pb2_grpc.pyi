@@ -116,7 +116,7 @@ class AgentPoolStub:
     up. Errors: NOT_FOUND, INVALID_ARGUMENT (level).
     """
     GetNode: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.GetNodeRequest, _agent_pool_pb2.GetNodeResponse]
-    """The machine's resources and what it can enforce. Does not block."""
+    """The machine's resources and what it can enforce. Blocks for a moment where a container engine is asked."""
 
 @_typing.type_check_only
 class AgentPoolAsyncStub(AgentPoolStub):
@@ -206,7 +206,7 @@ class AgentPoolAsyncStub(AgentPoolStub):
     up. Errors: NOT_FOUND, INVALID_ARGUMENT (level).
     """
     GetNode: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.GetNodeRequest, _agent_pool_pb2.GetNodeResponse]  # type: ignore[assignment]
-    """The machine's resources and what it can enforce. Does not block."""
+    """The machine's resources and what it can enforce. Blocks for a moment where a container engine is asked."""
 
 class AgentPoolServicer(metaclass=_abc_1.ABCMeta):
     """All of it needs the operator's credential over TCP (UNAUTHENTICATED without)."""
@@ -395,6 +395,6 @@ class AgentPoolServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pool_pb2.GetNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pool_pb2.GetNodeResponse, _abc.Awaitable[_agent_pool_pb2.GetNodeResponse]]:
-        """The machine's resources and what it can enforce. Does not block."""
+        """The machine's resources and what it can enforce. Blocks for a moment where a container engine is asked."""
 
 def add_AgentPoolServicer_to_server(servicer: AgentPoolServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

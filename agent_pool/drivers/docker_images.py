@@ -1,0 +1,207 @@
+"""What containers of a revision are made from: its container image, and what an import of its code has told."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import math
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agentruntime import errors, log
+
+from agent_pool.cgroups.base import Counters
+from agent_pool.drivers import docker_request, exits
+from agent_pool.drivers.base import Prepared, Revision
+from agent_pool.drivers.docker_engine import Engine
+
+if TYPE_CHECKING:
+    import docker
+
+# As many as `Known` keeps.
+_MOST_DESCRIBED = 1000
+_log = log.get("agent_pool.docker")
+
+
+class Images(Protocol):
+    """Makes container images of agent images."""
+
+    async def ensure(self, digest: str, bundle: Path, base_image: str, progress: Callable[[str], None]) -> str:
+        """The id of the container image of an agent image; it is built if the engine has none."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A revision of which containers can be started."""
+
+    # Of the container image.
+    image: str
+    prepared: Prepared
+
+
+class LoadedRevisions:
+    """Of one pool.
+
+    Args:
+        engine: has the images.
+        images: makes them, given a client of the engine.
+        pool: names this pool, see `docker_request.worker`.
+        places: a directory with a subdirectory for each container, by which a pool that takes over knows that there
+            may be some.
+    """
+
+    def __init__(
+        self, engine: Engine, images: "Callable[[docker.DockerClient], Images]", pool: str, places: Path
+    ) -> None:
+        self._engine = engine
+        self._make_images = images
+        self._images: Images | None = None
+        self._pool = pool
+        self._places = places
+        self._loaded: dict[str, Loaded] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        # By image and environment: revisions come and go, and an import takes a second.
+        self._described: OrderedDict[Hashable, Prepared] = OrderedDict()
+
+    def keys(self) -> Collection[str]:
+        """Of the revisions that are loaded."""
+        return list(self._loaded)
+
+    async def get(self, revision: Revision, uid: int) -> Loaded:
+        """Makes sure that containers of it can be started.
+
+        Raises:
+            AgentFailed: its code does not import, or its image cannot be built.
+            AgentError: the engine refuses.
+        """
+        async with self._locks.setdefault(revision.key, asyncio.Lock()):
+            loaded = self._loaded.get(revision.key)
+            if loaded is None:
+                image = await self._image(revision)
+                loaded = self._loaded[revision.key] = Loaded(image, await self._describe(revision, image, uid))
+            return loaded
+
+    def forget(self, key: str) -> None:
+        """A revision's image is to be looked for again, because it is gone, or nobody needs it now."""
+        self._loaded.pop(key, None)
+        if (lock := self._locks.get(key)) and not lock.locked():
+            del self._locks[key]
+
+    async def _image(self, revision: Revision) -> str:
+        if self._images is None:
+            self._images = self._make_images(await self._engine.connect())
+
+        def progress(line: str) -> None:
+            _log.info("container image", agent=revision.agent, progress=line)
+
+        return await self._images.ensure(revision.image_digest, Path(revision.bundle), revision.base_image, progress)
+
+    async def _describe(self, revision: Revision, image: str, uid: int) -> Prepared:
+        known = (image, tuple(sorted(revision.env.items())))
+        prepared = self._described.get(known)
+        if prepared is None:
+            prepared = self._described[known] = await self._import(revision, image, uid)
+            if len(self._described) > _MOST_DESCRIBED:
+                self._described.popitem(last=False)
+        return prepared
+
+    async def _import(self, revision: Revision, image: str, uid: int) -> Prepared:
+        """Imports the agent's code once, in a container like those of its workers."""
+        config = docker_request.description(revision, image=image, uid=uid, pool=self._pool)
+        # Its name in the engine; nothing is in the directory.
+        place = self._places / f"describe-{revision.key}"
+        place.mkdir(parents=True, exist_ok=True)
+        creating = asyncio.ensure_future(self._engine.ask(partial(launched, config)))
+        try:
+            container, _ = await asyncio.shield(creating)
+            ended = self._engine.ask(partial(_ended, container, revision.start_timeout_s))
+            state, said, complained = await ended
+        finally:
+            await asyncio.wait([creating])
+            if not creating.cancelled() and creating.exception() is None:
+                await self._engine.ask(partial(removed, creating.result()[0]))
+            await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
+        if state is None:
+            raise errors.AgentFailed(
+                f"the import of agent '{revision.agent}' took longer than {revision.start_timeout_s:g}s and was ended"
+            )
+        status, oom_killed = docker_request.ended(state)
+        return described(revision, said, exits.explain(status, Counters(oom_kills=oom_killed), revision.limits),
+                         complained)  # fmt: skip
+
+
+def described(revision: Revision, said: str, reason: str, complained: str) -> Prepared:
+    """What became known of a revision.
+
+    Args:
+        revision: it.
+        said: by `--describe`: a line of JSON, see `agent_worker.container`.
+        reason: why the process ended.
+        complained: the end of what it printed otherwise.
+
+    Raises:
+        AgentFailed: the import failed.
+    """
+    answer: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        answer = json.loads(said)
+    if isinstance(answer, dict) and "error" in answer:
+        trace = f"\n{answer['traceback']}" if answer.get("traceback") else ""
+        raise errors.AgentFailed(f"agent '{revision.agent}' failed to import: {answer['error']}{trace}")
+    try:
+        return Prepared(
+            services=tuple(str(name) for name in answer["services"]),
+            descriptors=base64.b64decode(answer["descriptors"]),
+        )
+    except (TypeError, KeyError, ValueError):
+        words = f":\n{complained}" if complained else ""
+        raise errors.AgentFailed(f"agent '{revision.agent}' failed to import: {reason}{words}") from None
+
+
+def launched(config: dict[str, Any], client: "docker.DockerClient") -> tuple[str, int]:
+    """Creates and starts a container: its id and pid, 0 if it has ended already. All of it or nothing is left."""
+    created: dict[str, Any] = client.api.create_container_from_config(config)  # type: ignore[no-untyped-call]  # it has no annotations
+    container = str(created["Id"])
+    try:
+        client.api.start(container)
+        return container, int(client.api.inspect_container(container)["State"]["Pid"])
+    except BaseException:
+        removed(container, client)
+        raise
+
+
+def removed(container: str, client: "docker.DockerClient") -> None:
+    """Kills and removes a container, if it is there."""
+    import docker.errors  # noqa: PLC0415 — a pool that runs no container must not pay for it
+
+    with contextlib.suppress(docker.errors.NotFound):
+        client.api.remove_container(container, force=True, v=True)
+
+
+def _ended(container: str, timeout_s: float, client: "docker.DockerClient") -> tuple[dict[str, Any] | None, str, str]:
+    """Waits for a container: its state, None if it went on; what it answered, and the end of what else it printed."""
+    import requests.exceptions  # noqa: PLC0415 — as above
+
+    try:
+        client.api.wait(container, timeout=math.ceil(timeout_s))
+    except requests.exceptions.ReadTimeout:
+        return None, "", ""
+    except requests.exceptions.ConnectionError as error:
+        # So urllib3's own time-outs arrive where the answer has begun.
+        if "timed out" in str(error).lower():
+            return None, "", ""
+        raise
+    state = client.api.inspect_container(container)["State"]
+    said = client.api.logs(container, stdout=True, stderr=False)
+    return state, said.decode(errors="replace"), last_words(container, client)
+
+
+def last_words(container: str, client: "docker.DockerClient") -> str:
+    """The end of what a container printed before it had a log of ours."""
+    lines = client.api.logs(container, stdout=False, stderr=True, tail=20)
+    return str(lines.decode(errors="replace")).strip()

@@ -1,0 +1,117 @@
+"""What is asked of the engine for a container, as its API has it: pure functions of a worker and its place.
+
+https://docs.docker.com/reference/api/engine/ says what each field means.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentruntime import seccomp
+from agentruntime.launch import CONTAINER_CONTROL
+
+from agent_pool.cgroups.base import CPU_PERIOD_US, Limits
+from agent_pool.drivers.base import Launch, Revision
+
+LABEL_POOL = "dev.agentruntime.pool"
+LABEL_AGENT = "dev.agentruntime.agent"
+LABEL_WORKER = "dev.agentruntime.worker"
+LABEL_KEY = "dev.agentruntime.key"
+# As a native worker has it: nothing else is kept when it ends.
+_SCRATCH = dict.fromkeys(("/tmp", "/dev/shm"), "rw,exec,nosuid,nodev,mode=1777,size=50%")  # noqa: S108 — mount points
+# What a worker says before it has its log, or what --describe answers, which is as long as the agent's protos.
+_LOG_SIZE = "16m"
+_SIGNALLED = 128
+_LAST_SIGNAL = 64
+
+
+def worker(launch: Launch, *, image: str, uid: int, directory: Path, pool: str) -> dict[str, Any]:
+    """A container of a worker.
+
+    Args:
+        launch: the worker.
+        image: id of its container image.
+        uid: its user and group.
+        directory: on the host, where its socket will be.
+        pool: names this pool among others of the same engine.
+    """
+    revision = launch.revision
+    config = _container(revision, image=image, uid=uid, pool=pool)
+    config["Labels"] |= {LABEL_WORKER: launch.worker_id, LABEL_KEY: launch.key}
+    host = config["HostConfig"]
+    host["Mounts"] = [
+        {"Type": "bind", "Source": str(directory), "Target": str(Path(CONTAINER_CONTROL).parent), "ReadOnly": False}
+    ]
+    if revision.host_network:
+        host["NetworkMode"] = "host"
+    if launch.gpus:
+        host["DeviceRequests"] = [
+            {"DeviceIDs": [str(index) for index in launch.gpus], "Capabilities": [["gpu", "compute", "utility"]]}
+        ]
+    return config
+
+
+def description(revision: Revision, *, image: str, uid: int, pool: str) -> dict[str, Any]:
+    """A container that only says what the agent serves."""
+    config = _container(revision, image=image, uid=uid, pool=pool)
+    # Where Python loads code from is not the agent's to say, see `agent_worker.worker.take_environment`.
+    config["Env"] += [
+        f"{name}={value}" for name, value in revision.env.items() if not name.startswith(("PYTHON", "LD_"))
+    ]
+    return {**config, "Cmd": ["--describe"]}
+
+
+def _container(revision: Revision, *, image: str, uid: int, pool: str) -> dict[str, Any]:
+    return {
+        "Image": image,
+        "User": f"{uid}:{uid}",
+        "Env": ["HOME=/tmp"],
+        "Labels": {LABEL_POOL: pool, LABEL_AGENT: revision.agent},
+        "HostConfig": {
+            "NetworkMode": "none",
+            **caps(revision.limits),
+            "CapDrop": ["ALL"],
+            "SecurityOpt": _security(revision),
+            "ReadonlyRootfs": revision.read_only_root,
+            "Tmpfs": dict(_SCRATCH),
+            "IpcMode": "private",
+            "RestartPolicy": {"Name": "no"},
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": _LOG_SIZE, "max-file": "1"}},
+        },
+    }
+
+
+def _security(revision: Revision) -> list[str]:
+    """With the engine's own filter of system calls, unless ours is asked for."""
+    options = ["no-new-privileges:true"]
+    if revision.restricted:
+        options.append("seccomp=" + json.dumps(seccomp.docker_profile("restricted")))
+    return options
+
+
+def caps(limits: Limits, *, lift: bool = False) -> dict[str, int]:
+    """The caps of a container, to be created or changed; those that are None are left out, or lifted."""
+    found: dict[str, int] = {}
+    if limits.memory_bytes is not None:
+        # Memory and swap together: no swap.
+        found |= {"Memory": limits.memory_bytes, "MemorySwap": limits.memory_bytes}
+    if (quota := limits.cpu_quota_us) is not None:
+        found |= {"CpuPeriod": CPU_PERIOD_US, "CpuQuota": quota}
+    elif lift:
+        found |= {"CpuQuota": -1}
+    if limits.pids is not None:
+        found |= {"PidsLimit": limits.pids}
+    return found
+
+
+def wait_status(exit_code: int) -> int:
+    """As waitpid(2) has it, from what the engine says: like a shell, it counts signals from 128."""
+    return exit_code - _SIGNALLED if _SIGNALLED < exit_code <= _SIGNALLED + _LAST_SIGNAL else exit_code << 8
+
+
+def ended(state: Mapping[str, Any]) -> tuple[int | None, bool]:
+    """From the `State` of an inspection: the wait status, None if it runs or never did, and whether the kernel killed
+    a process of it for memory."""
+    over = not state.get("Running") and state.get("Status") in ("exited", "dead")
+    return (wait_status(int(state["ExitCode"])) if over else None), bool(state.get("OOMKilled"))

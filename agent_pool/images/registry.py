@@ -1,0 +1,202 @@
+"""Agent images in registries: pushed and pulled by OCI's distribution protocol, every digest checked.
+
+https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md. All of it blocks.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import requests
+import urllib3
+from agentruntime import errors, units
+from agentruntime.names import ImageReference
+from pydantic import BaseModel, Field, ValidationError
+
+from agent_pool.images.layout import MANIFEST_TYPE, ImageLayout
+from agent_pool.images.registry_session import RegistrySession
+
+_PIECE_BYTES = 2**20
+# As registries have it.
+_LONGEST_MANIFEST_BYTES = 4 * 2**20
+_SHOWN = len("sha256:") + 12
+Say = Callable[[str], None]
+
+
+class _Descriptor(BaseModel):
+    media_type: str = Field(alias="mediaType")
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0)]
+
+
+class _Config(_Descriptor):
+    media_type: Literal["application/vnd.oci.image.config.v1+json"] = Field(alias="mediaType")
+
+
+class _Layer(_Descriptor):
+    media_type: Literal["application/vnd.oci.image.layer.v1.tar+gzip"] = Field(alias="mediaType")
+
+
+class _Manifest(BaseModel):
+    """Of an agent image."""
+
+    media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = Field(alias="mediaType")
+    config: _Config
+    layers: Annotated[list[_Layer], Field(min_length=1)]
+
+    @property
+    def blobs(self) -> list[_Descriptor]:
+        return [self.config, *self.layers]
+
+
+def push(store: ImageLayout, digest: str, to: ImageReference, say: Say, given_up: threading.Event) -> None:
+    """Copies an image to a registry, less what that has already.
+
+    Args:
+        store: has it.
+        digest: of its manifest.
+        to: names the registry.
+        say: hears what is being done, for people.
+        given_up: set when nobody waits any more.
+
+    Raises:
+        DataLoss: it is damaged here, or the registry has something else in the end.
+        Unauthenticated, Unavailable, FailedPrecondition: the registry.
+    """
+    content = store.read_blob(digest)
+    with RegistrySession(to, "pull,push") as session:
+        for blob in _parsed(content, f"the image {digest[:_SHOWN]}").blobs:
+            _raise_if(given_up)
+            _send_blob(session, store, blob, say)
+        put = session.request(
+            "PUT", f"manifests/{to.digest or to.tag}", data=content, headers={"Content-Type": MANIFEST_TYPE}
+        )
+        there = put.headers.get("Docker-Content-Digest", digest)
+        if there != digest:
+            raise errors.DataLoss(f"the registry {to.registry} has {there} now instead of {digest}; push it again")
+
+
+def pull(of: ImageReference, scratch: Path, say: Say, given_up: threading.Event) -> str:
+    """Copies an image from a registry into an empty directory, as files whose names do not matter.
+
+    Returns the digest of its manifest.
+
+    Raises:
+        ImageNotFound: the registry has none.
+        DataLoss: what came does not have its digest.
+        Unauthenticated, Unavailable, FailedPrecondition: the registry; or it is no agent's image.
+    """
+    with RegistrySession(of, "pull") as session:
+        content, digest = _fetch_manifest(session, of)
+        manifest = _parsed(content, str(of))
+        for blob in manifest.blobs:
+            _fetch_blob(session, blob, scratch / blob.digest.removeprefix("sha256:"), say, given_up)
+        _check_agent(scratch / manifest.config.digest.removeprefix("sha256:"), of)
+        (scratch / "manifest").write_bytes(content)
+        return digest
+
+
+def _parsed(content: bytes, what: str) -> _Manifest:
+    try:
+        return _Manifest.model_validate_json(content)
+    except ValidationError:
+        raise _no_agent(what) from None
+
+
+def _no_agent(what: str) -> errors.FailedPrecondition:
+    return errors.FailedPrecondition(
+        f"{what} is no agent image, which `agent push` makes; a container image of an agent is first to be pulled "
+        "by `docker pull`"
+    )
+
+
+def _check_agent(config: Path, of: ImageReference) -> None:
+    """Raises FailedPrecondition if an image is of something else; containers' manifests look the same."""
+    try:
+        labels = json.loads(config.read_bytes())["config"]["Labels"]
+    except (ValueError, KeyError, TypeError):
+        labels = None
+    if not isinstance(labels, dict) or "agentruntime.agent" not in labels:
+        raise _no_agent(str(of))
+
+
+def _send_blob(session: RegistrySession, store: ImageLayout, blob: _Descriptor, say: Say) -> None:
+    if session.has(f"blobs/{blob.digest}"):
+        say(f"{blob.digest[:_SHOWN]} is there already")
+        return
+    path = store.blob_path(blob.digest)
+    if not path.is_file() or _digest_of(path) != blob.digest:
+        raise errors.DataLoss(f"the blob {blob.digest} in the image store is damaged; build the image again")
+    say(f"sending {blob.digest[:_SHOWN]} ({units.format_size(blob.size)})")
+    place = session.request("POST", "blobs/uploads/").headers.get("Location", "")
+    session.request(
+        "PUT",
+        place,
+        body=path,
+        params={"digest": blob.digest},
+        headers={"Content-Type": "application/octet-stream"},
+    )
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fetch_manifest(session: RegistrySession, of: ImageReference) -> tuple[bytes, str]:
+    response = session.request(
+        "GET", f"manifests/{of.digest or of.tag}", headers={"Accept": MANIFEST_TYPE}, stream=True
+    )
+    content = b""
+    for piece in _pieces(session, response):
+        content += piece
+        if len(content) > _LONGEST_MANIFEST_BYTES:
+            raise errors.FailedPrecondition(f"the manifest of {of} is longer than any agent image's")
+    digest = "sha256:" + hashlib.sha256(content).hexdigest()
+    promised = of.digest or response.headers.get("Docker-Content-Digest", digest)
+    if digest != promised:
+        raise _mismatch(session, promised, digest)
+    return content, digest
+
+
+def _fetch_blob(
+    session: RegistrySession, blob: _Descriptor, target: Path, say: Say, given_up: threading.Event
+) -> None:
+    say(f"fetching {blob.digest[:_SHOWN]} ({units.format_size(blob.size)})")
+    response = session.request("GET", f"blobs/{blob.digest}", stream=True)
+    hashed, received = hashlib.sha256(), 0
+    with target.open("wb") as stream:
+        for piece in _pieces(session, response):
+            _raise_if(given_up)
+            received += len(piece)
+            if received > blob.size:
+                break  # whatever comes, it is not this blob
+            hashed.update(piece)
+            stream.write(piece)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if received != blob.size or hashed.hexdigest() != blob.digest.removeprefix("sha256:"):
+        raise _mismatch(session, blob.digest, "sha256:" + hashed.hexdigest())
+
+
+def _pieces(session: RegistrySession, response: requests.Response) -> Iterator[bytes]:
+    try:
+        # As it was sent: a digest is of these bytes, whatever a server says that they are.
+        yield from response.raw.stream(_PIECE_BYTES, decode_content=False)
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise errors.Unavailable(f"the registry {session.host} broke off ({error}); try again") from None
+
+
+def _mismatch(session: RegistrySession, promised: str, came: str) -> errors.DataLoss:
+    return errors.DataLoss(
+        f"the registry {session.host} sent something else than {promised} ({came}); nothing of it is kept"
+    )
+
+
+def _raise_if(given_up: threading.Event) -> None:
+    if given_up.is_set():
+        raise errors.Cancelled("nobody waits for this image any more")

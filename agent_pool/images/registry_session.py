@@ -1,0 +1,205 @@
+"""Requests to one repository of a registry: who asks, https or not, and what its answers mean."""
+
+import base64
+import contextlib
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from agentruntime import errors
+from agentruntime.names import ImageReference
+from docker import auth
+from docker.errors import DockerException
+
+_CONNECT_TIMEOUT_S = 10.0
+# Between two pieces of an answer.
+_READ_TIMEOUT_S = 60.0
+# Where Docker Hub's API is, and what it calls images of nobody in particular.
+_HUB = ("docker.io", "index.docker.io")
+_HUB_API = "registry-1.docker.io"
+_HUB_LIBRARY = "library/"
+# One of a challenge's parameters, RFC 9110, section 11.2.
+_PARAMETER = re.compile(r'(\w+)="([^"]*)"')
+
+
+class RegistrySession:
+    """Of one repository.
+
+    Args:
+        reference: names registry and repository.
+        actions: what is to be done there, "pull" or "pull,push".
+    """
+
+    def __init__(self, reference: ImageReference, actions: str) -> None:
+        self.host = reference.registry
+        hub = self.host in _HUB
+        prefix = _HUB_LIBRARY if hub and "/" not in reference.repository else ""
+        self._repository = prefix + reference.repository
+        self._actions = actions
+        self._reference = reference
+        scheme = "http" if _is_loopback(self.host) else "https"
+        self._base = f"{scheme}://{_HUB_API if hub else self.host}/v2/{self._repository}/"
+        self._authorization = ""
+        self._session = requests.Session()
+
+    def __enter__(self) -> "RegistrySession":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session.close()
+
+    def has(self, path: str) -> bool:
+        """Whether there is something at a path below the repository."""
+        return bool(self._ask("HEAD", path).status_code == requests.codes.ok)
+
+    def request(self, method: str, path: str, *, body: Path | None = None, **more: Any) -> requests.Response:
+        """What the registry answers.
+
+        Args:
+            method: of HTTP.
+            path: below the repository, or a whole URL that the registry named.
+            body: a file that is sent.
+            **more: as `requests` takes them.
+
+        Raises:
+            ImageNotFound: it has no such thing.
+            Unauthenticated: it wants another credential.
+            FailedPrecondition: it refuses.
+            Unavailable: it does not answer, or not now.
+        """
+        response = self._ask(method, path, body, **more)
+        if not response.ok:
+            with response:
+                raise self._refusal(response)
+        return response
+
+    def _ask(self, method: str, path: str, body: Path | None = None, **more: Any) -> requests.Response:
+        response = self._send(method, path, body, **more)
+        if response.status_code == requests.codes.unauthorized:
+            with response:
+                self._authorization = self._answer(response.headers.get("WWW-Authenticate", ""))
+            response = self._send(method, path, body, **more)
+        return response
+
+    def _send(self, method: str, path: str, body: Path | None, **more: Any) -> requests.Response:
+        url = urljoin(self._base, path)
+        headers = {"Accept-Encoding": "identity", **more.pop("headers", {})}
+        if self._authorization and urlsplit(url).netloc == urlsplit(self._base).netloc:
+            headers["Authorization"] = self._authorization
+        with contextlib.ExitStack() as stack:
+            if body is not None:
+                more["data"] = stack.enter_context(body.open("rb"))
+            return self._exchange(method, url, headers=headers, **more)
+
+    def _exchange(self, method: str, url: str, **more: Any) -> requests.Response:
+        try:
+            # Credentials come from Docker's configuration, and not from a .netrc as well.
+            return self._session.request(
+                method, url, auth=_as_it_is, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S), **more
+            )
+        except requests.exceptions.SSLError as error:
+            raise errors.Unavailable(
+                f"the registry {self.host} is not who it should be, or speaks no TLS ({_reason(error)})"
+            ) from None
+        except requests.RequestException as error:
+            raise errors.Unavailable(f"the registry {self.host} does not answer ({_reason(error)})") from None
+
+    def _answer(self, challenge: str) -> str:
+        """The header by which the registry will know who asks.
+
+        Raises:
+            Unauthenticated: there is no credential for it.
+        """
+        scheme, _, rest = challenge.partition(" ")
+        known = credentials(self.host)
+        if scheme.lower() == "bearer":
+            return f"Bearer {self._token(dict(_PARAMETER.findall(rest)), known)}"
+        if "username" not in known:
+            raise errors.Unauthenticated(f"the registry {self.host} wants a login; `docker login {self.host}` first")
+        return _basic(known)
+
+    def _token(self, asked: Mapping[str, str], known: Mapping[str, str]) -> str:
+        """https://distribution.github.io/distribution/spec/auth/token/, and .../oauth/ for identity tokens."""
+        what = {"service": asked.get("service", ""), "scope": f"repository:{self._repository}:{self._actions}"}
+        where = asked.get("realm", "")
+        if urlsplit(where).scheme != "https" and not _is_loopback(urlsplit(where).netloc):
+            raise errors.FailedPrecondition(f"the registry {self.host} wants a login over plain HTTP, at '{where}'")
+        if identity := known.get("IdentityToken"):
+            form = {**what, "grant_type": "refresh_token", "client_id": "agentruntime", "refresh_token": identity}
+            response = self._exchange("POST", where, data=form)
+        else:
+            headers = {"Authorization": _basic(known)} if "username" in known else {}
+            response = self._exchange("GET", where, params=what, headers=headers)
+        if not response.ok:
+            raise self._refusal(response)
+        try:
+            answer = response.json()
+            return str(answer.get("token") or answer["access_token"])
+        except (ValueError, KeyError, AttributeError):
+            raise errors.FailedPrecondition(f"the login of the registry {self.host} answers no token") from None
+
+    def _refusal(self, response: requests.Response) -> errors.AgentError:
+        said = _words(response)
+        match response.status_code:
+            case requests.codes.unauthorized | requests.codes.forbidden:
+                return errors.Unauthenticated(
+                    f"the registry {self.host} does not let you {self._actions.rpartition(',')[2]} "
+                    f"{self._repository} ({said}); `docker login {self.host}` as somebody who may"
+                )
+            case requests.codes.not_found:
+                return errors.ImageNotFound(f"the registry {self.host} has no {self._reference} ({said})")
+            case requests.codes.too_many_requests:
+                return errors.Unavailable(f"the registry {self.host} takes no more requests now ({said}); try again")
+            case code if code >= requests.codes.server_error:
+                return errors.Unavailable(f"the registry {self.host} failed ({said}); try again")
+        return errors.FailedPrecondition(f"the registry {self.host} refuses ({said})")
+
+
+def credentials(host: str) -> Mapping[str, str]:
+    """What Docker's configuration, or a helper program that it names, has for a registry; empty for nothing.
+
+    Raises:
+        FailedPrecondition: the configuration or the helper fails.
+    """
+    try:
+        return auth.load_config().resolve_authconfig(auth.INDEX_NAME if host in _HUB else host) or {}
+    except DockerException as error:
+        raise errors.FailedPrecondition(f"Docker's configuration has no usable login for {host}: {error}") from None
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _basic(known: Mapping[str, str]) -> str:
+    pair = f"{known['username']}:{known.get('password', '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def _is_loopback(netloc: str) -> bool:
+    name = urlsplit(f"//{netloc}").hostname or ""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _reason(error: requests.RequestException) -> str:
+    inner = error.args[0] if error.args else error
+    return str(getattr(inner, "reason", inner))
+
+
+def _words(response: requests.Response) -> str:
+    """What a refusal says, in few words: https://github.com/opencontainers/distribution-spec, "Error codes"."""
+    try:
+        said = "; ".join(str(each["message"]) for each in response.json()["errors"])
+    except (ValueError, KeyError, TypeError):
+        said = ""
+    return said or f"HTTP {response.status_code}"
