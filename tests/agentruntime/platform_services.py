@@ -249,7 +249,10 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
 
     def GetDeployment(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
-        return agent_pool_pb2.GetDeploymentResponse(deployment=self._record.deployments[0])
+        for each in self._record.deployments:
+            if each.agent == request.agent:
+                return agent_pool_pb2.GetDeploymentResponse(deployment=each)
+        abort(context, errors.AgentNotFound(request.agent))
 
     def WatchDeployments(self, request: Any, context: Any) -> Iterator[Any]:
         for each in self._record.deployments:
@@ -260,7 +263,12 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
             yield agent_pool_pb2.WatchDeploymentsResponse(changed=each)
 
     def GetWorker(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
+        self._record.add(request, context)
+        for each in self._record.deployments:
+            for found in each.workers:
+                if found.worker_id == request.worker_id:
+                    return agent_pool_pb2.GetWorkerResponse(worker=found)
+        abort(context, errors.WorkerNotFound(f"worker '{request.worker_id}' not found"))
 
     def ListDeployments(self, request: Any, context: Any) -> Any:
         raise NotImplementedError

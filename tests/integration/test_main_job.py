@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from agentruntime import Client, trace
 from agentruntime.home import Home
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import Platform
 from tests.waiting import until
@@ -80,6 +82,32 @@ def test_metrics_count_an_agents_calls(platform: Platform) -> None:
         text = response.read().decode()
     ours = [line for line in text.splitlines() if 'agent="echo"' in line and "calls_total" in line]
     assert any(float(line.rsplit(" ", 1)[1]) >= 3 for line in ours), text
+
+
+def _worker_samples(platform: Platform, worker_id: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{platform.http_address}/metrics", timeout=10) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    every = [sample for family in families for sample in family.samples]
+    return {each.name: each.value for each in every if each.labels.get("worker") == worker_id}
+
+
+def test_agent_metrics_and_prometheus_agree(platform: Platform) -> None:
+    before = _worker_samples(platform, "echo-01")
+    (shown,) = json.loads(platform.agent("metrics", "echo-01", "--json").stdout)["workers"]
+    after = _worker_samples(platform, "echo-01")
+    for name, exact in (("memory_limit_bytes", shown["memory_limit_bytes"]), ("pids_limit", shown["pids_limit"])):
+        assert before[f"uapi_worker_{name}"] == after[f"uapi_worker_{name}"] == exact
+    # What only grows, between the looks before and after.
+    for name, grows in (
+        ("cpu_seconds_total", shown["cpu_seconds"]),
+        ("memory_peak_bytes", shown["memory_peak_bytes"]),
+        ("network_received_bytes_total", shown["network_received_bytes"]),
+        ("throttled_periods_total", shown["throttled_periods"]),
+        ("restarts_total", shown["restarts"]),
+    ):
+        assert before[f"uapi_worker_{name}"] <= grows <= after[f"uapi_worker_{name}"]
+    assert time.time() - after["uapi_worker_start_time_seconds"] == pytest.approx(shown["uptime_seconds"], abs=10)
+    assert shown["memory_share_bytes"] > 0
 
 
 LOGGING_AGENT = """

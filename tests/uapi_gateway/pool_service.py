@@ -28,7 +28,7 @@ def deployment(agent: str, workers: dict[str, str], **changes: Any) -> pool.Depl
         "descriptors": platform_subset([SERVICE]),
         "idempotent": True,
         "workers": [
-            pool.Worker(worker_id=worker_id, agent=agent, state=pool.WORKER_STATE_READY, address=address)
+            pool.Worker(worker_id=worker_id, agent=agent, state=pool.WORKER_STATE_READY, address=address, pid=4242)
             for worker_id, address in workers.items()
         ],
     }

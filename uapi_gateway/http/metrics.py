@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from uapi_gateway import waking
+from uapi_gateway.http import worker_metrics
 from uapi_gateway.http.observation import Observation
 from uapi_gateway.http.statistics import Statistics
 from uapi_gateway.registry import Agent
@@ -121,21 +122,13 @@ def _relay(observed: Observation, agents: list[Agent]) -> Iterator[Metric]:
 
 
 def _workers(observed: Observation) -> Iterator[Metric]:
-    labels = ["agent", "worker"]
-    states = GaugeMetricFamily("uapi_workers", "Workers by state.", labels=["agent", "state"])
-    memory = GaugeMetricFamily("uapi_worker_memory_bytes", "Memory charged to the worker.", labels=labels)
-    cpu = CounterMetricFamily("uapi_worker_cpu_seconds", "CPU time since its start.", labels=labels)
-    throttled = CounterMetricFamily("uapi_worker_throttled_seconds", "Held back by its CPU cap.", labels=labels)
-    restarts = CounterMetricFamily("uapi_worker_restarts", "Times it was started again.", labels=labels)
+    workers = observed.workers or ()
     counts: dict[tuple[str, str], int] = {}
-    for worker in observed.workers or ():
+    for worker in workers:
         state = pool.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
         counts[worker.agent, state] = counts.get((worker.agent, state), 0) + 1
-        values = [worker.agent, worker.worker_id]
-        memory.add_metric(values, worker.usage.memory_bytes)
-        cpu.add_metric(values, worker.usage.cpu_seconds)
-        throttled.add_metric(values, worker.usage.throttled_seconds)
-        restarts.add_metric(values, worker.restarts)
+    states = GaugeMetricFamily("uapi_workers", "Workers by state.", labels=["agent", "state"])
     for (agent, state), count in sorted(counts.items()):
         states.add_metric([agent, state], count)
-    yield from (states, memory, cpu, throttled, restarts)
+    yield states
+    yield from worker_metrics.families(workers)

@@ -17,6 +17,8 @@ VERBS = {
     "history": "List an agent's revisions, newest first.",
     "scale": "Set how many workers an agent has, or what each of them gets.",
     "logs": "Show what an agent's workers wrote.",
+    "metrics": "Show what an agent's workers use: CPU, memory, network, GPUs.",
+    "monitor": "Follow what an agent's workers use, until Ctrl-C.",
     "debug": "Attach a debugger to a worker that runs with --debug.",
     "init": "Write a new agent project that runs at once.",
     "build": "Build an image of a project.",

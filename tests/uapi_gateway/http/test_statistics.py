@@ -40,7 +40,7 @@ WORKERS = {"a-01": "a"}
 
 
 def observation() -> Observation:
-    worker = pool.Worker(worker_id="a-01", agent="a", state=pool.WORKER_STATE_READY, restarts=2)
+    worker = pool.Worker(worker_id="a-01", agent="a", state=pool.WORKER_STATE_READY, restarts=2, pid=7)
     worker.usage.memory_bytes, worker.usage.cpu_percent, worker.usage.cpu_seconds = 12_000_000, 25.4, 7.5
     worker.ready_at.seconds = int(NOW) - 9000
     node = pool.GetNodeResponse(capacity=pool.NodeResources(cpu_millis=2000, memory_bytes=10**9))
