@@ -1,9 +1,9 @@
 """A limit on what the processes of a control group send and receive: a BPF program in each direction.
 
-It counts and drops what goes through the group's IP sockets, wherever it goes, so a worker in the host's own network
-namespace is limited and nothing of the host's is touched. A packet costs the time that it takes at the limit; what
-would have to wait for longer than `_PATIENCE_NS` is dropped, and TCP slows down. It needs a version 2 group, which may
-be in a hierarchy without any controllers, beside version 1.
+It counts and drops what goes through the group's IP sockets, wherever it goes (loopback, too), so a worker in the
+host's own network namespace is limited and nothing of the host's is touched. A packet costs the time that it takes at
+the limit; what would have to wait for longer than `_PATIENCE_NS` is dropped, and TCP slows down. It needs a version 2
+group, which may be in a hierarchy without any controllers, beside version 1.
 """
 
 import ctypes
