@@ -41,6 +41,9 @@ class BusyHierarchy(Hierarchy):
     def prepare(self) -> None:
         raise OSError(errno.EBUSY, "Device or resource busy")
 
+    def network_unlimited(self) -> str:
+        return "it is busy"
+
     def group(self, name: str) -> Group:
         raise AssertionError(name)
 

@@ -367,7 +367,7 @@ def test_tag_push_and_pull(agent: Agent, record: Record) -> None:
     assert (result.out.splitlines()[1], result.err) == (f"Run it:  agent run {there}", "fetching the code\n")
     assert json.loads(agent("pull", there, "-o", "json").out)["reference"] == there
     assert json.loads(agent("push", there, "-o", "json").out)["pushed"] == there
-    for argv in (["tag", "my-agent", "a:b:c"], ["push", "-r.com/a"], ["pull", "a:b:c"]):
+    for argv in (["tag", "my-agent", "a:b:c"], ["push", "A/b"], ["pull", "a:b:c"]):
         assert agent(*argv).status == 13
 
 
