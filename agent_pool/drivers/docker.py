@@ -102,6 +102,8 @@ class DockerDriver(Driver):
             else Enforcement(what, False, why)
             for what, field in caps.items()
         ]
+        filtered = any(option.startswith("name=seccomp") for option in info.get("SecurityOptions") or ())
+        missing = "the engine filters no system calls; its kernel needs CONFIG_SECCOMP"
         root = os.geteuid() == 0
         uid = "a uid of its own for each worker" if root else "the platform's own uid: run as root for one each"
         return [
@@ -110,6 +112,9 @@ class DockerDriver(Driver):
             Enforcement("network", True, "a network namespace for each worker, with nothing in it"),
             Enforcement("filesystem", True, "the container image, read-only"),
             Enforcement("process", True, f"no capabilities, no new privileges, {uid}"),
+            Enforcement(
+                "seccomp", filtered, "the engine's filter, or a stricter one of ours" if filtered else missing
+            ),
         ]
 
     async def choose(self) -> str:

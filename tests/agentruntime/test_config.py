@@ -188,7 +188,6 @@ def test_json_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"mode": "container"}, "mode 'container' is not available"),
         ({"mode": "serverless"}, "mode 'serverless' is not available"),
     ],
 )
@@ -197,6 +196,8 @@ def test_what_was_written_and_cannot_be_done_is_refused(data: dict[str, Any], sa
         RuntimeConfig.from_dict(data).check_supported()
 
 
-@pytest.mark.parametrize("data", [{}, {"mode": "native"}, {"scaling": {"auto_scale": True, "max_replicas": 3}}])
+@pytest.mark.parametrize(
+    "data", [{}, {"mode": "native"}, {"mode": "container"}, {"scaling": {"auto_scale": True, "max_replicas": 3}}]
+)
 def test_what_can_be_done_passes(data: dict[str, Any]) -> None:
     RuntimeConfig.from_dict(data).check_supported()

@@ -21,6 +21,12 @@ _TITLES = {
     "seccomp": "system call filter",
     "network_limit": "network limit",
     "gpu": "GPUs",
+    "engine": "engine",
+}
+_MODES = {
+    pool_pb2.RUNTIME_MODE_UNSPECIFIED: "",
+    pool_pb2.RUNTIME_MODE_NATIVE: "native",
+    pool_pb2.RUNTIME_MODE_CONTAINER: "container",
 }
 
 
@@ -62,7 +68,10 @@ def machine(node: pool_pb2.GetNodeResponse) -> list[Finding]:
         f"{units.format_size(free_bytes)} of {units.format_size(node.capacity.memory_bytes)} memory and "
         f"{node.capacity.gpus - node.reserved.gpus} of {node.capacity.gpus} GPUs are free"
     )
-    enforced = [Finding(_TITLES.get(item.what, item.what), item.enforced, item.detail) for item in node.enforcement]
+    enforced = [
+        Finding(f"{_MODES[item.mode]} {_TITLES.get(item.what, item.what)}".strip(), item.enforced, item.detail)
+        for item in node.enforcement
+    ]
     return [Finding("resources", True, capacity), *enforced]
 
 

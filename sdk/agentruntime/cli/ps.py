@@ -15,6 +15,8 @@ from agentruntime.client.sync import Client
 _WORKERS = ["WORKER", "STATE", "REVISION", "PID", "RESTARTS", "CPU", "MEMORY", "UP", "REASON"]
 _AGENTS = ["AGENT", "STATE", "IMAGE", "REVISION", "WORKERS", "SCALING", "STATUS"]
 _NOTHING = ["-"] * 5
+# As `docker ps` shows them.
+_SHORT_ID = 12
 
 
 def command(
@@ -45,7 +47,18 @@ def command(
     elif agents:
         output.print_table(_AGENTS, [*map(_agent_row, mine), *map(_outside_agent_row, outside)])
     else:
-        output.print_table(_WORKERS, list(_rows(mine, outside, time.time())))
+        _print_workers(list(_rows(mine, outside, time.time())), workers)
+
+
+def _print_workers(rows: list[list[str]], workers: Iterable[pool_pb2.Worker]) -> None:
+    """With the containers, if there are any."""
+    containers = {worker.worker_id: worker.container_id[:_SHORT_ID] for worker in workers if worker.container_id}
+    if not containers:
+        output.print_table(_WORKERS, rows)
+        return
+    place = _WORKERS.index("PID") + 1
+    wider = [[*row[:place], containers.get(row[0], "-"), *row[place:]] for row in rows]
+    output.print_table([*_WORKERS[:place], "CONTAINER", *_WORKERS[place:]], wider)
 
 
 def _deployments(client: Client, agent: str | None, workers: Iterable[pool_pb2.Worker]) -> list[pool_pb2.Deployment]:

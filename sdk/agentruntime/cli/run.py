@@ -64,6 +64,8 @@ def command(
         after = run(client, request, quiet=as_json)
     deployment.show(after, as_json=as_json)
     if not as_json:
+        if not request.settings.mode:
+            output.note(f"note: {_mode_of(after)}")
         _say_how_to_call(after)
 
 
@@ -138,6 +140,16 @@ def _update(client: Client, request: pool_pb2.RunAgentRequest, *, quiet: bool) -
 
 def _agent_of(request: pool_pb2.RunAgentRequest) -> str:
     return request.agent or names.ImageReference.parse(request.image).agent
+
+
+def _mode_of(of: pool_pb2.Deployment) -> str:
+    """Where nobody asked for a mode, which it is, and why."""
+    if of.settings.mode == pool_pb2.RUNTIME_MODE_CONTAINER:
+        return "it runs in containers, since nobody asked otherwise and a container engine answers (or --native)"
+    return (
+        "it runs as processes, since nobody asked otherwise and no container engine answered, or it ran so before; "
+        "`agent doctor` says what is there (or --container)"
+    )
 
 
 def _say_how_to_call(of: pool_pb2.Deployment) -> None:

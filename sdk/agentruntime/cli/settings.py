@@ -13,7 +13,6 @@ from agentruntime import errors
 from agentruntime.config import RuntimeConfig
 from agentruntime.sections import Compression, HealthFailureAction, LoadBalancer, LogFormat, SecurityContext
 
-_RUN = ("run",)
 _REVISION = ("run", "update")
 _NUMBER = ("run", "scale")
 _EVERY = ("run", "update", "scale")
@@ -52,6 +51,7 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
         Flag("--gpu", int, "resources.gpu", _EVERY, "Whole GPUs.", "N"),
     ),
     "What workers run with": (
+        Flag("--native/--container", bool, "mode", _REVISION, "As processes, or as containers of a Docker engine."),
         Flag("--venv", Path, "venv", _REVISION, "Python virtual environment, on the pool's machine.", "PATH"),
         Flag("--env,-e", Environment, "env", _REVISION, "Environment; may be repeated.", "NAME=VALUE"),
         Flag("--debug/--no-debug", bool, "debug", _REVISION, "Let `agent debug` attach a debugger."),
@@ -159,7 +159,6 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
         Flag("--cache-size", str, "cache.size", _REVISION, "Of all kept answers; 100MB.", "SIZE"),
     ),
     None: (
-        Flag("--native", bool, "mode", _RUN, "Run as processes; what this version always does."),
         Flag("--allow-unenforced", bool, "allow_unenforced", _EVERY, "Run although a limit cannot be enforced here."),
     ),
 }
@@ -227,7 +226,7 @@ def _parameter(flag: Flag, panel: str | None) -> inspect.Parameter:
 def _read(written: str, value: Any) -> tuple[str, Any]:
     """A flag's value as the configuration file has it."""
     if written == "--native":
-        return written, "native"
+        return written, "native" if value else "container"
     if written == "--venv":
         return written, str(value.absolute())
     return written, _environment(value) if written == "--env" else value

@@ -30,7 +30,8 @@ DONE: list[tuple[str, dict[str, Any]]] = [
     (f"{RUN} --memory 1GB", settings(resources={"memory_bytes": GB})),
     (f"{RUN} --cpu 2", settings(resources={"cpu_millis": 2000})),
     (f"{RUN} --gpu 1", settings(resources={"gpus": 1})),
-    (f"{RUN} --native", {}),
+    (f"{RUN} --native", settings(mode="RUNTIME_MODE_NATIVE")),
+    (f"{RUN} --container", settings(mode="RUNTIME_MODE_CONTAINER")),
     (f"{RUN} --venv /venv", settings(venv="/venv")),
     (f"{RUN} --network host", settings(network="NETWORK_MODE_HOST")),
     (f"{RUN} --network isolated", settings(network="NETWORK_MODE_ISOLATED")),
@@ -165,9 +166,10 @@ def test_flags(agent: Agent, record: Record, flags: str, asks: dict[str, Any]) -
 
 
 def test_the_document_s_file(agent: Agent, record: Record) -> None:
-    Path("runtime-config.yaml").write_text(DOCUMENT_FILE.replace("mode: container", "mode: native"))
+    Path("runtime-config.yaml").write_text(DOCUMENT_FILE)
     assert agent("run", "my-agent:latest", "--max", "4").status == 0
     assert sent(record) == settings(
+        mode="RUNTIME_MODE_CONTAINER",
         resources={"memory_bytes": 2 * GB, "cpu_millis": 2000, "gpus": 1},
         health_check={"interval_seconds": 30.0, "timeout_seconds": 10.0, "retries": 3},
         scaling={"auto_scale": True, "min_replicas": 2, "max_replicas": 4, "cpu_threshold_percent": 80.0},

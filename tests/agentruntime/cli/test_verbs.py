@@ -59,12 +59,20 @@ def test_run_sends_what_was_set_and_nothing_else(agent: Agent, record: Record) -
     )
     assert result.status == 0
     expected = pool_pb2.RunAgentRequest(image="my-agent:1.0", replicas=0)
+    expected.settings.mode = pool_pb2.RUNTIME_MODE_NATIVE
     expected.settings.env["A"] = "b=c"
     expected.settings.resources.memory_bytes = 2 * 10**9
     expected.settings.resources.cpu_millis = 2000
     assert record.requests == [expected]
     assert result.out.startswith("my-agent sleeps and has my-agent:1.0; the next call wakes it\n")
     assert "note: the network is not isolated here" in result.err
+
+
+def test_run_says_which_mode_where_nobody_asked(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "note: it runs as processes" in agent("run", "my-agent").err
+    assert "note: it runs" not in agent("run", "my-agent", "--native").err
+    monkeypatch.setenv("AGENT_RUNTIME_MODE", "native")
+    assert "note: it runs" not in agent("run", "my-agent").err
 
 
 def test_run_says_how_to_call(agent: Agent) -> None:
@@ -135,9 +143,9 @@ def test_run_refuses(agent: Agent, record: Record, argv: list[str], says: str, s
 
 
 def test_run_refuses_what_was_set_and_is_not_there(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENT_RUNTIME_MODE", "container")
+    monkeypatch.setenv("AGENT_RUNTIME_MODE", "serverless")
     result = agent("run", "my-agent")
-    assert (result.status, "mode 'container' is not available" in result.err) == (19, True)
+    assert (result.status, "mode 'serverless' is not available" in result.err) == (19, True)
     assert agent("run", "my-agent", "--native").status == 0
     assert agent("ps").status == 0
 
@@ -344,7 +352,7 @@ def test_tag_push_and_pull(agent: Agent, record: Record) -> None:
     assert (result.out.splitlines()[1], result.err) == (f"Run it:  agent run {there}", "fetching the code\n")
     assert json.loads(agent("pull", there, "-o", "json").out)["reference"] == there
     assert json.loads(agent("push", there, "-o", "json").out)["pushed"] == there
-    for argv in (["tag", "my-agent", "a:b:c"], ["push", "-r.com/a"], ["pull", "a:b:c"]):
+    for argv in (["tag", "my-agent", "a:b:c"], ["push", "A/b"], ["pull", "a:b:c"]):
         assert agent(*argv).status == 13
 
 
