@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(300),  # the first container makes its image
 ]
+_NONE = "open('/tmp/x', 'w').close()"
 MODES = {"native": pb.RUNTIME_MODE_NATIVE, "container": pb.RUNTIME_MODE_CONTAINER}
 
 
@@ -56,12 +57,15 @@ async def test_a_worker_is_held(cell: Cell, attempt: Attempt) -> None:
     assert answer.startswith(HELD), answer
 
 
-@pytest.mark.parametrize("attempt", AT_IMPORT, ids=lambda attempt: attempt.name.replace(" ", "-"))
-async def test_an_import_is_held(cell: Cell, attempt: Attempt) -> None:
-    answer = await cell.at_import(cell.fill(attempt))
-    assert answer.startswith(HELD), answer
+async def test_an_import_is_held(cell: Cell) -> None:
+    *answers, none = await cell.at_import([*map(cell.fill, AT_IMPORT), _NONE])
+    assert [
+        (attempt.name, answer)
+        for attempt, answer in zip(AT_IMPORT, answers, strict=True)
+        if not answer.startswith(HELD)
+    ] == []
+    assert none == "escaped"
 
 
 async def test_an_attempt_that_is_none_succeeds(cell: Cell) -> None:
-    assert await cell.inside("open('/tmp/x', 'w').close()") == "escaped"
-    assert await cell.at_import("open('/tmp/x', 'w').close()") == "escaped"
+    assert await cell.inside(_NONE) == "escaped"
