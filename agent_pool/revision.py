@@ -175,6 +175,8 @@ class Spec(BaseModel):
             memory_bytes=self.resources.memory_limit_bytes,
             cpu_millis=self.resources.cpu_limit_millis,
             pids=self.resources.pids_limit,
+            # What has no network but its own loopback has none to be limited.
+            network_bps=self.isolation.network_limit_bps or None if self.network == "host" else None,
         )
 
     def same_as(self, other: "Spec") -> bool:

@@ -22,6 +22,8 @@ class Limits:
     memory_bytes: int | None = None
     cpu_millis: int | None = None
     pids: int | None = None
+    # In each direction, in bits per second; set when the group is made, and not moved.
+    network_bps: int | None = None
 
     @property
     def cpu_quota_us(self) -> int | None:
@@ -74,6 +76,14 @@ class Group(ABC):
         """CPU time used, in seconds; the one counter that is read often."""
 
     @abstractmethod
+    def limit_network(self, bits_per_s: int) -> None:
+        """Limits a group that nothing is in yet.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+
+    @abstractmethod
     def kill(self) -> None:
         """Sends SIGKILL to everything in the group, and does not wait for it to die."""
 
@@ -82,7 +92,8 @@ class Group(ABC):
         opened: list[int] = []
         try:
             for directory in self.directories():
-                opened.append(os.open(directory / self.entrance, os.O_WRONLY | os.O_CLOEXEC))
+                entrance = self.entrance if (directory / self.entrance).exists() else "cgroup.procs"
+                opened.append(os.open(directory / entrance, os.O_WRONLY | os.O_CLOEXEC))
         except OSError:
             for descriptor in opened:
                 os.close(descriptor)
@@ -131,6 +142,10 @@ class Hierarchy(ABC):
     enforceable: frozenset[str]
 
     @abstractmethod
+    def network_unlimited(self) -> str:
+        """Why the network of a group cannot be limited, or ""."""
+
+    @abstractmethod
     def prepare(self) -> None:
         """Makes the directory that holds the groups.
 
@@ -157,6 +172,8 @@ class Hierarchy(ABC):
             for directory in group.directories():
                 directory.mkdir()
             group.limit(limits)
+            if limits.network_bps and not self.network_unlimited():
+                group.limit_network(limits.network_bps)
         except OSError:
             group.remove()
             raise

@@ -84,7 +84,8 @@ def hierarchy(mounts: Mounts, home: Path) -> Hierarchy | None:
         if "memory" in unified.enforceable:
             return unified
     usable = {controller: path for controller, path in mounts.v1.items() if os.access(path, os.W_OK)}
-    return HierarchyV1(usable, name) if usable else None
+    beside = mounts.v2 if mounts.v2 and os.access(mounts.v2, os.W_OK) else None
+    return HierarchyV1(usable, name, beside) if usable else None
 
 
 def _without_leaf(own: Path, name: str) -> Path:

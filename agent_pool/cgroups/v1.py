@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent_pool.cgroups import base
+from agent_pool.cgroups import base, network
 from agent_pool.cgroups.base import CPU_PERIOD_US, Counters, Group, Hierarchy, Limits
 
 _NS_PER_S = 1e9
@@ -16,12 +16,14 @@ class HierarchyV1(Hierarchy):
     Args:
         parents: the directory of our own process per controller.
         name: of the directory made below each.
+        unified: the directory of our own process in a version 2 hierarchy beside them, if there is one that may be
+            written: the groups whose network is limited are there, too.
     """
 
     name = "cgroup v1"
 
-    def __init__(self, parents: Mapping[str, Path], name: str) -> None:
-        self._parents = dict(parents)
+    def __init__(self, parents: Mapping[str, Path], name: str, unified: Path | None = None) -> None:
+        self._unified = unified / name if unified else None
         # cpu and cpuacct are often one mount.
         self._directories = {controller: parent / name for controller, parent in parents.items()}
         self.enforceable = frozenset(self._directories) & {"memory", "cpu", "pids"}
@@ -31,7 +33,13 @@ class HierarchyV1(Hierarchy):
             directory.mkdir(exist_ok=True)
 
     def group(self, name: str) -> Group:
-        return GroupV1(name, {controller: directory / name for controller, directory in self._directories.items()})
+        directories = {controller: directory / name for controller, directory in self._directories.items()}
+        return GroupV1(name, directories, self._unified / name if self._unified else None)
+
+    def network_unlimited(self) -> str:
+        return (
+            network.missing() if self._unified else "it wants a hierarchy of control groups version 2, to be written"
+        )
 
     def names(self) -> list[str]:
         found: set[str] = set()
@@ -47,7 +55,8 @@ class HierarchyV1(Hierarchy):
                     directory.rmdir()
 
     def _unique(self) -> list[Path]:
-        return list(dict.fromkeys(self._directories.values()))
+        unified = [self._unified] if self._unified else []
+        return [*dict.fromkeys(self._directories.values()), *unified]
 
 
 class GroupV1(Group):
@@ -57,13 +66,20 @@ class GroupV1(Group):
     # 5 to 26 ms (docs/decisions/0023-waking.md).
     entrance = "tasks"
 
-    def __init__(self, name: str, directories: Mapping[str, Path]) -> None:
+    def __init__(self, name: str, directories: Mapping[str, Path], unified: Path | None = None) -> None:
         super().__init__(name)
         self._by_controller = dict(directories)
         self._unique = list(dict.fromkeys(self._by_controller.values()))
+        self._unified = unified
 
     def directories(self) -> list[Path]:
-        return self._unique
+        limited = self._unified is not None and self._unified.is_dir()
+        return [*self._unique, *([self._unified] if self._unified and limited else [])]
+
+    def limit_network(self, bits_per_s: int) -> None:
+        assert self._unified is not None
+        self._unified.mkdir()
+        network.limit(self._unified, bits_per_s)
 
     def limit(self, limits: Limits, *, lift: bool = False) -> None:
         memory, cpu, pids = (self._by_controller.get(name) for name in ("memory", "cpu", "pids"))

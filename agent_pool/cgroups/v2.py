@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from agent_pool.cgroups import base
+from agent_pool.cgroups import base, network
 from agent_pool.cgroups.base import CPU_PERIOD_US, Counters, Group, Hierarchy, Limits
 
 _WANTED = ("memory", "cpu", "pids")
@@ -44,6 +44,9 @@ class HierarchyV2(Hierarchy):
                 if attempt == _ENABLE_TRIES - 1:
                     raise
         self._enable(self._directory)
+
+    def network_unlimited(self) -> str:
+        return network.missing()
 
     def group(self, name: str) -> Group:
         return GroupV2(name, self._directory / name)
@@ -104,6 +107,9 @@ class GroupV2(Group):
             self._write("cpu.max", f"max {CPU_PERIOD_US}")
         if limits.pids is not None:
             self._write("pids.max", limits.pids)
+
+    def limit_network(self, bits_per_s: int) -> None:
+        network.limit(self._directory, bits_per_s)
 
     def counters(self) -> Counters:
         cpu = base.read_table(self._directory / "cpu.stat")

@@ -74,6 +74,7 @@ class ProcessDriver(Driver):
         root = os.geteuid() == 0
         refused = self._templates.sandbox_refused()
         unfiltered = seccomp.missing()
+        unlimited = self._hierarchy.network_unlimited() if self._hierarchy else why
         uid = "a uid of its own for each worker" if root else "the platform's own uid: run as root for one each"
         return [
             *found,
@@ -81,6 +82,7 @@ class ProcessDriver(Driver):
             Enforcement("filesystem", not refused, refused or "a read-only view of what a worker needs"),
             Enforcement("process", root and not refused, refused or uid),
             Enforcement("seccomp", not unfiltered, unfiltered or "a filter of system calls for each worker"),
+            Enforcement("network_limit", not unlimited, unlimited or "a BPF program on each limited worker's group"),
         ]
 
     async def check(self, revision: Revision) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -199,7 +199,7 @@ class Templates:
         group = self._group(revision.key)
         if group is not None and self._hierarchy is not None:
             await asyncio.to_thread(group.remove)  # of a template that died
-            limits = Limits(memory_bytes=revision.limits.memory_bytes, pids=revision.limits.pids)
+            limits = replace(revision.limits, cpu_millis=None)
             self._hierarchy.create(group.name, limits)
         path = self._socket(revision.key)
         workers = self.workers_dir(revision.agent)

@@ -46,7 +46,7 @@ WORKER_PACKAGES = (
     "typing-inspection",
 )
 # For workers that run with --debug, where the pool has it.
-_DEBUGGER = "debugpy"
+DEBUGGER = "debugpy"
 # Of the platform's code, what no worker needs: the command line, and projects that are images of their own.
 _LEFT_OUT = {
     "agentruntime": ("cli", "supervisor.py"),
@@ -118,7 +118,7 @@ def recipe(digest: str, bundle: Path, base_image: str) -> Recipe:
 
 
 def _head(base_image: str, manifest: AgentManifest) -> str:
-    debugger = [_DEBUGGER] if importlib.util.find_spec(_DEBUGGER) else []
+    debugger = [DEBUGGER] if importlib.util.find_spec(DEBUGGER) else []
     lines = [
         f"FROM {base_image}",
         "USER 0:0",

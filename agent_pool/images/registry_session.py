@@ -131,7 +131,7 @@ class RegistrySession:
         where = asked.get("realm", "")
         if urlsplit(where).scheme != "https" and not _is_loopback(urlsplit(where).netloc):
             raise errors.FailedPrecondition(f"the registry {self.host} wants a login over plain HTTP, at '{where}'")
-        if identity := known.get("IdentityToken"):
+        if identity := known.get("identitytoken"):
             form = {**what, "grant_type": "refresh_token", "client_id": "agentruntime", "refresh_token": identity}
             response = self._exchange("POST", where, data=form)
         else:
@@ -165,13 +165,17 @@ class RegistrySession:
 def credentials(host: str) -> Mapping[str, str]:
     """What Docker's configuration, or a helper program that it names, has for a registry; empty for nothing.
 
+    Of "username", "password" and "identitytoken".
+
     Raises:
         FailedPrecondition: the configuration or the helper fails.
     """
     try:
-        return auth.load_config().resolve_authconfig(auth.INDEX_NAME if host in _HUB else host) or {}
+        found = auth.load_config().resolve_authconfig(auth.INDEX_NAME if host in _HUB else host) or {}
     except DockerException as error:
         raise errors.FailedPrecondition(f"Docker's configuration has no usable login for {host}: {error}") from None
+    # From a file and from a helper they come in different spelling.
+    return {key.lower(): str(value) for key, value in found.items() if value}
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -193,7 +197,8 @@ def _is_loopback(netloc: str) -> bool:
 
 def _reason(error: requests.RequestException) -> str:
     inner = error.args[0] if error.args else error
-    return str(getattr(inner, "reason", inner))
+    # Without the connection object that urllib3 names first.
+    return str(getattr(inner, "reason", inner)).rpartition("): ")[2]
 
 
 def _words(response: requests.Response) -> str:

@@ -37,6 +37,24 @@ class Tester(Agent):
         return "spun"
 """
 
+SENDER = """\
+import socket, time
+from agentruntime import Agent
+
+class Tester(Agent):
+    def generate(self, prompt, *, temperature, max_tokens):
+        end = time.monotonic() + 2
+        with socket.create_connection(("127.0.0.1", int(prompt))) as connection:
+            while (left := end - time.monotonic()) > 0:
+                connection.settimeout(left)
+                try:
+                    connection.send(bytes(65536))
+                except TimeoutError:
+                    break
+        return "sent"
+"""
+SLOW_BPS = 20_000_000
+
 # A program of its own: gRPC makes its threads anew after a fork, and waits for as long as it may not.
 BOMB = """\
 import subprocess, sys
@@ -159,6 +177,34 @@ async def test_what_does_not_fit_is_refused(
     assert says in (failure.value.details() or "")
     assert not (await pool.pool.ListDeployments(pb.ListDeploymentsRequest())).deployments
     assert (await pool.pool.GetNode(pb.GetNodeRequest())).reserved == pb.NodeResources()
+
+
+async def test_a_worker_with_the_hosts_network_is_held_to_its_rate(pool: RunningPool) -> None:
+    await pool.build(harness.project("tester", code=SENDER))
+    settings = {"network": pb.NETWORK_MODE_HOST, "isolation": pb.Isolation(network_limit_bps=SLOW_BPS)}
+    # The second was a spare before.
+    for replicas in (1, 2):
+        deployment = await pool.run("tester:1.0.0", replicas=replicas, **settings)
+        assert not deployment.notes
+        assert deployment.settings.isolation.network_limit_bps == SLOW_BPS
+        assert SLOW_BPS / 2 < await _sent_bps(deployment.workers[-1].address) < 1.7 * SLOW_BPS
+    free = await pool.run("tester:1.0.0", agent="free", network=pb.NETWORK_MODE_HOST)
+    assert await _sent_bps(free.workers[0].address) > 10 * SLOW_BPS
+
+
+async def _sent_bps(address: str) -> float:
+    """What a worker sends to this process in two seconds."""
+    sent_bytes = 0
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent_bytes
+        while part := await reader.read(2**20):
+            sent_bytes += len(part)
+        writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        await harness.generate(address, str(server.sockets[0].getsockname()[1]))
+    return sent_bytes * 8 / 2
 
 
 async def test_a_gpu_that_is_not_there(pool: RunningPool) -> None:

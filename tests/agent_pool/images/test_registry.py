@@ -1,0 +1,178 @@
+"""Images in a real registry: there and back, with a login, and nothing that was tampered with."""
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import requests
+from agentruntime import errors
+from agentruntime.home import Home
+
+from agent_pool.images.catalog import Catalog
+from tests import registry
+from tests.agent_pool.harness import project
+from tests.registry import Registry
+
+pytestmark = pytest.mark.integration
+
+
+async def catalog_in(directory: Path) -> Catalog:
+    home = Home(directory)
+    for part in (home.images, home.bundles, home.state):
+        part.mkdir(parents=True)
+    made = Catalog(home, [], set)
+    await made.prepare()
+    return made
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> Catalog:
+    return await catalog_in(tmp_path / "here")
+
+
+@pytest.fixture
+async def elsewhere(tmp_path: Path) -> Catalog:
+    return await catalog_in(tmp_path / "elsewhere")
+
+
+async def built(catalog: Catalog, reference: str = "tester:1.0.0") -> str:
+    return (await catalog.build(io.BytesIO(project("tester")), reference, print)).digest
+
+
+async def test_there_and_back(here: Catalog, elsewhere: Catalog, tmp_path: Path) -> None:
+    said: list[str] = []
+    digest = await built(here)
+    (tmp_path / "r").mkdir()
+    with registry.serving(tmp_path / "r") as there:
+        name = f"{there.host}/team/sub/tester"
+        assert await here.push("tester:1.0.0", f"{name}:1.2.0", said.append) == digest
+        assert [line.split()[0] for line in said] == ["sending", "sending"]
+        # Under a tag, too; what is there is not sent again.
+        await here.tag("tester:1.0.0", f"{name}:other")
+        said.clear()
+        assert await here.push(f"{name}:other", "", said.append) == digest
+        assert all("is there already" in line for line in said)
+
+        pulled = await elsewhere.pull(f"{name}:1.2.0", said.append)
+        assert (pulled.reference, pulled.digest) == (f"{name}:1.2.0", digest)
+        opened = await elsewhere.open(f"{name}:1.2.0")
+        assert (opened.bundle / "app" / "tester.py").is_file()
+        assert f"{name}:1.2.0" in [image.reference for image in elsewhere.images()]
+
+        # As `agent run` finds it: here already, or there; by its digest, too.
+        assert await elsewhere.obtain(f"{name}:1.2.0") == "local"
+        await elsewhere.remove(f"{name}:1.2.0")
+        assert await elsewhere.obtain(f"{name}@{digest}") == there.host
+        assert elsewhere.find(f"{name}@{digest}").digest == digest
+        await elsewhere.remove(f"{name}@{digest}")
+        with pytest.raises(errors.ImageNotFound, match=f"{there.host} has no {name}:none"):
+            await elsewhere.obtain(f"{name}:none")
+        with pytest.raises(errors.ImageNotFound, match="there is"):
+            await elsewhere.obtain("echo:none")
+        with pytest.raises(errors.InvalidArgument, match="names no registry"):
+            await elsewhere.pull("team/tester:1", print)
+    with pytest.raises(errors.Unavailable, match="does not answer"):
+        await elsewhere.pull(f"{name}:1.2.0", print)
+
+
+async def test_what_was_tampered_with_is_refused_and_not_kept(
+    here: Catalog, elsewhere: Catalog, tmp_path: Path
+) -> None:
+    digest = await built(here)
+    (tmp_path / "r").mkdir()
+    before = sorted(path.name for path in (tmp_path / "elsewhere" / "images").rglob("*"))
+    with registry.serving(tmp_path / "r") as there:
+        name = f"{there.host}/tester"
+        await here.push("tester:1.0.0", f"{name}:1", print)
+        manifest = json.loads(there.blob(digest).read_bytes())
+        layer = there.blob(manifest["layers"][0]["digest"])
+        whole = layer.read_bytes()
+        for wrong in (whole[:-1] + bytes([whole[-1] ^ 1]), whole + b"more", whole[:-1]):
+            layer.write_bytes(wrong)
+            with pytest.raises((errors.DataLoss, errors.Unavailable)):
+                await elsewhere.pull(f"{name}:1", print)
+        layer.write_bytes(whole)
+        # A manifest that is another than its digest, named by digest and by tag.
+        there.blob(digest).write_bytes(json.dumps(manifest | {"annotations": {}}).encode())
+        for reference in (f"{name}@{digest}", f"{name}:1"):
+            with pytest.raises((errors.DataLoss, errors.FailedPrecondition, errors.Unavailable)):
+                await elsewhere.pull(reference, print)
+    assert sorted(path.name for path in (tmp_path / "elsewhere" / "images").rglob("*")) == before
+
+
+async def test_other_images_are_no_agents(elsewhere: Catalog, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    with registry.serving(tmp_path / "r") as there:
+        config = json.dumps({"os": "linux", "config": {}}).encode()
+        for content in (config, b"layer"):
+            put_blob(there, content)
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": described("application/vnd.oci.image.config.v1+json", config),
+            "layers": [described("application/vnd.oci.image.layer.v1.tar+gzip", b"layer")],
+        }
+        answer = requests.put(
+            f"http://{there.host}/v2/other/manifests/1",
+            json.dumps(manifest),
+            headers={"Content-Type": str(manifest["mediaType"])},
+            timeout=10,
+        )
+        assert answer.ok, answer.text
+        with pytest.raises(errors.FailedPrecondition, match="is no agent image"):
+            await elsewhere.pull(f"{there.host}/other:1", print)
+
+
+def described(kind: str, content: bytes) -> dict[str, object]:
+    return {"mediaType": kind, "digest": digest_of(content), "size": len(content)}
+
+
+def digest_of(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def put_blob(there: Registry, content: bytes) -> None:
+    begun = requests.post(f"http://{there.host}/v2/other/blobs/uploads/", timeout=10)
+    requests.put(begun.headers["Location"], content, params={"digest": digest_of(content)}, timeout=10)
+
+
+async def test_logins_are_docker_s(
+    here: Catalog, elsewhere: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r").mkdir()
+    config = tmp_path / "docker" / "config.json"
+    config.parent.mkdir()
+    monkeypatch.setenv("DOCKER_CONFIG", str(config.parent))
+    await built(here)
+    with registry.serving(tmp_path / "r", login=True) as there:
+        name = f"{there.host}/tester:1"
+        with pytest.raises(errors.Unauthenticated, match=f"`docker login {there.host}` first"):
+            await here.push("tester:1.0.0", name, print)
+        config.write_text(json.dumps({"auths": {there.host: {"auth": encoded(f"{registry.USER}:wrong")}}}))
+        with pytest.raises(errors.Unauthenticated, match="as somebody who may"):
+            await here.push("tester:1.0.0", name, print)
+        config.write_text(
+            json.dumps({"auths": {there.host: {"auth": encoded(f"{registry.USER}:{registry.PASSWORD}")}}})
+        )
+        await here.push("tester:1.0.0", name, print)
+
+        # From a helper program.
+        helper = tmp_path / "bin" / "docker-credential-tests"
+        helper.parent.mkdir()
+        helper.write_text(f'#!/bin/sh\necho \'{{"Username": "{registry.USER}", "Secret": "{registry.PASSWORD}"}}\'\n')
+        helper.chmod(0o755)
+        sh = Path(shutil.which("sh") or "/bin/sh")
+        monkeypatch.setenv("PATH", f"{helper.parent}:{sh.parent}")
+        config.write_text(json.dumps({"credHelpers": {there.host: "tests"}}))
+        assert (await elsewhere.pull(name, print)).reference == name
+        helper.write_text("#!/bin/sh\necho the keyring is locked; exit 1\n")
+        with pytest.raises(errors.FailedPrecondition, match="keyring is locked"):
+            await elsewhere.pull(name, print)
+
+
+def encoded(pair: str) -> str:
+    return base64.b64encode(pair.encode()).decode()
