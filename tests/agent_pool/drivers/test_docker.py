@@ -21,7 +21,6 @@ from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.slots import Slots
 from agent_pool.images.container import ContainerImages
 from agent_pool.logs import LogStore
-from agent_pool.settings import PoolSettings
 from tests import engine as engines
 from tests.agent_pool.harness import generate
 from tests.agent_worker import templates
@@ -113,7 +112,7 @@ class Stage:
 
 
 def _driver(home: Home, engine: engines.Engine, image: str) -> DockerDriver:
-    logs = LogStore(home.logs, PoolSettings().log_policy)
+    logs = LogStore(home.logs)
     return DockerDriver(home, logs, Engine(engine.address), lambda _: MadeImage(image), Slots())
 
 
