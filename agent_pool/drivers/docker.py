@@ -112,9 +112,7 @@ class DockerDriver(Driver):
             Enforcement("network", True, "a network namespace for each worker, with nothing in it"),
             Enforcement("filesystem", True, "the container image, read-only"),
             Enforcement("process", True, f"no capabilities, no new privileges, {uid}"),
-            Enforcement(
-                "seccomp", filtered, "the engine's filter, or a stricter one of ours" if filtered else missing
-            ),
+            Enforcement("seccomp", filtered, "a filter of system calls for each worker" if filtered else missing),
         ]
 
     async def choose(self) -> str:
