@@ -8,6 +8,7 @@ from agentruntime import names
 from agent_pool.asked import Asked, AskedPolicies
 from agent_pool.drivers.base import Launch, Prepared, Revision
 from agent_pool.lifecycle import LIVING, State
+from agent_pool.logs import LogPolicy
 from agent_pool.policies import Policies
 from agent_pool.revision import Spec
 from agent_pool.worker import Worker
@@ -63,6 +64,8 @@ class Deployment:
     asleep: bool = False
     # What goes on or went wrong last with the agent as a whole; see the proto.
     status: str = ""
+    # Why its log lines cannot be sent where they shall go; "" while they can.
+    log_trouble: str = ""
     roll: Roll | None = None
     # By key.
     workers: dict[str, Worker] = field(default_factory=dict)
@@ -87,8 +90,8 @@ class Deployment:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the current revision is not enforced here."""
-        return (*self.spec.notes, *self.spec.prepared.degraded)
+        """What of the current revision is not enforced here, and whether its log lines cannot be sent."""
+        return (*self.spec.notes, *self.spec.prepared.degraded, *filter(None, [self.log_trouble]))
 
     @property
     def target(self) -> int:
@@ -142,6 +145,14 @@ class Deployment:
     def spec_of(self, worker: Worker) -> Spec:
         """The revision that a worker is launched from."""
         return self.revisions[worker.revision]
+
+    @property
+    def log_policy(self) -> LogPolicy:
+        """How its logs are kept and sent."""
+        logging = self.policies.logging
+        living = frozenset({"template", *(worker.worker_id for worker in self.workers.values())})
+        as_objects = self.spec.log_format == "json"
+        return LogPolicy(logging.aggregator, logging.retention_s, logging.max_bytes, as_objects, living)
 
     def launch(self, worker: Worker) -> Launch:
         return Launch(worker.key, worker.worker_id, self.revision(worker.revision), worker.gpus)

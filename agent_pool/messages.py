@@ -250,7 +250,7 @@ def deployment(of: Deployment, stats: dict[str, Stats] | None = None) -> pb.Depl
         idempotent=of.spec.program.idempotent,
         asleep=of.asleep,
         settings=settings(of),
-        status=of.status,
+        status=of.status or of.log_trouble,
     )
 
 

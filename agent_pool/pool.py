@@ -20,6 +20,7 @@ from agent_pool.images.catalog import Catalog
 from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger
 from agent_pool.loading import Loader
+from agent_pool.logs import LogPolicy
 from agent_pool.rolling import Rolls
 from agent_pool.running import Runs
 from agent_pool.saving import Saver
@@ -314,6 +315,18 @@ class Pool:
             _, worker = self.worker(worker_id)
             _log.info("worker is suspected", worker_id=worker_id, reason=reason)
             worker.ask_now.set()
+
+    def log_policy(self, agent: str) -> LogPolicy:
+        """How an agent's logs are kept and sent; by default, where only its logs are left."""
+        deployment = self.find(agent)
+        return deployment.log_policy if deployment is not None else LogPolicy()
+
+    def note_logs(self, agent: str, trouble: str) -> None:
+        """Says of an agent why its log lines cannot be sent; "" once they can."""
+        deployment = self.find(agent)
+        if deployment is not None and deployment.log_trouble != trouble:
+            deployment.log_trouble = trouble
+            self.announce(agent)
 
     # --- for the parts of the pool -------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,8 @@ from agent_pool.image_service import ImageStoreService
 from agent_pool.images.catalog import Catalog
 from agent_pool.ledger import Ledger
 from agent_pool.logs import LogStore
+from agent_pool.logs import housekeeping as log_housekeeping
+from agent_pool.logs.shipping import Shipping
 from agent_pool.pool import Pool
 from agent_pool.scaling.autoscale import Autoscaler
 from agent_pool.service import AgentPoolService
@@ -58,7 +59,7 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     state = StateStore(home.state / "pool")
     mounts = detect.here()
     ledger = Ledger(machine.capacity(mounts))
-    logs = LogStore(home.logs, settings.log_policy)
+    logs = LogStore(home.logs, lambda agent: pool.log_policy(agent))  # noqa: PLW0108 — each needs the other
     engine = Engine(settings.docker_host)
     # One for each client, of which there is one: two images are not built at a time.
     container_images = functools.cache(functools.partial(_container_images, settings))
@@ -79,16 +80,21 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     await catalog.prepare()
     await pool.recover()
     server = await _listen(home, AgentPoolService(pool, logs), ImageStoreService(pool, catalog))
+    shipping = Shipping(logs, home.logs / "sent", pool.note_logs)
     autoscaler = Autoscaler(pool, settings.scale_windows, settings.backoff)
-    scaling = asyncio.create_task(autoscaler.run(settings.scale_interval_s))
-    housekeeping = asyncio.create_task(_keep_house(pool, logs, settings.housekeeping_interval_s))
+    chores = [
+        asyncio.create_task(autoscaler.run(settings.scale_interval_s)),
+        asyncio.create_task(_keep_house(pool, settings.housekeeping_interval_s)),
+        asyncio.create_task(log_housekeeping.keep(logs)),
+        asyncio.create_task(shipping.run()),
+    ]
     _log.info("pool serves", address=f"unix:{home.pool_socket}", capacity=vars(ledger.capacity))
     await stopped.wait()
     _log.info("pool stops")
-    housekeeping.cancel()
-    scaling.cancel()
+    for chore in chores:
+        chore.cancel()
     # Waited for, not awaited: what went wrong there must not keep the workers from being stopped.
-    await asyncio.wait([housekeeping, scaling])
+    await asyncio.wait(chores)
     closing = asyncio.create_task(pool.close(settings.stop_grace_s))
     await closing
     await server.stop(_CALLS_GRACE_S)
@@ -151,12 +157,11 @@ async def _listen(home: Home, agents: AgentPoolService, images: ImageStoreServic
     return server
 
 
-async def _keep_house(pool: Pool, logs: LogStore, interval_s: float) -> None:
+async def _keep_house(pool: Pool, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
         try:
             await asyncio.to_thread(pool.sample_usage)
-            await asyncio.to_thread(logs.maintain, time.time())
         except Exception as error:
             # A full disk, or a worker that leaves while it is measured; the next round tries again.
             _log.error("housekeeping failed", exc_info=error)

@@ -132,7 +132,10 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
             return [worker_id] if worker_id else self._logs.logs_of(agent)
 
         tail = request.tail if request.HasField("tail") else None
-        lines = self._logs.stream(agent, names, level=request.level, tail=tail, follow=request.follow)
+        since_s = request.since.ToNanoseconds() / 1e9 if request.HasField("since") else None
+        lines = self._logs.stream(
+            agent, names, level=request.level, tail=tail, follow=request.follow, since_s=since_s
+        )
         async for line in lines:
             yield messages.log_line(line)
 

@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from agent_pool.logs import LogPolicy
 from agent_pool.restart import Backoff
 from agent_pool.scaling.scaler import Windows
 
@@ -30,10 +29,6 @@ class PoolSettings(BaseSettings):
     scale_mean_s: float = Field(10.0, gt=0)
     scale_calm_s: float = Field(60.0, gt=0)
     scale_step_s: float = Field(2.0, gt=0)
-    log_rotate_bytes: int = Field(10_000_000, ge=65536)
-    log_keep_parts: int = Field(4, ge=0)
-    log_keep_agent_bytes: int = Field(200_000_000, ge=0)
-    log_keep_s: float = Field(30 * 86400.0, gt=0)
     # Of agents for which nobody asked one; "": containers where an engine answers.
     mode: Literal["", "native", "container"] = Field("", validation_alias="AGENT_RUNTIME_MODE")
     # As the engine's own programs read it; "" for the engine's usual socket.
@@ -51,10 +46,6 @@ class PoolSettings(BaseSettings):
     @property
     def scale_windows(self) -> Windows:
         return Windows(self.scale_mean_s, self.scale_calm_s, self.scale_step_s)
-
-    @property
-    def log_policy(self) -> LogPolicy:
-        return LogPolicy(self.log_rotate_bytes, self.log_keep_parts, self.log_keep_agent_bytes, self.log_keep_s)
 
     @property
     def worker_environment(self) -> dict[str, str]:

@@ -122,6 +122,8 @@ def run(
     linux.name_process(spec.worker_id)
     take_environment({**template.env, **spec.env})
     _reseed()
+    if spec.log_format == "json":
+        output.wrap(worker_id=spec.worker_id, agent=spec.agent)
     log.configure(spec.log_level, worker_id=spec.worker_id, agent=spec.agent, revision=spec.revision)
     stage = "import"
     try:
@@ -136,6 +138,8 @@ def run(
         traceback.print_exc()
         channel.tell("failed", stage=stage, error=report, traceback=traceback.format_exc())
         return _EXIT_FAILED
+    finally:
+        output.finish()
 
 
 def write_to(log_fd: int) -> None:

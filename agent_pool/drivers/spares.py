@@ -136,6 +136,7 @@ def any_worker(revision: Revision, slot: int) -> WorkerSpec:
         revision=revision.number,
         slot=slot,
         log_level=revision.log_level,
+        log_format=revision.log_format,
         concurrency=revision.concurrency,
         default_timeout_s=revision.default_timeout_s,
         queue=revision.queue,

@@ -197,7 +197,8 @@ def _is_loopback(netloc: str) -> bool:
 
 def _reason(error: requests.RequestException) -> str:
     inner = error.args[0] if error.args else error
-    return str(getattr(inner, "reason", inner))
+    # Without the connection object that urllib3 names first.
+    return str(getattr(inner, "reason", inner)).rpartition("): ")[2]
 
 
 def _words(response: requests.Response) -> str:

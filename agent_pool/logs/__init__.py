@@ -1,5 +1,6 @@
-"""Workers' logs: append-only files that processes write by themselves, rotated, kept for a while, read."""
+"""Workers' logs: append-only files that processes write by themselves, kept for a while, read, sent elsewhere."""
 
-from agent_pool.logs.store import LogPolicy, LogStore
+from agent_pool.logs.retention import LogPolicy
+from agent_pool.logs.store import LogStore
 
 __all__ = ["LogPolicy", "LogStore"]

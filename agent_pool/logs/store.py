@@ -3,45 +3,39 @@
 import asyncio
 import json
 import os
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from agent_pool.logs import lines, rotation
-from agent_pool.logs.lines import Line
+from agent_pool.logs import file, lines, past, retention
+from agent_pool.logs.lines import Line, Stamped
+from agent_pool.logs.past import Part
+from agent_pool.logs.retention import LogPolicy
 
 _SUFFIX = ".log"
 _LAST_WORDS = 12
 _LAST_BYTES = 8192
 _FOLLOW_INTERVAL_S = 0.1
-# A line longer than this is handed out in pieces.
-_LONGEST_LINE_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class LogPolicy:
-    """When a log is rotated, and what is kept. Per log unless it says otherwise."""
-
-    rotate_bytes: int = 10_000_000
-    keep_parts: int = 4
-    # Of all an agent's logs.
-    keep_agent_bytes: int = 200_000_000
-    # Of parts, and of logs that nobody has written to since.
-    keep_s: float = 30 * 86400.0
+# Lines handed on at a time.
+_BATCH = 500
+# A log at this part of its bound is looked at more often.
+_NEARLY_FULL = 0.5
+_TEMPLATE = "template"
 
 
 class LogStore:
-    """Logs below a directory: `agents/<agent>/<worker_id>.log`."""
+    """Logs below a directory: `agents/<agent>/<worker_id>.log`.
 
-    def __init__(self, root: Path, policy: LogPolicy) -> None:
+    `policy` says how an agent's are kept; it is asked each time.
+    """
+
+    def __init__(self, root: Path, policy: Callable[[str], LogPolicy] = lambda _: LogPolicy()) -> None:
         self._root = root
         self._agents = root / "agents"
-        self._policy = policy
-        # Bytes that rotation has cut off the front of a live file, so that a reader's place stays true.
-        self._cut: dict[Path, int] = {}
+        self.policy = policy
+        self._nearly_full: list[Path] = []
 
     def path(self, agent: str, worker_id: str) -> Path:
         return self._agents / agent / (worker_id + _SUFFIX)
@@ -57,9 +51,9 @@ class LogStore:
 
     def note(self, agent: str, worker_id: str, level: str, event: str, **fields: str) -> None:
         """Writes a line of the pool's own into a worker's log."""
-        time = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        moment = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         line = json.dumps(
-            {"event": event, **fields, "worker_id": worker_id, "agent": agent, "level": level, "time": time}
+            {"event": event, **fields, "worker_id": worker_id, "agent": agent, "level": level, "time": moment}
         )
         descriptor = self.open(agent, worker_id)
         try:
@@ -75,21 +69,25 @@ class LogStore:
         """The last lines of a log, each on its own line after a newline, "" if there are none.
 
         Args:
-            since: of the live file's size, in bytes, before which nothing counts.
+            since: of the file's size, in bytes, before which nothing counts.
         """
         try:
             with self.path(agent, worker_id).open("rb") as stream:
                 size = stream.seek(0, os.SEEK_END)
                 stream.seek(max(since, size - _LAST_BYTES, 0))
-                text = stream.read().decode(errors="replace")
+                text = stream.read().lstrip(b"\0").decode(errors="replace")
         except FileNotFoundError:
             return ""
         return "".join(f"\n{line}" for line in text.splitlines()[-_LAST_WORDS:])
 
     def size(self, agent: str, worker_id: str) -> int:
-        """Of the live file, in bytes."""
+        """Where a log ends, in bytes since its first one."""
         path = self.path(agent, worker_id)
         return path.stat().st_size if path.exists() else 0
+
+    def agents(self) -> list[str]:
+        """Those that have logs."""
+        return sorted(path.name for path in self._agents.iterdir()) if self._agents.is_dir() else []
 
     def logs_of(self, agent: str) -> list[str]:
         """Whose logs of an agent there are: worker ids, and "template"."""
@@ -103,29 +101,62 @@ class LogStore:
         agent = worker_id.rpartition("-")[0]
         return agent if agent and self.path(agent, worker_id).exists() else None
 
+    # --- keeping -------------------------------------------------------------------------------------------------
+
     def maintain(self, now_s: float) -> None:
-        """Rotates what is too large, and removes what is too old or too much. Blocks."""
-        if not self._agents.is_dir():
-            return
-        for directory in self._agents.iterdir():
-            for live in directory.glob(f"*{_SUFFIX}"):
-                if live.stat().st_size > self._policy.rotate_bytes:
-                    cut = rotation.rotate(live)
-                    self._cut[live] = self._cut.get(live, 0) + cut
-            for path in expired(_files(directory), self._policy, now_s):
-                path.unlink(missing_ok=True)
+        """Gives back what of all logs is too old or too much. Blocks."""
+        nearly_full = []
+        for agent in self.agents():
+            policy = self.policy(agent)
+            for name in self.logs_of(agent):
+                path = self.path(agent, name)
+                if self._keep(path, policy, now_s, living=name in policy.living) > _NEARLY_FULL * policy.max_bytes:
+                    nearly_full.append(path)
+            directory = self._agents / agent
+            for path in directory.iterdir():
+                # Of a platform before this one, which moved old lines to files of their own.
+                if path.suffix != _SUFFIX and now_s - path.stat().st_mtime > policy.retention_s:
+                    path.unlink()
             if not any(directory.iterdir()):
                 directory.rmdir()
+        self._nearly_full = nearly_full
 
-    def past(self, agent: str, names: list[str], level: str, tail: int | None) -> list[Line]:
+    def hold_bounds(self) -> None:
+        """Trims the logs that were nearly full lately. Blocks, but not for long: meant to be called often."""
+        for path in self._nearly_full:
+            try:
+                retention.shorten(path, self.policy(path.parent.name).max_bytes)
+            except FileNotFoundError:
+                continue
+
+    def _keep(self, path: Path, policy: LogPolicy, now_s: float, *, living: bool) -> int:
+        """How many bytes of a log are left."""
+        left = retention.shorten(path, policy.max_bytes)
+        oldest_s = now_s - policy.retention_s
+        if path.stat().st_mtime < oldest_s and not living:
+            path.unlink()
+            return 0
+        if left:
+            retention.drop_older(path, policy.max_bytes, oldest_s)
+        return left
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def past(
+        self, agent: str, names: list[str], *, level: str = "", tail: int | None = None, since_s: float | None = None
+    ) -> Iterator[Line]:
         """The lines there are, oldest first. Blocks."""
-        wanted = (
-            line for line in lines.merged(self._read(agent, name) for name in names) if lines.at_least(line, level)
-        )
-        return list(wanted) if tail is None else list(deque(wanted, maxlen=tail))
+        return self._past(agent, dict.fromkeys(names, -1), level, tail, since_s)
 
     async def stream(
-        self, agent: str, names: Callable[[], list[str]], *, level: str, tail: int | None, follow: bool
+        self,
+        agent: str,
+        names: Callable[[], list[str]],
+        *,
+        level: str,
+        tail: int | None,
+        follow: bool,
+        since_s: float | None = None,
     ) -> AsyncGenerator[Line, None]:
         """The lines there are, and with `follow` those to come.
 
@@ -137,123 +168,85 @@ class LogStore:
         """
         level = lines.check_level(level)
         # Places first, so that what is written while the past is read is neither lost nor told twice.
-        places = {name: self._end(agent, name) for name in names()} if follow else {}
-        readers = {name: _Reader(name, place) for name, place in places.items()}
-        for line in await asyncio.to_thread(self._before, agent, names(), places, level, tail):
-            yield line
+        readers = {name: self._reader(agent, name) for name in names()} if follow else {}
+        places = {name: reader.place for name, reader in readers.items()} or dict.fromkeys(names(), -1)
+        before = self._past(agent, places, level, tail, since_s)
+        while batch := await asyncio.to_thread(list, islice(before, _BATCH)):
+            for line in batch:
+                yield line
         while follow:
-            await asyncio.sleep(_FOLLOW_INTERVAL_S)
-            for name in names():
-                readers.setdefault(name, _Reader(name, 0))
+            readers = {name: readers.get(name) or _Reader(name) for name in names()}
             fresh = [self._fresh(agent, reader) for reader in readers.values()]
-            for line in lines.merged(fresh):
+            if not any(fresh):
+                await asyncio.sleep(_FOLLOW_INTERVAL_S)
+            stamped = lines.merged(fresh, time.time())
+            for line in _shown(agent, stamped, as_objects=self.policy(agent).as_objects):
                 if lines.at_least(line, level):
                     yield line
 
-    def _before(
-        self, agent: str, names: list[str], places: dict[str, int], level: str, tail: int | None
-    ) -> list[Line]:
-        if not places:
-            return self.past(agent, names, level, tail)
-        logs = [self._read(agent, name, until=place) for name, place in places.items()]
-        wanted = (line for line in lines.merged(logs) if lines.at_least(line, level))
-        return list(wanted) if tail is None else list(deque(wanted, maxlen=tail))
+    def _past(
+        self, agent: str, places: dict[str, int], level: str, tail: int | None, since_s: float | None
+    ) -> Iterator[Line]:
+        policy = self.policy(agent)
+        parts = [Part(label(name), self.path(agent, name), until, policy.max_bytes) for name, until in places.items()]
+        return _shown(agent, past.read(parts, level=level, tail=tail, since_s=since_s), as_objects=policy.as_objects)
 
-    def _end(self, agent: str, name: str) -> int:
-        """A place at the start of a line: the end of the last whole one, counted from the file's first byte ever."""
-        path = self.path(agent, name)
-        if not path.exists():
-            return 0
-        with path.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            start = max(0, size - _LONGEST_LINE_BYTES)
-            stream.seek(start)
-            whole = stream.read(size - start).rfind(b"\n") + 1
-        return self._cut.get(path, 0) + start + whole
-
-    def _read(self, agent: str, name: str, until: int | None = None) -> Iterator[Line]:
-        """All kept lines of one log."""
-        live = self.path(agent, name)
-        cut = self._cut.get(live, 0)
-        left: int | None = None if until is None else until - cut
-        pending = b""
-        for path in (*rotation.parts(live), live):
-            if not path.exists():
-                continue
-            with path.open("rb") as stream:
-                while piece := stream.read(2**16 if left is None or path != live else min(2**16, max(left, 0))):
-                    if left is not None and path == live:
-                        left -= len(piece)
-                    *whole, pending = (pending + piece).split(b"\n")
-                    yield from (_line(name, text) for text in whole)
-        if pending and until is None:
-            yield _line(name, pending)
+    def _reader(self, agent: str, name: str) -> "_Reader":
+        """One at the end of the last whole line."""
+        try:
+            with self.path(agent, name).open("rb") as stream:
+                status = os.fstat(stream.fileno())
+                return _Reader(name, status.st_ino, file.whole_until(stream.fileno(), status.st_size))
+        except FileNotFoundError:
+            return _Reader(name)
 
     def _fresh(self, agent: str, reader: "_Reader") -> list[Line]:
-        path = self.path(agent, reader.name)
         try:
-            with path.open("rb") as stream:
-                stream.seek(max(0, reader.place - self._cut.get(path, 0)))
-                piece = stream.read(_LONGEST_LINE_BYTES)
+            with self.path(agent, reader.name).open("rb") as stream:
+                return [past.parsed(label(reader.name), raw) for raw in reader.read(stream.fileno())]
         except FileNotFoundError:
             return []
-        end = piece.rfind(b"\n") + 1
-        if not end and len(piece) == _LONGEST_LINE_BYTES:
-            end = len(piece)
-        reader.place += end
-        return [_line(reader.name, text) for text in piece[:end].removesuffix(b"\n").split(b"\n")] if end else []
 
 
 class _Reader:
     """Where a follower stands in one log."""
 
-    def __init__(self, name: str, place: int) -> None:
+    def __init__(self, name: str, inode: int = 0, place: int = 0) -> None:
         self.name = name
         self.place = place
+        self._inode = inode
 
+    def read(self, descriptor: int) -> list[bytes]:
+        """The next whole lines."""
+        status = os.fstat(descriptor)
+        if status.st_ino != self._inode or status.st_size < self.place:
+            self._inode, self.place = status.st_ino, 0  # another log of that name
+        if status.st_size == self.place:
+            return []
+        return self._next(descriptor, status.st_size)
 
-@dataclass(frozen=True)
-class LogFile:
-    """What retention looks at."""
-
-    path: Path
-    size_bytes: int
-    written_s: float
-    # The file that a process may hold open.
-    live: bool
-
-
-def _files(directory: Path) -> list[LogFile]:
-    found = []
-    for path in directory.iterdir():
-        status = path.stat()
-        found.append(LogFile(path, status.st_size, status.st_mtime, path.name.endswith(_SUFFIX)))
-    return found
-
-
-def expired(files: list[LogFile], policy: LogPolicy, now_s: float) -> list[Path]:
-    """Which of an agent's log files go. Pure. Live files go by age only."""
-    gone = {file.path for file in files if now_s - file.written_s > policy.keep_s}
-    parts: dict[str, list[LogFile]] = {}
-    for file in files:
-        if not file.live and file.path not in gone:
-            parts.setdefault(file.path.stem, []).append(file)
-    for group in parts.values():
-        newest_first = sorted(group, key=lambda file: file.written_s, reverse=True)
-        gone.update(file.path for file in islice(newest_first, policy.keep_parts, None))
-    kept = sorted((file for file in files if file.path not in gone), key=lambda file: file.written_s, reverse=True)
-    total = sum(file.size_bytes for file in kept if file.live)
-    for file in kept:
-        if not file.live:
-            total += file.size_bytes
-            if total > policy.keep_agent_bytes:
-                gone.add(file.path)
-    return sorted(gone)
+    def _next(self, descriptor: int, size: int) -> list[bytes]:
+        self.place = max(self.place, file.first_data(descriptor, self.place))
+        piece = os.pread(descriptor, min(file.LONGEST_LINE_BYTES, size - self.place), self.place)
+        end = piece.rfind(b"\n") + 1
+        if not end and len(piece) == file.LONGEST_LINE_BYTES:
+            end = len(piece)
+        self.place += end
+        return piece[:end].removesuffix(b"\n").split(b"\n") if end else []
 
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def _line(name: str, raw: bytes) -> Line:
-    return lines.parse("" if name == "template" else name, raw.decode(errors="replace"))
+def label(name: str) -> str:
+    return "" if name == _TEMPLATE else name
+
+
+def _shown(agent: str, stamped: Iterable[Stamped], *, as_objects: bool) -> Iterator[Line]:
+    for time_s, line in stamped:
+        if as_objects and not line.text.startswith("{"):
+            text = json.dumps(lines.completed(line, agent, time_s), ensure_ascii=False)
+            yield Line(line.worker_id, text, line.level, time_s)
+        else:
+            yield line

@@ -132,6 +132,8 @@ class WorkerSpec:
     slot: int
     env: dict[str, str] = field(default_factory=dict)
     log_level: str = "INFO"
+    # "json": what it prints is kept as objects; "text": as it is.
+    log_format: str = "text"
     # Calls handled at a time.
     concurrency: int = 64
     # Calls that wait beyond those; more are refused.

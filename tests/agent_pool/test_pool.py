@@ -262,7 +262,7 @@ async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(
     home = Home(short_directory)
     home.create()
     settings = PoolSettings(drain_delay_s=0)
-    logs = LogStore(home.logs, settings.log_policy)
+    logs = LogStore(home.logs)
     driver = ProcessDriver(home, logs, None, settings.worker_environment)
     pool = Pool(settings, driver, Ledger(Capacity(2000, 10**10)), Catalog(home, [], set), StateStore(home.state))
     await pool.catalog.prepare()

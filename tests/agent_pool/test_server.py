@@ -6,29 +6,25 @@ from typing import cast
 
 from agent_pool import server
 from agent_pool.cgroups.base import Group, Hierarchy
-from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
 from tests.waiting import eventually
 
 
 class Racing:
-    """A pool whose worker leaves while it is measured, and a log store on a full disk."""
+    """A pool whose worker leaves while it is measured."""
 
     def __init__(self) -> None:
         self.rounds = 0
 
-    def sample_cpu(self) -> None:
+    def sample_usage(self) -> None:
         self.rounds += 1
         if self.rounds % 2:
             raise KeyError("tester-01")
 
-    def maintain(self, _now_s: float) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
 
 async def test_housekeeping_goes_on() -> None:
     racing = Racing()
-    task = asyncio.create_task(server._keep_house(cast(Pool, racing), cast(LogStore, racing), 0.001))
+    task = asyncio.create_task(server._keep_house(cast(Pool, racing), 0.001))
     await eventually(lambda: racing.rounds >= 5)
     assert not task.done()
     task.cancel()

@@ -26,7 +26,7 @@ async def test_a_start_that_fails_early_gives_back_its_slot_and_its_spare(short_
     home = Home(short_directory)
     home.create()
     settings = PoolSettings()
-    driver = ProcessDriver(home, LogStore(home.logs, settings.log_policy), None, settings.worker_environment)
+    driver = ProcessDriver(home, LogStore(home.logs), None, settings.worker_environment)
     revision = Revision(
         key="a@1", agent="a", number=1, image_digest="", bundle=str(templates.write_bundle(home.root / "b", m=ECHO)),
         entrypoint="m:A", services=(), env={}, log_level="INFO", venv="", host_network=False, agent_index=0,

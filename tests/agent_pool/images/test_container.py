@@ -5,6 +5,7 @@ import io
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import docker.errors
@@ -100,7 +101,7 @@ def _check_health(client: docker.DockerClient, image: str) -> None:
     container = client.containers.run(image, detach=True, network_mode="host", environment={"PORT": str(port)})
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=60, wait_for_ready=True)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     finally:

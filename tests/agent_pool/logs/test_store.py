@@ -1,23 +1,30 @@
-"""Rotation under a writer that never stops, reading across parts, following, and retention."""
+"""Reading, following, and keeping within bounds, under a writer that never stops."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from agentruntime import errors
 
-from agent_pool.logs import LogPolicy, LogStore, rotation
-from agent_pool.logs.store import LogFile, expired
+from agent_pool.logs import LogPolicy, LogStore
+from tests.waiting import eventually
 
 WRITER = "import sys\nfor n in range(int(sys.argv[1])): sys.stdout.write(f'line {n}\\n'); sys.stdout.flush()"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LogStore:
-    return LogStore(tmp_path, LogPolicy(rotate_bytes=65536, keep_parts=100))
+    return LogStore(tmp_path)
+
+
+def bounded(tmp_path: Path, policy: LogPolicy) -> LogStore:
+    return LogStore(tmp_path, lambda _: policy)
 
 
 def write(store: LogStore, worker_id: str, text: str) -> None:
@@ -26,41 +33,94 @@ def write(store: LogStore, worker_id: str, text: str) -> None:
     os.close(descriptor)
 
 
-def test_no_line_is_lost_while_it_is_rotated(store: LogStore) -> None:
-    count = 40_000
+def at(seconds: float, event: str, level: str = "info") -> str:
+    moment = datetime.fromtimestamp(seconds, UTC).isoformat()
+    return json.dumps({"event": event, "level": level, "time": moment}) + "\n"
+
+
+def texts(
+    store: LogStore, *names: str, level: str = "", tail: int | None = None, since_s: float | None = None
+) -> list[str]:
+    found = store.past("a", list(names), level=level, tail=tail, since_s=since_s)
+    return [json.loads(line.text)["event"] if line.text.startswith("{") else line.text for line in found]
+
+
+def writing(store: LogStore, code: str, *arguments: str) -> subprocess.Popen[bytes]:
     descriptor = store.open("a", "a-01")
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(count)], stdout=descriptor)
+    writer = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=descriptor)
     os.close(descriptor)
+    return writer
+
+
+def test_what_is_kept_is_the_end_whole_and_in_order(tmp_path: Path) -> None:
+    store = bounded(tmp_path, LogPolicy(max_bytes=200_000))
+    count = 40_000
+    writer = writing(store, WRITER, str(count))
     while writer.poll() is None:
         store.maintain(time.time())
+        store.hold_bounds()
     assert writer.returncode == 0
     store.maintain(time.time())
-    assert len(rotation.parts(store.path("a", "a-01"))) >= 2
-    assert [line.text for line in store.past("a", ["a-01"], "", None)] == [f"line {n}" for n in range(count)]
+    found = texts(store, "a-01")
+    assert 10_000 < len(found) < 20_000
+    assert found == [f"line {n}" for n in range(count - len(found), count)]
 
 
-def test_rotation_of_little(store: LogStore) -> None:
-    write(store, "a-01", "x\n")
-    assert rotation.rotate(store.path("a", "a-01")) == 0
-    write(store, "a-01", "")
-    assert [line.text for line in store.past("a", ["a-01"], "", None)] == ["x"]
+def test_order_of_time_over_workers(store: LogStore) -> None:
+    write(store, "a-01", at(1, "one") + "bare\n" + at(5, "five"))
+    write(store, "a-02", at(2, "two") + at(3, "three") + "half")
+    assert texts(store, "a-01", "a-02") == ["one", "bare", "two", "three", "half", "five"]
+    assert texts(store, "a-01", "a-02", tail=3) == ["three", "half", "five"]
+    assert texts(store, "a-01", "a-09") == ["one", "bare", "five"]
 
 
-def test_without_collapse_the_file_is_truncated(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "_collapse", lambda *_: False)
-    text = "".join(f"line {n}\n" for n in range(20_000))
-    write(store, "a-01", text)
-    store.maintain(time.time())
-    assert store.path("a", "a-01").stat().st_size == 0
-    write(store, "a-01", "more\n")
-    assert "".join(f"{line.text}\n" for line in store.past("a", ["a-01"], "", None)) == text + "more\n"
+def test_levels_and_tails(store: LogStore) -> None:
+    write(store, "a-01", at(1, "bad", "error") + "bare\n" + at(2, "hm", "warning") + at(3, "x", "debug"))
+    assert [line.level for line in store.past("a", ["a-01"])] == ["ERROR", "INFO", "WARNING", "DEBUG"]
+    assert texts(store, "a-01", level="WARNING") == ["bad", "hm"]
+    assert texts(store, "a-01", level="WARNING", tail=1) == ["hm"]
+    assert texts(store, "a-01", level="ERROR", tail=5) == ["bad"]
+    assert texts(store, "a-01", level="INFO", tail=2) == ["bare", "hm"]
+    assert texts(store, "a-01", tail=0) == []
+    assert store.last_words("a", "a-01").splitlines()[-1].startswith("{")
+    assert store.last_words("a", "a-09") == ""
+    assert store.agent_of("a-01") == "a"
+    assert store.agent_of("a-09") is None
+    assert store.agents() == ["a"]
 
 
-async def test_follow_across_a_rotation(store: LogStore) -> None:
+@pytest.mark.parametrize("count", [3, 30_000])
+def test_since(store: LogStore, count: int) -> None:
+    write(store, "a-01", "".join(at(n, str(n)) + f"bare {n}\n" for n in range(count)))
+    os.utime(store.path("a", "a-01"), (count, count))
+    assert texts(store, "a-01", since_s=count - 2)[:3] == [f"bare {count - 3}", str(count - 2), f"bare {count - 2}"]
+    assert texts(store, "a-01", since_s=count - 1, tail=3) == [
+        f"bare {count - 2}",
+        str(count - 1),
+        f"bare {count - 1}",
+    ]
+    assert texts(store, "a-01", since_s=count - 0.5) == [f"bare {count - 1}"]
+    assert texts(store, "a-01", since_s=count + 1) == []
+    assert len(texts(store, "a-01", since_s=0)) == 2 * count
+
+
+async def test_follow_while_it_is_trimmed_and_logs_come_and_go(tmp_path: Path) -> None:
+    store = bounded(tmp_path, LogPolicy(max_bytes=20_000))
     write(store, "a-01", "".join(f"old {n}\n" for n in range(10_000)))
     seen = []
-    stream = store.stream("a", lambda: store.logs_of("a"), level="", tail=2, follow=True)
-    async with asyncio.timeout(10):
+    asked: list[list[str]] = []
+
+    def names() -> list[str]:
+        asked.append(store.logs_of("a"))
+        return asked[-1]
+
+    async def succeed() -> None:
+        store.path("a", "a-02").unlink()
+        await eventually(lambda: asked[-1] == ["a-01"])
+        write(store, "a-02", "its successor\n")
+
+    stream = store.stream("a", names, level="", tail=2, follow=True)
+    async with asyncio.timeout(20):
         async for line in stream:
             seen.append(line.text)
             if line.text == "old 9999":
@@ -69,28 +129,53 @@ async def test_follow_across_a_rotation(store: LogStore) -> None:
                 write(store, "a-01", "f\n")
                 write(store, "a-02", "another\n")
             if line.text == "another":
+                succeeding = asyncio.create_task(succeed())
+            if line.text == "its successor":
                 break
+    await succeeding
     await stream.aclose()
-    assert seen == ["old 9998", "old 9999", "new 0", "new 1", "half", "another"]
+    assert seen == ["old 9998", "old 9999", "new 0", "new 1", "half", "another", "its successor"]
 
 
-def test_levels_and_tails(store: LogStore) -> None:
-    write(store, "a-01", '{"level": "error", "event": "bad"}\nbare\n')
-    assert [line.level for line in store.past("a", ["a-01"], "", None)] == ["ERROR", "INFO"]
-    assert [line.text for line in store.past("a", ["a-01"], "WARNING", None)] == [
-        '{"level": "error", "event": "bad"}'
-    ]
-    assert store.past("a", ["a-01"], "", 0) == []
-    assert store.last_words("a", "a-01").splitlines()[-1] == "bare"
-    assert store.last_words("a", "a-09") == ""
-    assert store.agent_of("a-01") == "a"
-    assert store.agent_of("a-09") is None
+async def test_a_level_that_is_none(store: LogStore) -> None:
+    with pytest.raises(errors.InvalidArgument):
+        await anext(store.stream("a", list, level="loud", tail=None, follow=False))
 
 
-def test_retention() -> None:
-    policy = LogPolicy(keep_parts=2, keep_agent_bytes=100, keep_s=1000)
-    live = LogFile(Path("w.log"), 50, 990, live=True)
-    parts = [LogFile(Path(f"w.log.{n}"), 30, 990 - n, live=False) for n in (1, 2, 3)]
-    assert expired([live, *parts], policy, now_s=1000) == [Path("w.log.2"), Path("w.log.3")]
-    assert expired([live, parts[0]], policy, now_s=1000) == []
-    assert expired([live, parts[0]], policy, now_s=5000) == [Path("w.log"), Path("w.log.1")]
+def test_lines_as_objects(tmp_path: Path) -> None:
+    store = bounded(tmp_path, LogPolicy(as_objects=True))
+    write(store, "a-01", at(1, "one", "error") + "of a child\n")
+    found = [json.loads(line.text) for line in store.past("a", ["a-01"])]
+    assert found[1] == {
+        "event": "of a child", "level": "info", "time": "1970-01-01T00:00:01Z", "worker_id": "a-01", "agent": "a",
+    }  # fmt: skip
+
+
+def test_retention_by_age(tmp_path: Path) -> None:
+    store = bounded(tmp_path, LogPolicy(retention_s=100, living=frozenset({"a-01", "a-02"})))
+    write(store, "a-01", at(1, "old") + "bare\n" + at(500, "new"))
+    for name in ("a-02", "a-03"):
+        write(store, name, at(1, "old"))
+        os.utime(store.path("a", name), (1, 1))
+    os.utime(store.path("a", "a-01"), (500, 500))
+    store.path("a", "a-01").with_suffix(".log.1").touch()
+    os.utime(store.path("a", "a-01").with_suffix(".log.1"), (1, 1))
+    store.maintain(550)
+    assert texts(store, "a-01") == ["bare", "new"]
+    # A process may hold it open.
+    assert store.logs_of("a") == ["a-01", "a-02"]
+    assert texts(store, "a-02") == []
+    write(store, "a-02", "more\n")
+    assert texts(store, "a-02") == ["more"]
+    assert len(list(store.path("a", "a-01").parent.iterdir())) == 2
+
+
+def test_logs_of_agents_that_are_gone(tmp_path: Path) -> None:
+    store = bounded(tmp_path, LogPolicy(retention_s=100))
+    write(store, "a-01", "x\n")
+    store.maintain(time.time())
+    assert store.agents() == ["a"]
+    store.maintain(time.time() + 200)
+    assert store.agents() == []
+    store.maintain(time.time())
+    store.hold_bounds()

@@ -67,6 +67,9 @@ DONE: list[tuple[str, dict[str, Any]]] = [
             "scaling": {"auto_scale": True, "min_replicas": 2, "max_replicas": 10, "cpu_threshold_percent": 80.0},
         },
     ),
+    (f"{RUN} --log-format json", settings(log_format="LOG_FORMAT_JSON")),
+    (f"{RUN} --log-aggregator fluentd", settings(logging={"aggregator": "fluentd://localhost:24224"})),
+    (f"{RUN} --log-retention 30d", settings(logging={"retention": "2592000s"})),
     ("agent logs my-agent-01 --follow", {"name": "my-agent-01", "follow": True}),
     ("agent logs my-agent-01 --level debug", {"name": "my-agent-01", "level": "DEBUG"}),
 ]
@@ -81,9 +84,6 @@ REFUSED = [
     f"{RUN} --api-key your-api-key",
     f"{RUN} --oauth2-client-id your-client-id",
     f"{RUN} --network-limit 100Mbps",
-    f"{RUN} --log-format json",
-    f"{RUN} --log-aggregator fluentd",
-    f"{RUN} --log-retention 30d",
 ]
 
 # What else the flags say, as `agent run` and, where the verb takes the flag, as `agent update`.
@@ -120,6 +120,7 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--no-optimize-throughput --no-debug", settings(serving={"optimize_throughput": False, "debug": False})),
     ("--no-cache-responses", settings(cache={"max_bytes": 0})),
     ("--cache-responses --cache-size 5MB", settings(cache={"max_bytes": 5 * MB})),
+    ("--log-max-size 5MB --log-aggregator none", settings(logging={"max_bytes": 5 * MB, "aggregator": "none"})),
     ("--allow-unenforced --gpu 0", {"allow_unenforced": True, "settings": {"resources": {"gpus": 0}}}),
 ]
 

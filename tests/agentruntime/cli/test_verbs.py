@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,20 @@ def test_logs(agent: Agent, record: Record) -> None:
     (line,) = agent("logs", "my-agent", "--tail", "1", "-f", "-o", "json").out.splitlines()
     assert json.loads(line)["line"] == "line 0"
     assert record.time_remaining_s is None or record.time_remaining_s > 10_000
+
+
+def test_logs_since(agent: Agent, record: Record) -> None:
+    (line, *_) = agent("logs", "my-agent", "--since", "10m", "--json").out.splitlines()
+    assert json.loads(line)["line"] == "line 0"
+    assert 595 < time.time() - record.requests[0].since.seconds < 700
+    agent("logs", "my-agent", "--since", "2026-01-31T12:00:00+01:00")
+    assert record.requests[1].since.ToJsonString() == "2026-01-31T11:00:00Z"
+    agent("logs", "my-agent")
+    assert not record.requests[2].HasField("since")
+    for wrong in ("yesterday", "2026-13-01T00:00:00Z", "9999999999999d"):
+        result = agent("logs", "my-agent", "--since", wrong)
+        assert result.status == 2
+        assert "write a duration" in " ".join(result.err.split())
 
 
 @pytest.mark.parametrize(

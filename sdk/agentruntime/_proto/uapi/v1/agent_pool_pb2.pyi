@@ -1620,7 +1620,7 @@ class ListWorkersRequest(_message.Message):
     agent: _builtins.str
     """Empty for all."""
     memory_share: _builtins.bool
-    """Fill in `memory_pss_bytes`, which takes about a millisecond for each process."""
+    """Fill in `memory_pss_bytes`, which takes some milliseconds for each process."""
     def __init__(
         self,
         *,
