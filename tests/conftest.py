@@ -27,7 +27,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         bare = Engine(where, "")
         with contextlib.closing(bare.client()) as client:
             reference = base_image.ensure(client)
-        yield Engine(where, reference)
+        made = Engine(where, reference)
+        before = made.agents_images()
+        yield made
+        # Only now: a test's image is quickly made as long as another one has its layers.
+        made.remove_images(made.agents_images() - before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,20 @@ class Engine:
 
     def client(self) -> docker.DockerClient:
         return docker.DockerClient(base_url=self.address)
+
+    def agents_images(self) -> set[str]:
+        """The ids of images that are upon the tests' base, and made of an agent image."""
+        with contextlib.closing(self.client()) as client:
+            [base, *_] = client.images.get(self.base_image).attrs["RootFS"]["Layers"]
+            found = client.images.list(filters={"label": "dev.agentruntime.agent-image"})
+            return {str(image.id) for image in found if image.attrs["RootFS"]["Layers"][:1] == [base]}
+
+    def remove_images(self, images: Iterable[str]) -> None:
+        with contextlib.closing(self.client()) as client:
+            for image in images:
+                # Gone with another, or of a container that is not the tests'.
+                with contextlib.suppress(docker.errors.APIError):
+                    client.images.remove(image)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -149,12 +149,12 @@ def _head(base_image: str, manifest: AgentManifest) -> str:
 
 
 def _tail(digest: str, recipe_digest: str) -> str:
-    return f"""LABEL {AGENT_IMAGE_LABEL}={digest}
-LABEL {RECIPE_LABEL}={recipe_digest}
-USER {_USER}
+    # Labels last and at once: what is found by them is whole, whatever became of the names of an image.
+    return f"""USER {_USER}
 WORKDIR {AGENT_DIRECTORY}/app
 EXPOSE {PORT}
 ENTRYPOINT ["python", "-P", "-m", "agent_worker.container"]
+LABEL {AGENT_IMAGE_LABEL}={digest} {RECIPE_LABEL}={recipe_digest}
 """
 
 

@@ -155,21 +155,6 @@ class Stage:
             found: list[Any] = client.api.containers(all=True, filters={"label": "dev.agentruntime.agent"})
         return {each["Id"] for each in found}
 
-    def container_images(self) -> set[str]:
-        """The ids of all images in the engine that were made of an agent image."""
-        if self.engine is None:
-            return set()
-        with contextlib.closing(self.engine.client()) as client:
-            found: list[Any] = client.api.images(filters={"label": "dev.agentruntime.agent-image"})
-        return {each["Id"] for each in found}
-
-    def remove_container_images(self, images: set[str]) -> None:
-        """Removes them, but not the layers below, which make the next test run quick."""
-        if self.engine is not None:
-            with contextlib.closing(self.engine.client()) as client:
-                for image in images:
-                    client.api.remove_image(image, force=True, noprune=True)
-
     def traces(self) -> set[str]:
         """What an agent may leave: containers, and sockets' directories."""
         return self.containers() | {str(path) for path in (self.home.run / "w").glob("*")}
@@ -194,7 +179,7 @@ def stage(driver: str, engine: Engine | None) -> Iterator[Stage]:
         }
         with Client(f"unix:{home.root}/run/gateway.sock", timeout_s=TIMEOUT_S) as client:
             made = Stage(driver, home, client, engine, environment)
-            before, images = made.containers(), made.container_images()
+            before = made.containers()
             try:
                 made.agent("up", "--grpc-port", "0", "--http-port", "0")
                 made.build("prober", "1.0.0")
@@ -202,4 +187,3 @@ def stage(driver: str, engine: Engine | None) -> Iterator[Stage]:
             finally:
                 made.agent("down")
             until(lambda: made.containers() <= before, 30)
-            made.remove_container_images(made.container_images() - images)

@@ -51,6 +51,24 @@ def test_json_logs(stage: Stage) -> None:
         assert all({"time", "level", "event"} <= line.keys() for line in lines)
 
 
+def test_log_aggregator(stage: Stage) -> None:
+    """With `--log-aggregator` lines are sent to a Fluentd server, too."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(_TIMEOUT_S)
+        aggregator = f"fluentd://127.0.0.1:{server.getsockname()[1]}"
+        with stage.running("shipped", logging=pb.Logging(aggregator=aggregator)):
+            stage.ask("shipped", "def answer(): print('a line that is sent', flush=True)")
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(_TIMEOUT_S)
+                heard = b""
+                while b"a line that is sent" not in heard:
+                    piece = connection.recv(2**16)
+                    assert piece, heard
+                    heard += piece
+            assert b"shipped-01" in heard
+
+
 def test_usage(seen: Stage) -> None:
     """A worker's use of CPU, memory and processes is measured."""
     before = seen.worker("seen-01").usage
@@ -60,6 +78,14 @@ def test_usage(seen: Stage) -> None:
     assert 5_000_000 < after.memory_bytes <= after.memory_peak_bytes < 512_000_000
     assert 0 < after.memory_pss_bytes < 512_000_000
     assert after.pids > 0
+
+
+def test_metrics(seen: Stage) -> None:
+    """`agent metrics` has a worker's figures."""
+    figures = json.loads(seen.agent("metrics", "seen-01", "-o", "json").stdout)
+    assert "seen-01" in json.dumps(figures)
+    assert "memory_bytes" in json.dumps(figures)
+    assert "seen-01" in seen.agent("metrics", "seen-01").stdout
 
 
 def test_debug(stage: Stage) -> None:
