@@ -109,24 +109,32 @@ def private() -> Iterator[str]:
         directory = Path(name)
         with (directory / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            daemon = _daemon(directory)
             try:
-                yield _start(directory)
+                yield _answer(directory, daemon)
             finally:
                 _end(directory)
+                daemon.wait(_STOP_S)
                 if not had_bridge:
                     subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
 
 
-def _start(directory: Path) -> str:
-    where = f"unix://{directory}/s"
+def _daemon(directory: Path) -> subprocess.Popen[bytes]:
     # It ends in an orderly way when whoever started it dies, however that was.
-    argv = ["setpriv", "--pdeathsig", "TERM", "dockerd", "--host", where, "--pidfile", f"{directory}/pid",
-            "--data-root", f"{directory}/data", "--exec-root", f"{directory}/exec"]  # fmt: skip
+    paths = {"host": f"unix://{directory}/s"} | {
+        name: f"{directory}/{name}" for name in ("pidfile", "data-root", "exec-root")
+    }
+    argv = ["setpriv", "--pdeathsig", "TERM", "dockerd", *(f"--{name}={path}" for name, path in paths.items())]
     with (directory / "log").open("w") as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
+
+
+def _answer(directory: Path, daemon: subprocess.Popen[bytes]) -> str:
+    """The engine's address, once it answers."""
+    where = f"unix://{directory}/s"
     deadline = time.monotonic() + _START_S
     while not _answers(where):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if daemon.poll() is not None or time.monotonic() > deadline:
             said = (directory / "log").read_text().strip().splitlines()
             raise NoEngineError(f"dockerd does not start: {said[-1] if said else 'it said nothing'}")
         time.sleep(_POLL_S)
@@ -142,7 +150,7 @@ def _end(directory: Path) -> None:
                 with contextlib.suppress(docker.errors.APIError):
                     container.remove(force=True)
     with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
-        daemon = psutil.Process(int((directory / "pid").read_text()))
+        daemon = psutil.Process(int((directory / "pidfile").read_text()))
         # The file may be older than the process that has the number now.
         if str(directory) in " ".join(daemon.cmdline()):
             daemon.terminate()

@@ -33,7 +33,7 @@ def test_a_killed_test_run_leaves_an_engine_that_the_next_one_removes() -> None:
         directory = Path(where.removeprefix("unix://")).parent
         assert directory.parent == Path(tempfile.gettempdir())
         client = docker.DockerClient(base_url=where)
-        daemon = psutil.Process(int((directory / "pid").read_text()))
+        daemon = psutil.Process(int((directory / "pidfile").read_text()))
         assert client.containers.list(all=True) == []
         client.close()
         # In the middle of a test run it is nobody's to remove.

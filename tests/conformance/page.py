@@ -13,6 +13,7 @@ from tests.conformance.stage import MODES
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 # The name under which a test notes that a driver refused, and why.
 REFUSED = "refused"
+_FAILED = "**no**"
 # By behaviour and driver.
 Results = dict[tuple[str, str], str]
 _HEAD = """\
@@ -37,8 +38,8 @@ def behaviour(test: Callable[..., Any]) -> str:
 def enter(results: Results, test: Callable[..., Any], driver: str, report: pytest.TestReport) -> None:
     """Takes up one of the reports of a test: of its set-up, its call or its end."""
     cell = (behaviour(test), driver)
-    if report.failed:
-        results[cell] = "**no**"
+    if report.failed or results.get(cell) == _FAILED:
+        results[cell] = _FAILED
     elif report.skipped:
         results[cell] = "not run"
     elif report.when == "call":

@@ -2,6 +2,9 @@
 
 import importlib
 from pathlib import Path
+from typing import Literal
+
+import pytest
 
 from tests.conformance import page
 
@@ -26,6 +29,17 @@ def test_each_behaviour_is_a_sentence_of_its_own() -> None:
     assert len(set(named)) == len(named)
 
 
+@pytest.mark.parametrize("other", ["passed", "skipped"])
+def test_a_behaviour_fails_with_any_of_its_tests(other: Literal["passed", "skipped"]) -> None:
+    results: page.Results = {}
+    outcomes: tuple[Literal["passed", "failed", "skipped"], ...] = (other, "failed", other)
+    for outcome in outcomes:
+        report = pytest.TestReport("t", ("t", None, "t"), {}, outcome, None, "call")
+        page.enter(results, test_what_was_not_run_is_never_passed, "native", report)
+    assert list(results.values()) == ["**no**"]
+
+
 def test_what_was_not_run_is_never_passed() -> None:
+    """A name for a behaviour."""
     said = page.render({("It does", "native"): "yes"})
     assert "| It does | yes | not run |" in said
