@@ -245,7 +245,8 @@ def label(name: str) -> str:
 
 def _shown(agent: str, stamped: Iterable[Stamped], *, as_objects: bool) -> Iterator[Line]:
     for time_s, line in stamped:
-        if as_objects and not line.text.startswith("{"):
+        # Quickly: what has a time is an object, and what a worker wrote itself says which one.
+        if as_objects and (line.time_s is None or '"worker_id"' not in line.text):
             text = json.dumps(lines.completed(line, agent, time_s), ensure_ascii=False)
             yield Line(line.worker_id, text, line.level, time_s)
         else:
