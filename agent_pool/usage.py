@@ -36,7 +36,7 @@ def stats(pid: int, group: Group | None, gpus: tuple[int, ...] = (), *, share: b
         pid: of its first process.
         group: all its processes are in; None where there is none: then the first process is measured alone.
         gpus: those leased to it.
-        share: whether to read its share of memory too, which takes about a millisecond for each process.
+        share: whether to read its share of memory too, which takes some milliseconds for each process.
     """
     counters = group.counters() if group else Counters()
     cpu_s, memory_bytes, pids = counters.cpu_s, counters.memory_bytes, counters.pids

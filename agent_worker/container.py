@@ -126,6 +126,7 @@ def serve(port: int) -> int:
         optimize_throughput=manifest.optimize_throughput or False,
         default_timeout_s=manifest.timeout_s,
         stop_grace_s=_PLAIN_GRACE_S,
+        log_format=manifest.logging.format or "text",
     )
     # A pool that never says anything.
     silence, channel = socket.socketpair()

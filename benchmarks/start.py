@@ -24,7 +24,6 @@ _TIMEOUT_S = 60
 # What an interpreter needs to serve the same agent: a worker's server, without pool, template or limits.
 _FRESH = """
 import asyncio, sys
-from pathlib import Path
 from agent_worker import loader
 from agent_worker.lag import LagSelector
 from agent_worker.server import WorkerServer
@@ -32,7 +31,7 @@ from agentruntime.launch import WorkerSpec
 async def main():
     loaded = loader.load(sys.argv[1], "echo_agent:Echo", [])
     server = WorkerServer(WorkerSpec("echo-01", "echo", 1, 1), lag)
-    await server.start(loaded, Path(sys.argv[2]))
+    await server.start(loaded, f"unix:{sys.argv[2]}")
     await asyncio.Event().wait()
 lag = LagSelector()
 with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lag)) as runner:

@@ -4,6 +4,8 @@ set -euo pipefail
 
 UAPI_HOME=$(mktemp -d -t agentruntime-demo.XXXXXX)
 export UAPI_HOME
+# It shows the same with and without a container engine.
+export AGENT_RUNTIME_MODE=native
 unset UAPI_ENDPOINT UAPI_AUTH_TOKEN
 
 finish() {

@@ -68,6 +68,12 @@ def group_of(pid: int) -> Group | None:
     return GroupV1(memory.name if memory else "", mounts.v1) if mounts.v1 else None
 
 
+def unified_of(pid: int) -> Path | None:
+    """The version 2 directory of another's process, with controllers or without; None if there is none."""
+    cgroup = base.read(Path(f"/proc/{pid}/cgroup"))
+    return find(Path("/proc/self/mountinfo").read_text(), cgroup).v2
+
+
 def here() -> Mounts:
     """Of this process."""
     return find(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())

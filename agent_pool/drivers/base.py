@@ -243,7 +243,7 @@ class Driver(ABC):
 
         Args:
             key: the worker's.
-            share: whether to read its share of memory too, which takes about a millisecond for each process.
+            share: whether to read its share of memory too, which takes some milliseconds for each process.
         """
 
     @abstractmethod

@@ -25,7 +25,7 @@ from agentruntime.launch import CONTAINER_CONTROL, TemplateSpec
 from agent_pool import gpus
 from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Counters, Limits
-from agent_pool.drivers import control, docker_images, docker_request, doors, endings, slots, spares
+from agent_pool.drivers import control, docker_images, docker_network, docker_request, doors, endings, slots, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.docker_engine import Engine, Gone
 from agent_pool.drivers.docker_images import Images, LoadedRevisions
@@ -104,6 +104,7 @@ class DockerDriver(Driver):
         ]
         filtered = any(option.startswith("name=seccomp") for option in info.get("SecurityOptions") or ())
         missing = "the engine filters no system calls; its kernel needs CONFIG_SECCOMP"
+        unlimited = docker_network.missing()
         root = os.geteuid() == 0
         uid = "a uid of its own for each worker" if root else "the platform's own uid: run as root for one each"
         return [
@@ -112,6 +113,9 @@ class DockerDriver(Driver):
             Enforcement("network", True, "a network namespace for each worker, with nothing in it"),
             Enforcement("filesystem", True, "the container image, read-only"),
             Enforcement("process", True, f"no capabilities, no new privileges, {uid}"),
+            Enforcement(
+                "network_limit", not unlimited, unlimited or "a BPF program on each limited container's group"
+            ),
             Enforcement(
                 "seccomp", filtered, "the engine's filter, or a stricter one of ours" if filtered else missing
             ),
@@ -193,6 +197,9 @@ class DockerDriver(Driver):
         if pid:
             process.group = await asyncio.to_thread(detect.group_of, pid)
             process.attach(pid, None, self._tell_exit(container))
+            if bits_per_s := process.launch.revision.limits.network_bps:
+                # It waits to be told who it is, and has run nothing of the agent's.
+                await asyncio.to_thread(docker_network.limit, container.id, pid, bits_per_s)
         else:
             process.ended.set()
             process.exit = asyncio.create_task(self._tell_exit(container))

@@ -43,7 +43,8 @@ class RegistrySession:
         self._actions = actions
         self._reference = reference
         scheme = "http" if _is_loopback(self.host) else "https"
-        self._base = f"{scheme}://{_HUB_API if hub else self.host}/v2/{self._repository}/"
+        # What a path is below.
+        self.base = f"{scheme}://{_HUB_API if hub else self.host}/v2/{self._repository}/"
         self._authorization = ""
         self._session = requests.Session()
 
@@ -89,9 +90,9 @@ class RegistrySession:
         return response
 
     def _send(self, method: str, path: str, body: Path | None, **more: Any) -> requests.Response:
-        url = urljoin(self._base, path)
+        url = urljoin(self.base, path)
         headers = {"Accept-Encoding": "identity", **more.pop("headers", {})}
-        if self._authorization and urlsplit(url).netloc == urlsplit(self._base).netloc:
+        if self._authorization and urlsplit(url).netloc == urlsplit(self.base).netloc:
             headers["Authorization"] = self._authorization
         with contextlib.ExitStack() as stack:
             if body is not None:

@@ -65,3 +65,7 @@ def test_without_gpus_or_a_driver_there_is_no_usage() -> None:
     assert gpus.usage((), nvml) == ()
     assert nvml.loaded == 0
     assert gpus.usage((0,), nvml) == ()
+
+
+def test_the_stand_in_has_nvmls_own_names() -> None:
+    assert all(callable(getattr(pynvml, name)) for name in vars(Nvml) if name.startswith("nvml"))

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agent_pool import usage
@@ -74,3 +75,18 @@ def test_a_network_that_is_ours_too_is_not_a_workers_own(tmp_path: Path) -> None
     assert usage.network(7, processes) is None
     assert usage.network(8, processes) is None
     assert usage.network(os.getpid()) is None
+
+
+def test_the_kernels_own_table_is_read_as_psutil_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "7").symlink_to("/proc/self")
+    _processes(tmp_path, "self")
+
+    def counted() -> Traffic:
+        cards = psutil.net_io_counters(pernic=True, nowrap=False)
+        others = [card for name, card in cards.items() if name != "lo"]
+        return Traffic(sum(card.bytes_recv for card in others), sum(card.bytes_sent for card in others))
+
+    before, found, after = counted(), usage.network(7, tmp_path), counted()
+    assert found is not None
+    assert before.received_bytes <= found.received_bytes <= after.received_bytes
+    assert before.sent_bytes <= found.sent_bytes <= after.sent_bytes

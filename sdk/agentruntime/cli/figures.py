@@ -194,7 +194,7 @@ def look(client: Client, target: Target, *, share: bool = False, timeout_s: floa
     Args:
         client: a client of the platform.
         target: which workers.
-        share: whether to ask for shares of memory too, which takes the pool a millisecond for each process.
+        share: whether to ask for shares of memory too, which takes the pool some milliseconds for each process.
         timeout_s: of each of the two calls; None for the client's.
 
     Raises:

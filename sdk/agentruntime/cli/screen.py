@@ -40,7 +40,8 @@ _COLUMNS = {
             "CPU",
             lambda use: use.cpu_percent,
             lambda use: f"{use.cpu_percent:.0f}%",
-            lambda use: use.cpu_limit_cores and 100 * use.cpu_limit_cores,
+            # Without a cap a core: else the noise of an idle worker would fill the line.
+            lambda use: 100 * (use.cpu_limit_cores or 1),
         )
     ],
     "memory": [_Column("MEMORY", lambda use: use.memory_bytes, memory, lambda use: use.memory_limit_bytes)],

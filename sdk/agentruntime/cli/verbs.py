@@ -16,7 +16,7 @@ VERBS = {
     "rollback": "Go back to an earlier image and settings of an agent.",
     "history": "List an agent's revisions, newest first.",
     "scale": "Set how many workers an agent has, or what each of them gets.",
-    "logs": "Show what an agent's workers wrote.",
+    "logs": "Show what an agent's workers wrote, in order of time.",
     "metrics": "Show what an agent's workers use: CPU, memory, network, GPUs.",
     "monitor": "Follow what an agent's workers use, until Ctrl-C.",
     "debug": "Attach a debugger to a worker that runs with --debug.",

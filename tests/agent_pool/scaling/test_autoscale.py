@@ -80,6 +80,7 @@ async def test_up_with_the_calls_and_down_after_them(quick: RunningPool) -> None
         assert started.replicas == 1
         reporter.in_flight["echo"] = 29
         grown = await until(quick, lambda now: len(ready(now)) == 3)
+        assert grown.calls_in_flight == 29
         assert await harness.generate(grown.workers[-1].address, "new") == "new"
         reporter.in_flight["echo"] = 1000
         await until(quick, lambda now: len(ready(now)) == 4)

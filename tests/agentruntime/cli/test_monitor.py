@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from agentruntime import errors
 
 from tests.agentruntime.cli.conftest import Agent
 from tests.agentruntime.cli.figures_samples import busy_agent, busy_worker
@@ -106,6 +107,23 @@ def test_json_is_an_object_a_line(endpoint: str, record: Record) -> None:
         while found["workers"]:
             assert [worker["worker_id"] for worker in found["workers"]] == ["busy-02"]
             found = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_platform_that_does_not_answer_for_a_while_is_waited_for(endpoint: str, record: Record) -> None:
+    record.deployments = [busy_agent(busy_worker(1))]
+    with monitoring(endpoint, "busy", "--metrics", "cpu") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        record.raises["GetDeployment"] = errors.Unavailable("the pool is away")
+        assert process.stderr.readline() == b"no answer, trying on: the pool is away\n"
+        del record.raises["GetDeployment"]
+        # Longer than what a pipe may have held back.
+        for _ in range(5):
+            assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
     assert process.returncode == 0
 

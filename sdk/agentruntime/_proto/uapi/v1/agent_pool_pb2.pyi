@@ -1620,7 +1620,7 @@ class ListWorkersRequest(_message.Message):
     agent: _builtins.str
     """Empty for all."""
     memory_share: _builtins.bool
-    """Fill in `memory_pss_bytes`, which takes about a millisecond for each process."""
+    """Fill in `memory_pss_bytes`, which takes some milliseconds for each process."""
     def __init__(
         self,
         *,
@@ -1912,7 +1912,7 @@ class Enforcement(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     what: _builtins.str
-    """"memory", "cpu", "pids", "network", "gpu", "process", "filesystem", "engine"."""
+    """"memory", "cpu", "pids", "network", "gpu", "process", "filesystem", "engine", "seccomp", "network_limit"."""
     enforced: _builtins.bool
     detail: _builtins.str
     """How ("cgroup v1"), or why not and what would give it."""
