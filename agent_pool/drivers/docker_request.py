@@ -83,10 +83,12 @@ def _container(revision: Revision, *, image: str, uid: int, pool: str) -> dict[s
 
 
 def _security(revision: Revision) -> list[str]:
-    """With the engine's own filter of system calls, unless ours is asked for."""
+    """With the filter of system calls that a process has: the engine's own depends on its version."""
     options = ["no-new-privileges:true"]
-    if revision.restricted:
-        options.append("seccomp=" + json.dumps(seccomp.docker_profile("restricted")))
+    if not seccomp.missing():
+        options.append(
+            "seccomp=" + json.dumps(seccomp.docker_profile("restricted" if revision.restricted else "default"))
+        )
     return options
 
 

@@ -116,7 +116,8 @@ PRIVILEGES = [
     Attempt(
         "a setuid program",
         "import os, subprocess, time\n"
-        "path = next(path for path in ('/agent/app/rise', {setuid_program!r}) if os.path.exists(path))\n"
+        "paths = ('/agent/app/rise', '/usr/local/bin/rise', {setuid_program!r})\n"
+        "path = next(path for path in paths if os.path.exists(path))\n"
         "process = subprocess.Popen([path, '60'])\n"
         "try:\n"
         "    while open(f'/proc/{{process.pid}}/comm').read().strip() != 'rise':\n"
@@ -131,7 +132,11 @@ PRIVILEGES = [
     Attempt("a higher priority", "import os; os.setpriority(os.PRIO_PROCESS, 0, -5)"),
     Attempt(
         "its own memory limit",
-        "limit = open({memory_limit!r}).read(); open({memory_limit!r}, 'w').write(limit)",
+        "import os\n"
+        "path = {memory_limit!r}\n"
+        "for inner in ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory.max'):\n"
+        "    path = inner if os.path.exists(inner) and not os.path.exists(path) else path\n"
+        "limit = open(path).read(); open(path, 'w').write(limit)",
     ),
     Attempt("leaving its group", "open({group_procs!r}, 'a').close()"),
 ]

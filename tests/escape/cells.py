@@ -1,5 +1,6 @@
 """Where attempts are made: isolated workers of a real pool, beside a machine with something to be reached."""
 
+import json
 import secrets
 import shutil
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from tests.escape.attempts import Attempt
 HELD = "held"
 # Code comes as the prompt, or in the environment to be run while the agent is imported.
 _AGENT = """
-import os
+import json, os
 from agentruntime import Agent
 
 def attempt(code):
@@ -34,7 +35,7 @@ def attempt(code):
         return f"{'held' if isinstance(error, OSError) else 'failed'}: {type(error).__name__}: {error}"
     return "escaped"
 
-AT_IMPORT = attempt(os.environ.get("ATTEMPT", "pass"))
+AT_IMPORT = json.dumps([attempt(code) for code in json.loads(os.environ.get("ATTEMPTS", "[]"))])
 
 class Tester(Agent):
     def generate(self, prompt, *, temperature, max_tokens):
@@ -59,11 +60,13 @@ class Cell:
         """ "escaped", or "held: " and why."""
         return await harness.generate(self.address, code)
 
-    async def at_import(self, code: str) -> str:
-        """As `inside`, while an agent is imported."""
-        deployment = await self.pool.run("tester:1.0.0", agent="importer", env={"ATTEMPT": code}, mode=self.mode)
+    async def at_import(self, codes: Sequence[str]) -> list[str]:
+        """As `inside` of each, while an agent is imported."""
+        env = {"ATTEMPTS": json.dumps(codes)}
+        deployment = await self.pool.run("tester:1.0.0", agent="importer", env=env, mode=self.mode)
         try:
-            return await harness.generate(deployment.workers[0].address, "at import")
+            answers: list[str] = json.loads(await harness.generate(deployment.workers[0].address, "at import"))
+            return answers
         finally:
             await self.pool.stop("importer")
 
