@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agentruntime import errors, log
 
 from agent_pool.cgroups.base import Counters
-from agent_pool.drivers import docker_calls, docker_request, exits
+from agent_pool.drivers import docker_calls, docker_request, exits, slots
 from agent_pool.drivers.base import Prepared, Revision
 from agent_pool.drivers.docker_engine import Engine
 
@@ -111,7 +111,7 @@ class LoadedRevisions:
 
     async def _import(self, revision: Revision, image: str, uid: int) -> Prepared:
         """Imports the agent's code once, in a container like those of its workers."""
-        config = docker_request.description(revision, image=image, uid=uid, pool=self._pool)
+        config = docker_request.description(revision, image=image, user=slots.user(uid), pool=self._pool)
         # Its name in the engine; nothing is in the directory.
         place = self._places / f"describe-{revision.key}"
         place.mkdir(parents=True, exist_ok=True)
