@@ -116,9 +116,7 @@ class DockerDriver(Driver):
             Enforcement(
                 "network_limit", not unlimited, unlimited or "a BPF program on each limited container's group"
             ),
-            Enforcement(
-                "seccomp", filtered, "the engine's filter, or a stricter one of ours" if filtered else missing
-            ),
+            Enforcement("seccomp", filtered, "a filter of system calls for each container" if filtered else missing),
         ]
 
     async def choose(self) -> str:

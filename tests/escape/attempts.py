@@ -116,7 +116,8 @@ PRIVILEGES = [
     Attempt(
         "a setuid program",
         "import os, subprocess, time\n"
-        "path = next(path for path in ('/agent/app/rise', {setuid_program!r}) if os.path.exists(path))\n"
+        # In a container's image there is none, and none can be put there.
+        "path = '/agent/app/rise' if os.path.exists('/agent/app') else {setuid_program!r}\n"
         "process = subprocess.Popen([path, '60'])\n"
         "try:\n"
         "    while open(f'/proc/{{process.pid}}/comm').read().strip() != 'rise':\n"
@@ -127,6 +128,10 @@ PRIVILEGES = [
         "finally:\n"
         "    process.kill(); process.wait()",
         outside_first=_UNPRIVILEGED,
+    ),
+    Attempt(
+        "programs that give privileges",
+        "import ctypes\nif ctypes.CDLL(None).prctl(39, 0, 0, 0, 0):\n    raise PermissionError('no_new_privs')",
     ),
     Attempt("a higher priority", "import os; os.setpriority(os.PRIO_PROCESS, 0, -5)"),
     Attempt(
@@ -154,10 +159,12 @@ KERNEL = [
     _numbered("bpf", 321, 280, "0, (ctypes.c_int * 32)(2, 4, 8, 1), 128"),
 ]
 ALL = [*NETWORK, *NEIGHBOURS, *FILES, *PRIVILEGES, *KERNEL]
+# Writing to its own scratch space is nobody's loss.
+NONE = Attempt("none", "open('/tmp/x', 'w').close()")
 # While an agent is imported, in its template, there are capabilities that a worker does not have.
 AT_IMPORT = [
     attempt
-    for attempt in ALL
+    for attempt in (*ALL, NONE)
     if attempt.name
     in {
         "tcp to the host",
@@ -174,5 +181,6 @@ AT_IMPORT = [
         "unshare of users",
         "bpf",
         "keyrings",
+        "none",
     }
 ]

@@ -1,5 +1,6 @@
 """Where attempts are made: isolated workers of a real pool, beside a machine with something to be reached."""
 
+import json
 import secrets
 import shutil
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,12 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agent_pool.cgroups import detect
 from tests.agent_pool import harness
 from tests.agent_pool.harness import RunningPool
-from tests.escape.attempts import Attempt
+from tests.escape.attempts import AT_IMPORT, Attempt
 
 HELD = "held"
-# Code comes as the prompt, or in the environment to be run while the agent is imported.
+# Code comes as the prompt, or in the environment, by name, to be run while the agent is imported.
 _AGENT = """
-import os
+import json, os
 from agentruntime import Agent
 
 def attempt(code):
@@ -34,11 +35,11 @@ def attempt(code):
         return f"{'held' if isinstance(error, OSError) else 'failed'}: {type(error).__name__}: {error}"
     return "escaped"
 
-AT_IMPORT = attempt(os.environ.get("ATTEMPT", "pass"))
+AT_IMPORT = {name: attempt(code) for name, code in json.loads(os.environ.get("ATTEMPTS", "{}")).items()}
 
 class Tester(Agent):
     def generate(self, prompt, *, temperature, max_tokens):
-        return AT_IMPORT if prompt == "at import" else attempt(prompt)
+        return json.dumps(AT_IMPORT) if prompt == "at import" else attempt(prompt)
 """
 
 
@@ -46,11 +47,11 @@ class Tester(Agent):
 class Cell:
     """An isolated worker, and what is around it."""
 
-    pool: RunningPool
-    mode: "pb.RuntimeMode.ValueType"
     address: str
     # What attempts name.
     around: dict[str, Any]
+    # By name, as `inside` has it, while an agent was imported.
+    at_import: Mapping[str, str]
 
     def fill(self, attempt: Attempt) -> str:
         return attempt.code.format(**self.around)
@@ -58,14 +59,6 @@ class Cell:
     async def inside(self, code: str) -> str:
         """ "escaped", or "held: " and why."""
         return await harness.generate(self.address, code)
-
-    async def at_import(self, code: str) -> str:
-        """As `inside`, while an agent is imported."""
-        deployment = await self.pool.run("tester:1.0.0", agent="importer", env={"ATTEMPT": code}, mode=self.mode)
-        try:
-            return await harness.generate(deployment.workers[0].address, "at import")
-        finally:
-            await self.pool.stop("importer")
 
 
 def outside(attempt: Attempt, code: str) -> None:
@@ -75,12 +68,12 @@ def outside(attempt: Attempt, code: str) -> None:
     assert control.returncode == 0, control.stderr
 
 
-async def build(pool: RunningPool, host: dict[str, Any], mode: "pb.RuntimeMode.ValueType", **settings: Any) -> Cell:
+async def build(pool: RunningPool, host: dict[str, Any], mode: "pb.RuntimeMode.ValueType") -> Cell:
     """Two workers of one agent, of which the first makes the attempts (it was not a spare), and one of another."""
     await pool.build(harness.project("tester", code=textwrap.dedent(_AGENT)))
     await pool.build(harness.project("neighbour"))
     neighbour = (await pool.run("neighbour:1.0.0", mode=mode)).workers[0]
-    first, second = (await pool.run("tester:1.0.0", replicas=2, mode=mode, **settings)).workers
+    first, second = (await pool.run("tester:1.0.0", replicas=2, mode=mode)).workers
     bundles = list(pool.home.bundles.glob("*/app/tester.py"))
     for bundle in bundles:
         _make_rising(bundle.with_name("rise"))
@@ -101,7 +94,10 @@ async def build(pool: RunningPool, host: dict[str, Any], mode: "pb.RuntimeMode.V
         "memory_limit": str(memory / "memory.limit_in_bytes" if memory else Path(str(group.v2), "memory.max")),
         "group_procs": str((memory or Path(str(group.v2))).parent / "cgroup.procs"),
     }
-    return Cell(pool, mode, first.address, around)
+    attempts = {attempt.name: attempt.code.format(**around) for attempt in AT_IMPORT}
+    importer = await pool.run("tester:1.0.0", agent="importer", env={"ATTEMPTS": json.dumps(attempts)}, mode=mode)
+    told = await harness.generate(importer.workers[0].address, "at import")
+    return Cell(first.address, around, json.loads(told))
 
 
 @contextmanager
