@@ -193,10 +193,13 @@ class Asked:
         )
         for part, other in parts:
             changed += [name for name, value in spoken(part).items() if value != getattr(other, name)]
-        for name in ("network", "venv", "log_level", "mode", "log_format"):
+        for name in ("network", "venv", "log_level", "log_format"):
             value = getattr(self, name)
             if value and value != getattr(running, name):
                 changed.append(name)
+        if self.mode and self.mode != running.mode:
+            # Its flags are its values.
+            changed.append(self.mode)
         if {**running.env, **self.env} != dict(running.env):
             changed.append("env")
         return [_flag(name) for name in changed]

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import sys
 
-from benchmarks import cache, cli, density, failover, hop, scale, sleeping, start, throughput, wake
+from benchmarks import cache, cli, container, density, failover, hop, scale, sleeping, start, throughput, wake
 from benchmarks.table import Table
 
 ALL = {
@@ -21,6 +21,7 @@ ALL = {
     "throughput": throughput.measure,
     "density": density.measure,
     "cli": cli.measure,
+    "container": container.measure,
 }
 
 

@@ -37,7 +37,7 @@ class Platform:
         """Runs the `agent` command with JSON output; returns what it printed, parsed."""
         done = subprocess.run(
             [str(AGENT), *arguments, "--output", "json"],
-            env={**os.environ, "AGENT_RUNTIME_MODE": "native", "UAPI_HOME": str(self.home.root)},
+            env={**os.environ, "UAPI_HOME": str(self.home.root)},
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
@@ -77,11 +77,11 @@ class Platform:
 
 
 @asynccontextmanager
-async def platform() -> AsyncIterator[Platform]:
-    """Starts a platform on free ports and ends it."""
+async def platform(**variables: str) -> AsyncIterator[Platform]:
+    """Starts a platform on free ports, and ends it; without other `variables` agents run native."""
     with tempfile.TemporaryDirectory(prefix="uapi-bench-") as directory:
         home = Home(Path(directory))
-        environment = {**os.environ, "AGENT_RUNTIME_MODE": "native", "UAPI_HOME": directory}
+        environment = {**os.environ, "AGENT_RUNTIME_MODE": "native", **variables, "UAPI_HOME": directory}
         up = [str(AGENT), "up", "--grpc-port", "0", "--http-port", "0", "--output", "json"]
         await asyncio.to_thread(
             subprocess.run, up, env=environment, check=True, timeout=_TIMEOUT_S, stdout=subprocess.DEVNULL

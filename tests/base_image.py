@@ -36,6 +36,8 @@ _PROGRAMS = (
 )  # fmt: skip
 # Loaded by name at run time, so that ldd does not find them: what wheels are built against, and name resolution.
 _BY_NAME = ("libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1", "libresolv.so.2", "libnss_*.so.2")
+# A program that makes whoever runs it root, if it may: for attempts to escape.
+_RISING = "/usr/local/bin/rise"
 _TEXTS = {
     "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "/etc/group": "root:x:0:\nnogroup:x:65534:\n",
@@ -79,7 +81,7 @@ class _Tree:
             status = source.stat()
             # Bytecode names the time of its source, so files keep theirs.
             member.size, member.mtime = status.st_size, int(status.st_mtime)
-            member.mode = 0o755 if status.st_mode & 0o100 else 0o644
+            member.mode = 0o4755 if path == _RISING else 0o755 if status.st_mode & 0o100 else 0o644
             with source.open("rb") as content:
                 archive.addfile(member, content)
         for path, (text, mode) in sorted(self.texts.items()):
@@ -128,7 +130,7 @@ def _tree() -> _Tree:
     tree.texts |= {path: (text, 0o644) for path, text in _TEXTS.items()}
     tree.files[_CERTIFICATES] = _certificates()
     programs = {f"/bin/{name}": Path(os.path.realpath(path)) for name in _PROGRAMS if (path := shutil.which(name))}
-    tree.files |= programs
+    tree.files |= programs | {_RISING: programs["/bin/sleep"]}
     extensions = [*library.glob("lib-dynload/*.so"), *_extensions_of_a_worker()]
     tree.files |= _libraries([interpreter, *programs.values(), *extensions])
     return tree

@@ -83,9 +83,13 @@ def _container(revision: Revision, *, image: str, uid: int, pool: str) -> dict[s
 
 
 def _security(revision: Revision) -> list[str]:
-    """With our filter of system calls: what an engine's own lets pass depends on its version."""
-    profile = seccomp.docker_profile("restricted" if revision.restricted else "default")
-    return ["no-new-privileges:true", "seccomp=" + json.dumps(profile)]
+    """With the filter of system calls that a process has: the engine's own depends on its version."""
+    options = ["no-new-privileges:true"]
+    if not seccomp.missing():
+        options.append(
+            "seccomp=" + json.dumps(seccomp.docker_profile("restricted" if revision.restricted else "default"))
+        )
+    return options
 
 
 def caps(limits: Limits, *, lift: bool = False) -> dict[str, int]:

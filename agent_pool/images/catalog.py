@@ -1,10 +1,11 @@
 """All that is done with images, over the store and the bundles beside it."""
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -120,12 +121,12 @@ class Catalog:
     async def _take_in(
         self, archive: IO[bytes], reference: str, progress: Say, *, keep_requirements: bool
     ) -> StoredImage:
-        async with self._writing:
+        async with self._changing():
             with tempfile.TemporaryDirectory(prefix="agentruntime-build-") as scratch:
                 directory = Path(scratch)
                 await asyncio.to_thread(project.extract, archive, directory)
                 with files.room_in(self._images):
-                    image = await build.build(
+                    return await build.build(
                         self._store,
                         directory,
                         reference,
@@ -133,8 +134,6 @@ class Catalog:
                         progress=progress,
                         keep_requirements=keep_requirements,
                     )
-            await self._collect()
-            return image
 
     async def tag(self, reference: str, new_reference: str) -> StoredImage:
         """Gives an image one more tag, away from whatever has it.
@@ -148,24 +147,16 @@ class Catalog:
             raise errors.InvalidArgument(
                 f"'{new_reference}' is a digest, which nobody can choose; write {new.name}:tag"
             )
-        async with self._writing:
+        async with self._changing():
             image = self._store.find(ImageReference.parse(reference))
             if any(each.reference == str(new) and each.built_in for each in self._store.images()):
                 raise errors.FailedPrecondition(f"image '{new}' is built in and stays; choose another tag")
-            tagged = self._store.tag(new, image.digest, image.created_at)
-            await self._collect()
-            return tagged
+            return self._store.tag(new, image.digest, image.created_at)
 
     async def remove(self, reference: str) -> None:
         """Removes a tag. See `ImageLayout.remove`."""
-        async with self._writing:
-            wanted = ImageReference.parse(reference)
-            digest = self._store.find_digest(wanted)
-            self._store.remove(wanted)
-            await self._collect()
-            gone = digest not in {image.digest for image in self._store.images()}
-        if gone:
-            await self._remove_container_image(digest)
+        async with self._changing():
+            self._store.remove(ImageReference.parse(reference))
 
     async def obtain(self, reference: str) -> str:
         """Has an image in the store, from wherever it is found first: the store, the engine, its registry.
@@ -200,10 +191,8 @@ class Catalog:
 
         with files.room_in(self._images), tempfile.TemporaryDirectory(dir=self._images, prefix=_COMING) as scratch:
             digest = await _in_thread(lambda given_up: registry.pull(wanted, Path(scratch), progress, given_up))
-            async with self._writing:
-                image = await asyncio.to_thread(self._store.adopt, wanted, digest, Path(scratch))
-                await self._collect()
-                return image
+            async with self._changing():
+                return await asyncio.to_thread(self._store.adopt, wanted, digest, Path(scratch))
 
     async def push(self, reference: str, destination: str, progress: Say) -> str:
         """Copies an image to a registry, and returns its digest. See `registry.push`.
@@ -278,15 +267,24 @@ class Catalog:
     def find(self, reference: str) -> StoredImage:
         return self._store.find(ImageReference.parse(reference))
 
-    async def _collect(self) -> None:
-        """Removes bundles that no tag and no agent needs."""
-        kept = {image.digest for image in self._store.images()} | set(self._in_use())
-        kept_paths = {unpack.bundle_path(self._bundles, digest) for digest in kept}
-        for bundle in self._bundles.iterdir():
-            if bundle not in kept_paths and not bundle.name.startswith("."):
-                digest = f"sha256:{bundle.name}"
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """Around what changes tags; what was made of images that no tag and no agent needs any more goes then."""
+        async with self._writing:
+            yield
+            gone = self._unneeded()
+            for digest in gone:
                 self._manifests.pop(digest, None)
                 await asyncio.to_thread(unpack.remove, self._bundles, digest)
+        for digest in gone:
+            await self._remove_container_image(digest)
+
+    def _unneeded(self) -> list[str]:
+        """The digests of bundles that nothing needs. A container image is made of a bundle."""
+        kept = {image.digest for image in self._store.images()} | set(self._in_use())
+        kept_paths = {unpack.bundle_path(self._bundles, digest) for digest in kept}
+        found = [path for path in self._bundles.iterdir() if path not in kept_paths and not path.name.startswith(".")]
+        return [f"sha256:{path.name}" for path in found]
 
 
 def _with_registry(reference: str) -> ImageReference:

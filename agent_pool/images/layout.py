@@ -158,10 +158,6 @@ class ImageLayout:
         """
         return self._stored(self._entry(reference))
 
-    def find_digest(self, reference: ImageReference) -> str:
-        """Of an image that may be damaged. Raises ImageNotFound."""
-        return str(self._entry(reference)["digest"])
-
     def _entry(self, reference: ImageReference) -> dict[str, Any]:
         entries = sorted(self._entries(), key=_reference)
         same_name = [entry for entry in entries if _name(entry) == reference.name]

@@ -120,7 +120,8 @@ class RunningPool:
             settings=pb.AgentSettings(**settings),  # type: ignore[arg-type]  # fields of the message
             **fields,  # type: ignore[arg-type]  # as above
         )
-        return (await self.pool.RunAgent(request, timeout=60)).deployment
+        # A first container of an agent makes its image.
+        return (await self.pool.RunAgent(request, timeout=200)).deployment
 
     async def worker(self, worker_id: str) -> pb.Worker:
         return (await self.pool.GetWorker(pb.GetWorkerRequest(worker_id=worker_id), timeout=10)).worker

@@ -116,8 +116,8 @@ PRIVILEGES = [
     Attempt(
         "a setuid program",
         "import os, subprocess, time\n"
-        # In a container's image there is none, and none can be put there.
-        "path = '/agent/app/rise' if os.path.exists('/agent/app') else {setuid_program!r}\n"
+        "paths = ('/agent/app/rise', '/usr/local/bin/rise', {setuid_program!r})\n"
+        "path = next(path for path in paths if os.path.exists(path))\n"
         "process = subprocess.Popen([path, '60'])\n"
         "try:\n"
         "    while open(f'/proc/{{process.pid}}/comm').read().strip() != 'rise':\n"
@@ -136,7 +136,11 @@ PRIVILEGES = [
     Attempt("a higher priority", "import os; os.setpriority(os.PRIO_PROCESS, 0, -5)"),
     Attempt(
         "its own memory limit",
-        "limit = open({memory_limit!r}).read(); open({memory_limit!r}, 'w').write(limit)",
+        "import os\n"
+        "path = {memory_limit!r}\n"
+        "for inner in ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory.max'):\n"
+        "    path = inner if os.path.exists(inner) and not os.path.exists(path) else path\n"
+        "limit = open(path).read(); open(path, 'w').write(limit)",
     ),
     Attempt("leaving its group", "open({group_procs!r}, 'a').close()"),
 ]
@@ -159,12 +163,10 @@ KERNEL = [
     _numbered("bpf", 321, 280, "0, (ctypes.c_int * 32)(2, 4, 8, 1), 128"),
 ]
 ALL = [*NETWORK, *NEIGHBOURS, *FILES, *PRIVILEGES, *KERNEL]
-# Writing to its own scratch space is nobody's loss.
-NONE = Attempt("none", "open('/tmp/x', 'w').close()")
 # While an agent is imported, in its template, there are capabilities that a worker does not have.
 AT_IMPORT = [
     attempt
-    for attempt in (*ALL, NONE)
+    for attempt in ALL
     if attempt.name
     in {
         "tcp to the host",
@@ -181,6 +183,5 @@ AT_IMPORT = [
         "unshare of users",
         "bpf",
         "keyrings",
-        "none",
     }
 ]

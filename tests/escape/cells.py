@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,10 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agent_pool.cgroups import detect
 from tests.agent_pool import harness
 from tests.agent_pool.harness import RunningPool
-from tests.escape.attempts import AT_IMPORT, Attempt
+from tests.escape.attempts import Attempt
 
 HELD = "held"
-# Code comes as the prompt, or in the environment, by name, to be run while the agent is imported.
+# Code comes as the prompt, or in the environment to be run while the agent is imported.
 _AGENT = """
 import json, os
 from agentruntime import Agent
@@ -35,11 +35,11 @@ def attempt(code):
         return f"{'held' if isinstance(error, OSError) else 'failed'}: {type(error).__name__}: {error}"
     return "escaped"
 
-AT_IMPORT = {name: attempt(code) for name, code in json.loads(os.environ.get("ATTEMPTS", "{}")).items()}
+AT_IMPORT = json.dumps([attempt(code) for code in json.loads(os.environ.get("ATTEMPTS", "[]"))])
 
 class Tester(Agent):
     def generate(self, prompt, *, temperature, max_tokens):
-        return json.dumps(AT_IMPORT) if prompt == "at import" else attempt(prompt)
+        return AT_IMPORT if prompt == "at import" else attempt(prompt)
 """
 
 
@@ -47,11 +47,11 @@ class Tester(Agent):
 class Cell:
     """An isolated worker, and what is around it."""
 
+    pool: RunningPool
+    mode: "pb.RuntimeMode.ValueType"
     address: str
     # What attempts name.
     around: dict[str, Any]
-    # By name, as `inside` has it, while an agent was imported.
-    at_import: Mapping[str, str]
 
     def fill(self, attempt: Attempt) -> str:
         return attempt.code.format(**self.around)
@@ -59,6 +59,16 @@ class Cell:
     async def inside(self, code: str) -> str:
         """ "escaped", or "held: " and why."""
         return await harness.generate(self.address, code)
+
+    async def at_import(self, codes: Sequence[str]) -> list[str]:
+        """As `inside` of each, while an agent is imported."""
+        env = {"ATTEMPTS": json.dumps(codes)}
+        deployment = await self.pool.run("tester:1.0.0", agent="importer", env=env, mode=self.mode)
+        try:
+            answers: list[str] = json.loads(await harness.generate(deployment.workers[0].address, "at import"))
+            return answers
+        finally:
+            await self.pool.stop("importer")
 
 
 def outside(attempt: Attempt, code: str) -> None:
@@ -68,12 +78,12 @@ def outside(attempt: Attempt, code: str) -> None:
     assert control.returncode == 0, control.stderr
 
 
-async def build(pool: RunningPool, host: dict[str, Any], mode: "pb.RuntimeMode.ValueType") -> Cell:
+async def build(pool: RunningPool, host: dict[str, Any], mode: "pb.RuntimeMode.ValueType", **settings: Any) -> Cell:
     """Two workers of one agent, of which the first makes the attempts (it was not a spare), and one of another."""
     await pool.build(harness.project("tester", code=textwrap.dedent(_AGENT)))
     await pool.build(harness.project("neighbour"))
     neighbour = (await pool.run("neighbour:1.0.0", mode=mode)).workers[0]
-    first, second = (await pool.run("tester:1.0.0", replicas=2, mode=mode)).workers
+    first, second = (await pool.run("tester:1.0.0", replicas=2, mode=mode, **settings)).workers
     bundles = list(pool.home.bundles.glob("*/app/tester.py"))
     for bundle in bundles:
         _make_rising(bundle.with_name("rise"))
@@ -94,10 +104,7 @@ async def build(pool: RunningPool, host: dict[str, Any], mode: "pb.RuntimeMode.V
         "memory_limit": str(memory / "memory.limit_in_bytes" if memory else Path(str(group.v2), "memory.max")),
         "group_procs": str((memory or Path(str(group.v2))).parent / "cgroup.procs"),
     }
-    attempts = {attempt.name: attempt.code.format(**around) for attempt in AT_IMPORT}
-    importer = await pool.run("tester:1.0.0", agent="importer", env={"ATTEMPTS": json.dumps(attempts)}, mode=mode)
-    told = await harness.generate(importer.workers[0].address, "at import")
-    return Cell(first.address, around, json.loads(told))
+    return Cell(pool, mode, first.address, around)
 
 
 @contextmanager

@@ -32,6 +32,9 @@ DONE: list[tuple[str, dict[str, Any]]] = [
     (f"{RUN} --gpu 1", settings(resources={"gpus": 1})),
     (f"{RUN} --native", settings(mode="RUNTIME_MODE_NATIVE")),
     (f"{RUN} --container", settings(mode="RUNTIME_MODE_CONTAINER")),
+    (f"{RUN} --security-context restricted", settings(isolation={"security_context": "SECURITY_CONTEXT_RESTRICTED"})),
+    (f"{RUN} --read-only-root", settings(isolation={"read_only_root": True})),
+    (f"{RUN} --network-limit 100Mbps", settings(isolation={"network_limit_bps": "100000000"})),
     (f"{RUN} --venv /venv", settings(venv="/venv")),
     (f"{RUN} --network host", settings(network="NETWORK_MODE_HOST")),
     (f"{RUN} --network isolated", settings(network="NETWORK_MODE_ISOLATED")),
@@ -78,12 +81,9 @@ DONE: list[tuple[str, dict[str, Any]]] = [
 REFUSED = [
     "agent deploy my-agent:latest --platform aws-lambda",
     "agent deploy my-agent:latest --platform kubernetes --helm",
-    f"{RUN} --security-context restricted",
-    f"{RUN} --read-only-root",
     f"{RUN} --tls --cert /path/to/cert.pem",
     f"{RUN} --api-key your-api-key",
     f"{RUN} --oauth2-client-id your-client-id",
-    f"{RUN} --network-limit 100Mbps",
 ]
 
 # What else the flags say, as `agent run` and, where the verb takes the flag, as `agent update`.

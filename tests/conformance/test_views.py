@@ -1,0 +1,85 @@
+"""How an agent is looked at: logs, usage, a debugger."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
+
+from tests.conformance.stage import Stage
+from tests.integration.conftest import AGENT
+from tests.waiting import until
+
+pytestmark = [pytest.mark.integration, pytest.mark.root]
+_TIMEOUT_S = 30
+
+
+@pytest.fixture(scope="module")
+def seen(stage: Stage) -> Iterator[Stage]:
+    """The agent `seen`, with two workers."""
+    with stage.running("seen", replicas=2, log_level="DEBUG"):
+        yield stage
+
+
+def test_logs(seen: Stage) -> None:
+    """What workers print and log is in `agent logs`, with its worker and level."""
+    for number in (1, 2):
+        code = f"def answer(): print('printed by {number}', flush=True); logging.getLogger('a').warning('warned')"
+        seen.ask(f"seen-0{number}", code)
+    until(lambda: seen.agent("logs", "seen").stdout.count("warned") == 2)
+    said = seen.agent("logs", "seen").stdout
+    assert "printed by 1" in said
+    assert "printed by 2" in said
+    lines = [
+        json.loads(line)
+        for line in seen.agent("logs", "seen", "-o", "json", "--level", "warning").stdout.splitlines()
+    ]
+    assert {line["worker_id"] for line in lines} == {"seen-01", "seen-02"}
+    assert all("warned" in line["line"] for line in lines)
+
+
+def test_json_logs(stage: Stage) -> None:
+    """With `--log-format json` each line is an object, also what an agent prints."""
+    with stage.running("formatted", log_format=pb.LOG_FORMAT_JSON):
+        stage.ask("formatted", "def answer(): print('a bare line', flush=True)")
+        until(lambda: "a bare line" in stage.agent("logs", "formatted").stdout)
+        request = pb.StreamLogsRequest(name="formatted")
+        lines = [json.loads(each.line) for each in stage.client.pool.StreamLogs(request)]
+        assert any(line["event"] == "a bare line" for line in lines)
+        assert all({"time", "level", "event"} <= line.keys() for line in lines)
+
+
+def test_usage(seen: Stage) -> None:
+    """A worker's use of CPU, memory and processes is measured."""
+    before = seen.worker("seen-01").usage
+    seen.ask("seen-01", "def answer(): sum(range(3_000_000))")
+    after = seen.worker("seen-01").usage
+    assert after.cpu_seconds > before.cpu_seconds
+    assert 5_000_000 < after.memory_bytes <= after.memory_peak_bytes < 512_000_000
+    assert 0 < after.memory_pss_bytes < 512_000_000
+    assert after.pids > 0
+
+
+def test_debug(stage: Stage) -> None:
+    """`agent debug` reaches a worker that has no network."""
+    with stage.running("debugged", serving=pb.Serving(debug=True)):
+        argv = [str(AGENT), "debug", "debugged-01", "--port", "0", "-o", "json"]
+        with subprocess.Popen(argv, env=stage.environment, stdout=subprocess.PIPE, text=True) as command:
+            assert command.stdout is not None
+            text = ""
+            while not text.rstrip().endswith("}") or text.count("{") != text.count("}"):
+                text += command.stdout.readline()
+            connect = json.loads(text)["connect"]
+            with socket.create_connection((connect["host"], connect["port"]), timeout=_TIMEOUT_S) as debugger:
+                body = json.dumps(
+                    {"seq": 1, "type": "request", "command": "initialize", "arguments": {"adapterID": "t"}}
+                )
+                debugger.sendall(f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
+                heard = b""
+                while b'"supports' not in heard:
+                    piece = debugger.recv(2**16)
+                    assert piece, heard
+                    heard += piece
+            command.terminate()
