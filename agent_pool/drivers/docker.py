@@ -156,7 +156,8 @@ class DockerDriver(Driver):
         listener = control.listen(door)
         try:
             listener.setblocking(False)
-            os.chown(door, container.uid, container.uid)
+            if container.uid != os.geteuid():
+                os.chown(door, container.uid, container.uid)
             await self._create(container, loaded.image)
             connection = await self._connection(container, listener)
         finally:
@@ -180,7 +181,7 @@ class DockerDriver(Driver):
     async def _create(self, container: _Container, image: str) -> None:
         process = container.process
         config = docker_request.worker(
-            process.launch, image=image, uid=container.uid, directory=process.directory, pool=self._pool
+            process.launch, image=image, user=slots.user(container.uid), directory=process.directory, pool=self._pool
         )
         container.creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config)))
         try:
