@@ -54,12 +54,15 @@ class Runs:
         """Starts an agent that does not run; if that fails, everything is as it was."""
         deployment = self._new_deployment(agent, opened, request, before)
         workers = self._crew.enlist(deployment, deployment.target)
+        if deployment.spec.mode == "container":
+            deployment.status = "loading its code in a container, whose image is made if there is none"
         self._pool.put(agent, deployment)
         try:
             loaded = await self._pool.loader.load(
                 deployment.spec, request.policies, starts=bool(workers), allow_unenforced=request.allow_unenforced
             )
             deployment.keep(loaded)
+            deployment.status = ""
             self._pool.announce(agent)
             await self._crew.start(deployment, workers)
             deployment.begun = True

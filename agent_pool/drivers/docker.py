@@ -25,7 +25,7 @@ from agentruntime.launch import CONTAINER_CONTROL, TemplateSpec
 from agent_pool import gpus
 from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Counters, Limits
-from agent_pool.drivers import control, docker_images, docker_network, docker_request, doors, endings, slots, spares
+from agent_pool.drivers import control, docker_calls, docker_network, docker_request, doors, endings, slots, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.docker_engine import Engine, Gone
 from agent_pool.drivers.docker_images import Images, LoadedRevisions
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 # A message of some kilobytes, to a process that has just asked for it.
 _SEND_TIMEOUT_S = 10.0
-# For a container whose process is gone to be known as ended.
-_STATE_TIMEOUT_S = 10
 _KILL_TIMEOUT_S = 5.0
 # unix(7), struct ucred: pid, uid, gid.
 _UCRED = struct.Struct("3i")
@@ -158,7 +156,8 @@ class DockerDriver(Driver):
         listener = control.listen(door)
         try:
             listener.setblocking(False)
-            os.chown(door, container.uid, container.uid)
+            if container.uid != os.geteuid():
+                os.chown(door, container.uid, container.uid)
             await self._create(container, loaded.image)
             connection = await self._connection(container, listener)
         finally:
@@ -182,9 +181,9 @@ class DockerDriver(Driver):
     async def _create(self, container: _Container, image: str) -> None:
         process = container.process
         config = docker_request.worker(
-            process.launch, image=image, uid=container.uid, directory=process.directory, pool=self._pool
+            process.launch, image=image, user=slots.user(container.uid), directory=process.directory, pool=self._pool
         )
-        container.creating = asyncio.ensure_future(self._engine.ask(partial(docker_images.launched, config)))
+        container.creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config)))
         try:
             container.id, pid = await asyncio.shield(container.creating)
         except Gone:
@@ -227,7 +226,7 @@ class DockerDriver(Driver):
         """Of one that ended before it had its log."""
         process = container.process
         end = await process.wait()
-        words = await self._engine.ask(partial(docker_images.last_words, container.id))
+        words = await self._engine.ask(partial(docker_calls.last_words, container.id))
         return errors.AgentFailed(
             f"worker {process.launch.worker_id} ended before it was ready: {end.reason}"
             + (f"\n{words}" if words else "")
@@ -275,7 +274,7 @@ class DockerDriver(Driver):
             raise errors.FailedPrecondition(f"worker {key} does not run now; try again")
         process = container.process
         await asyncio.to_thread(process.check_room, limits)
-        await self._engine.ask(partial(_update, container.id, docker_request.caps(limits, lift=True)))
+        await self._engine.ask(partial(docker_calls.update, container.id, docker_request.caps(limits, lift=True)))
         process.launch = replace(process.launch, revision=replace(process.launch.revision, limits=limits))
 
     async def debug(self, key: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -308,7 +307,7 @@ class DockerDriver(Driver):
     async def _remove(self, container: str) -> bool:
         """Whether the engine is rid of a container; the next pool tries again, otherwise."""
         try:
-            await self._engine.ask(partial(docker_images.removed, container))
+            await self._engine.ask(partial(docker_calls.removed, container))
         except errors.AgentError as error:
             _log.error("a container is left", container=container, error=error.message)
             return False
@@ -345,7 +344,7 @@ class DockerDriver(Driver):
         """Removes the containers and directories of this pool that nobody owns any more."""
         kept = {container.id for container in self._containers.values()}
         try:
-            for container in await self._engine.ask(partial(_containers, self._pool)):
+            for container in await self._engine.ask(partial(docker_calls.containers, self._pool)):
                 if container not in kept:
                     await self._remove(container)
         except errors.AgentError as error:
@@ -374,7 +373,7 @@ class DockerDriver(Driver):
         counters = process.group.counters() if process.group else Counters()
         status, oom_killed = None, False
         try:
-            state = await self._engine.ask(partial(_state, container.id))
+            state = await self._engine.ask(partial(docker_calls.state, container.id))
         except errors.AgentError as error:
             _log.warning("how a container ended is not known", container=container.id, error=error.message)
         else:
@@ -388,31 +387,6 @@ class DockerDriver(Driver):
 
     def _directory(self, agent: str, slot: int) -> Path:
         return self._places / doors.short(agent) / str(slot)
-
-
-def _state(container: str, client: "docker.DockerClient") -> dict[str, Any]:
-    """Of a container whose process has ended, once the engine knows that."""
-    client.api.wait(container, timeout=_STATE_TIMEOUT_S)
-    return dict(client.api.inspect_container(container)["State"])
-
-
-def _update(container: str, caps: dict[str, int], client: "docker.DockerClient") -> None:
-    """Changes caps of a container; docker's own `update_container` has no PidsLimit."""
-    import docker.errors  # noqa: PLC0415 — a pool that runs no container must not pay for it
-    import requests.exceptions  # noqa: PLC0415 — as above
-
-    api = client.api
-    answer = api.post(f"{api.base_url}/v{api.api_version}/containers/{container}/update", json=caps)
-    try:
-        answer.raise_for_status()
-    except requests.exceptions.HTTPError as error:
-        docker.errors.create_api_error_from_http_exception(error)
-
-
-def _containers(pool: str, client: "docker.DockerClient") -> list[str]:
-    """Ids of the containers of a pool, those that ended included."""
-    label = f"{docker_request.LABEL_POOL}={pool}"
-    return [str(each["Id"]) for each in client.api.containers(all=True, filters={"label": label})]
 
 
 def _clear(places: Path, kept: Collection[Path]) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import math
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agentruntime import errors, log
 
 from agent_pool.cgroups.base import Counters
-from agent_pool.drivers import docker_request, exits
+from agent_pool.drivers import docker_calls, docker_request, exits, slots
 from agent_pool.drivers.base import Prepared, Revision
 from agent_pool.drivers.docker_engine import Engine
 
@@ -112,19 +111,19 @@ class LoadedRevisions:
 
     async def _import(self, revision: Revision, image: str, uid: int) -> Prepared:
         """Imports the agent's code once, in a container like those of its workers."""
-        config = docker_request.description(revision, image=image, uid=uid, pool=self._pool)
+        config = docker_request.description(revision, image=image, user=slots.user(uid), pool=self._pool)
         # Its name in the engine; nothing is in the directory.
         place = self._places / f"describe-{revision.key}"
         place.mkdir(parents=True, exist_ok=True)
-        creating = asyncio.ensure_future(self._engine.ask(partial(launched, config)))
+        creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config)))
         try:
             container, _ = await asyncio.shield(creating)
-            ended = self._engine.ask(partial(_ended, container, revision.start_timeout_s))
+            ended = self._engine.ask(partial(docker_calls.awaited, container, revision.start_timeout_s))
             state, said, complained = await ended
         finally:
             await asyncio.wait([creating])
             if not creating.cancelled() and creating.exception() is None:
-                await self._engine.ask(partial(removed, creating.result()[0]))
+                await self._engine.ask(partial(docker_calls.removed, creating.result()[0]))
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
         if state is None:
             raise errors.AgentFailed(
@@ -161,47 +160,3 @@ def described(revision: Revision, said: str, reason: str, complained: str) -> Pr
     except (TypeError, KeyError, ValueError):
         words = f":\n{complained}" if complained else ""
         raise errors.AgentFailed(f"agent '{revision.agent}' failed to import: {reason}{words}") from None
-
-
-def launched(config: dict[str, Any], client: "docker.DockerClient") -> tuple[str, int]:
-    """Creates and starts a container: its id and pid, 0 if it has ended already. All of it or nothing is left."""
-    created: dict[str, Any] = client.api.create_container_from_config(config)  # type: ignore[no-untyped-call]  # it has no annotations
-    container = str(created["Id"])
-    try:
-        client.api.start(container)
-        return container, int(client.api.inspect_container(container)["State"]["Pid"])
-    except BaseException:
-        removed(container, client)
-        raise
-
-
-def removed(container: str, client: "docker.DockerClient") -> None:
-    """Kills and removes a container, if it is there."""
-    import docker.errors  # noqa: PLC0415 — a pool that runs no container must not pay for it
-
-    with contextlib.suppress(docker.errors.NotFound):
-        client.api.remove_container(container, force=True, v=True)
-
-
-def _ended(container: str, timeout_s: float, client: "docker.DockerClient") -> tuple[dict[str, Any] | None, str, str]:
-    """Waits for a container: its state, None if it went on; what it answered, and the end of what else it printed."""
-    import requests.exceptions  # noqa: PLC0415 — as above
-
-    try:
-        client.api.wait(container, timeout=math.ceil(timeout_s))
-    except requests.exceptions.ReadTimeout:
-        return None, "", ""
-    except requests.exceptions.ConnectionError as error:
-        # So urllib3's own time-outs arrive where the answer has begun.
-        if "timed out" in str(error).lower():
-            return None, "", ""
-        raise
-    state = client.api.inspect_container(container)["State"]
-    said = client.api.logs(container, stdout=True, stderr=False)
-    return state, said.decode(errors="replace"), last_words(container, client)
-
-
-def last_words(container: str, client: "docker.DockerClient") -> str:
-    """The end of what a container printed before it had a log of ours."""
-    lines = client.api.logs(container, stdout=False, stderr=True, tail=20)
-    return str(lines.decode(errors="replace")).strip()

@@ -26,18 +26,18 @@ _SIGNALLED = 128
 _LAST_SIGNAL = 64
 
 
-def worker(launch: Launch, *, image: str, uid: int, directory: Path, pool: str) -> dict[str, Any]:
+def worker(launch: Launch, *, image: str, user: str, directory: Path, pool: str) -> dict[str, Any]:
     """A container of a worker.
 
     Args:
         launch: the worker.
         image: id of its container image.
-        uid: its user and group.
+        user: its user and group, as numbers.
         directory: on the host, where its socket will be.
         pool: names this pool among others of the same engine.
     """
     revision = launch.revision
-    config = _container(revision, image=image, uid=uid, pool=pool)
+    config = _container(revision, image=image, user=user, pool=pool)
     config["Labels"] |= {LABEL_WORKER: launch.worker_id, LABEL_KEY: launch.key}
     host = config["HostConfig"]
     host["Mounts"] = [
@@ -52,9 +52,9 @@ def worker(launch: Launch, *, image: str, uid: int, directory: Path, pool: str) 
     return config
 
 
-def description(revision: Revision, *, image: str, uid: int, pool: str) -> dict[str, Any]:
+def description(revision: Revision, *, image: str, user: str, pool: str) -> dict[str, Any]:
     """A container that only says what the agent serves."""
-    config = _container(revision, image=image, uid=uid, pool=pool)
+    config = _container(revision, image=image, user=user, pool=pool)
     # Where Python loads code from is not the agent's to say, see `agent_worker.worker.take_environment`.
     config["Env"] += [
         f"{name}={value}" for name, value in revision.env.items() if not name.startswith(("PYTHON", "LD_"))
@@ -62,10 +62,10 @@ def description(revision: Revision, *, image: str, uid: int, pool: str) -> dict[
     return {**config, "Cmd": ["--describe"]}
 
 
-def _container(revision: Revision, *, image: str, uid: int, pool: str) -> dict[str, Any]:
+def _container(revision: Revision, *, image: str, user: str, pool: str) -> dict[str, Any]:
     return {
         "Image": image,
-        "User": f"{uid}:{uid}",
+        "User": user,
         "Env": ["HOME=/tmp"],
         "Labels": {LABEL_POOL: pool, LABEL_AGENT: revision.agent},
         "HostConfig": {

@@ -47,3 +47,8 @@ def uid(agent_index: int, slot: int) -> int:
     """As which the process in a slot runs."""
     base = uid_base(agent_index)
     return base + slot if base else os.geteuid()
+
+
+def user(uid: int) -> str:
+    """The user and group of a process of that uid, as container engines have them."""
+    return f"{uid}:{uid if os.geteuid() == 0 else os.getegid()}"

@@ -27,20 +27,20 @@ class LogPolicy:
     living: frozenset[str] = frozenset()
 
 
-def shorten(path: Path, max_bytes: int) -> int:
-    """Gives back what of a log is too much; says how many bytes are left.
+def shorten(path: Path, max_bytes: int) -> tuple[bool, int]:
+    """Gives back what of a log is too much: whether there was any, and at which size of the file to look again.
 
     Raises:
         FileNotFoundError: there is no such log.
     """
     with path.open("r+b") as stream:
         descriptor = stream.fileno()
-        held = file.held_bytes(descriptor)
-        if held <= _TRIMMED_AT * max_bytes:
-            return held
-        end = stream.seek(0, 2)
+        end = os.fstat(descriptor).st_size
+        spare = int(_TRIMMED_AT * max_bytes) - file.held_bytes(descriptor)
+        if spare > 0:
+            return False, end + spare
         file.trim(descriptor, file.next_line(descriptor, end - int(_TRIMMED_TO * max_bytes), end))
-        return file.held_bytes(descriptor)
+        return True, end + int((_TRIMMED_AT - _TRIMMED_TO) * max_bytes)
 
 
 def drop_older(path: Path, max_bytes: int, oldest_s: float) -> None:

@@ -74,6 +74,28 @@ class Shipping:
             self._tasks[agent, aggregator] = asyncio.create_task(sender.run(self._note, self._patience))
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Of one log: the lines between two positions."""
+
+    inode: int
+    begin: int
+    end: int
+    lines: list[Line]
+    # What went by age or size before it was sent.
+    lost_bytes: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is sent next."""
+
+    entries: list[Entry]
+    # Up to where, by log: the file's inode and the position.
+    places: dict[str, tuple[int, int]]
+    lost_bytes: int
+
+
 class Sender:
     """Of one agent's lines, to one receiver."""
 
@@ -91,12 +113,12 @@ class Sender:
         failures = 0
         with contextlib.closing(link):
             while True:
-                entries, places = await asyncio.to_thread(self._chunk)
-                if not entries:
+                chunk = await asyncio.to_thread(self._chunk)
+                if not chunk.entries:
                     await asyncio.sleep(_LOOK_INTERVAL_S)
                     continue
                 try:
-                    await link.send(f"agent.{self._agent}", entries)
+                    await link.send(f"agent.{self._agent}", chunk.entries)
                 except OSError as error:
                     delay_s, failures = next_delay(patience.backoff, failures, 0.0, random.random())  # noqa: S311 — spreads load
                     reason = error.strerror or error
@@ -109,15 +131,17 @@ class Sender:
                     continue
                 failures = 0
                 note(self._agent, "")
-                await asyncio.to_thread(self._sent.advance, places)
+                await asyncio.to_thread(self._sent.advance, chunk.places)
+                if chunk.lost_bytes:
+                    _log.warning("lines went before they were sent", agent=self._agent, lost_bytes=chunk.lost_bytes)
 
-    def _chunk(self) -> tuple[list[Entry], dict[str, tuple[int, int]]]:
-        """The next entries, and up to where they reach in which logs. Blocks."""
+    def _chunk(self) -> Chunk:
+        """Blocks."""
         names = self._logs.logs_of(self._agent)
         self._sent.forget_all_but(names)
         places: dict[str, tuple[int, int]] = {}
         fresh: list[list[Line]] = []
-        left = _CHUNK_BYTES
+        left, lost_bytes = _CHUNK_BYTES, 0
         # Each log is the first in its turn, so that none that is written without end keeps the others waiting.
         self._turn += 1
         first = self._turn % max(1, len(names))
@@ -125,28 +149,27 @@ class Sender:
             if left <= 0:
                 break
             with contextlib.suppress(FileNotFoundError):
-                inode, before, place, found = self._next(name)
-                if found:
-                    left -= place - before
-                    places[name] = (inode, place)
-                    fresh.append(found)
+                piece = self._next(name)
+                if piece.lines:
+                    left -= piece.end - piece.begin
+                    lost_bytes += piece.lost_bytes
+                    places[name] = (piece.inode, piece.end)
+                    fresh.append(piece.lines)
         stamped = lines.merged(fresh, time.time())
-        return [(at_s, lines.completed(line, self._agent, at_s)) for at_s, line in stamped], places
+        entries = [(at_s, lines.completed(line, self._agent, at_s)) for at_s, line in stamped]
+        return Chunk(entries, places, lost_bytes)
 
-    def _next(self, name: str) -> tuple[int, int, int, list[Line]]:
-        """Of a log: its inode, from where to where, and the lines between."""
+    def _next(self, name: str) -> _Piece:
         descriptor = os.open(self._logs.path(self._agent, name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
             start, _ = file.kept(descriptor, self._logs.policy(self._agent).max_bytes)
             place = self._sent.place(name, status.st_ino, status.st_size)
-            if 0 < place < start:
-                _log.warning(
-                    "lines went before they were sent", agent=self._agent, log=name, lost_bytes=start - place
-                )
+            lost_bytes = start - place if 0 < place < start else 0
             begin = max(place, start)
-            end = file.whole_until(descriptor, status.st_size)
-            place, raws = next(file.forward(descriptor, begin, end), (begin, []))
-            return status.st_ino, begin, place, [past.parsed(label(name), raw) for raw in raws if raw]
+            whole = file.whole_until(descriptor, status.st_size)
+            end, raws = next(file.forward(descriptor, begin, whole), (begin, []))
+            found = [past.parsed(label(name), raw) for raw in raws if raw]
+            return _Piece(status.st_ino, begin, end, found, lost_bytes)
         finally:
             os.close(descriptor)

@@ -1,6 +1,7 @@
 """Where logs are, how long they are kept, and how they are read while they grow."""
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -20,8 +21,6 @@ _LAST_BYTES = 8192
 _FOLLOW_INTERVAL_S = 0.1
 # Lines handed on at a time.
 _BATCH = 500
-# A log at this part of its bound is looked at more often.
-_NEARLY_FULL = 0.5
 _TEMPLATE = "template"
 
 
@@ -35,7 +34,8 @@ class LogStore:
         self._root = root
         self._agents = root / "agents"
         self.policy = policy
-        self._nearly_full: list[Path] = []
+        # The size of each log at which it may be too long.
+        self._look_at: dict[Path, int] = {}
 
     def path(self, agent: str, worker_id: str) -> Path:
         return self._agents / agent / (worker_id + _SUFFIX)
@@ -47,6 +47,7 @@ class LogStore:
         """A descriptor that appends to a worker's log, which survives its pool."""
         path = self.path(agent, worker_id)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._look_at.setdefault(path, 0)
         return _open(path)
 
     def note(self, agent: str, worker_id: str, level: str, event: str, **fields: str) -> None:
@@ -105,13 +106,17 @@ class LogStore:
 
     def maintain(self, now_s: float) -> None:
         """Gives back what of all logs is too old or too much. Blocks."""
-        nearly_full = []
+        looked_at = {}
         for agent in self.agents():
             policy = self.policy(agent)
             for name in self.logs_of(agent):
                 path = self.path(agent, name)
-                if self._keep(path, policy, now_s, living=name in policy.living) > _NEARLY_FULL * policy.max_bytes:
-                    nearly_full.append(path)
+                oldest_s = now_s - policy.retention_s
+                if path.stat().st_mtime < oldest_s and name not in policy.living:
+                    path.unlink()
+                    continue
+                retention.drop_older(path, policy.max_bytes, oldest_s)
+                _, looked_at[path] = retention.shorten(path, policy.max_bytes)
             directory = self._agents / agent
             for path in directory.iterdir():
                 # Of a platform before this one, which moved old lines to files of their own.
@@ -119,26 +124,17 @@ class LogStore:
                     path.unlink()
             if not any(directory.iterdir()):
                 directory.rmdir()
-        self._nearly_full = nearly_full
+        self._look_at = looked_at
 
-    def hold_bounds(self) -> None:
-        """Trims the logs that were nearly full lately. Blocks, but not for long: meant to be called often."""
-        for path in self._nearly_full:
-            try:
-                retention.shorten(path, self.policy(path.parent.name).max_bytes)
-            except FileNotFoundError:
-                continue
-
-    def _keep(self, path: Path, policy: LogPolicy, now_s: float, *, living: bool) -> int:
-        """How many bytes of a log are left."""
-        left = retention.shorten(path, policy.max_bytes)
-        oldest_s = now_s - policy.retention_s
-        if path.stat().st_mtime < oldest_s and not living:
-            path.unlink()
-            return 0
-        if left:
-            retention.drop_older(path, policy.max_bytes, oldest_s)
-        return left
+    def hold_bounds(self) -> bool:
+        """Gives back what is too much of logs that were written to; whether there were any. Quick: one stat a log."""
+        found = False
+        for path, size in list(self._look_at.items()):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size >= size:
+                    long, self._look_at[path] = retention.shorten(path, self.policy(path.parent.name).max_bytes)
+                    found |= long
+        return found
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -245,7 +241,8 @@ def label(name: str) -> str:
 
 def _shown(agent: str, stamped: Iterable[Stamped], *, as_objects: bool) -> Iterator[Line]:
     for time_s, line in stamped:
-        if as_objects and not line.text.startswith("{"):
+        # Quickly: what has a time is an object, and what a worker wrote itself says which one.
+        if as_objects and (line.time_s is None or '"worker_id"' not in line.text):
             text = json.dumps(lines.completed(line, agent, time_s), ensure_ascii=False)
             yield Line(line.worker_id, text, line.level, time_s)
         else:

@@ -29,12 +29,14 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.integration
 DIGEST = "sha256:" + "d0c4e2" * 10 + "d0c4"
 AGENT = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from agentruntime import Agent
 
 if os.environ.get("FAIL") == "import":
     raise RuntimeError("no luck today")
+if os.environ.get("FAIL") == "hang":
+    time.sleep(3600)
 if os.environ.get("FAIL") == "hard":
     print("gone", file=sys.stderr, flush=True)
     os._exit(7)
@@ -193,6 +195,9 @@ async def test_what_fails_leaves_nothing(stage: Stage) -> None:
         with pytest.raises(errors.AgentFailed, match=says):
             await driver.prepare(launch(env={"FAIL": fail}).revision)
         assert (stage.containers(), stage.directories()) == ([], [])
+    with pytest.raises(errors.AgentFailed, match="took longer than 2s and was ended"):
+        await driver.prepare(launch(env={"FAIL": "hang"}, start_timeout_s=2.0).revision)
+    assert (stage.containers(), stage.directories()) == ([], [])
     await driver.prepare(launch().revision)
     for fail, says in (("start", "(?s)cannot start.*Traceback"), ("hard", "(?s)exit status 7.*gone")):
         with pytest.raises(errors.AgentFailed, match=says):

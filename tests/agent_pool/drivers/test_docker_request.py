@@ -25,7 +25,7 @@ def revision(**fields: Any) -> Revision:
 
 def worker(gpus: tuple[int, ...] = (), **fields: Any) -> dict[str, Any]:
     launch = Launch("a-01~1", "a-01", revision(**fields), gpus)
-    return docker_request.worker(launch, image="sha256:i", uid=7, directory=Path("/run/c/1"), pool="p")
+    return docker_request.worker(launch, image="sha256:i", user="7:7", directory=Path("/run/c/1"), pool="p")
 
 
 def profile(host: dict[str, Any]) -> Any:
@@ -66,7 +66,7 @@ def test_what_a_revision_asks_for() -> None:
 
 def test_a_description_says_nothing_of_where_python_loads_code_from() -> None:
     asked = revision(env={"A": "1", "PYTHONPATH": "/x", "LD_PRELOAD": "y"})
-    config = docker_request.description(asked, image="i", uid=7, pool="p")
+    config = docker_request.description(asked, image="i", user="7:7", pool="p")
     assert config["Cmd"] == ["--describe"]
     assert config["Env"] == ["HOME=/tmp", "A=1"]
     assert "Mounts" not in config["HostConfig"]

@@ -144,6 +144,6 @@ def test_a_chunk_is_bounded(tmp_path: Path) -> None:
     for n in range(30):
         node.write(f"a-{n:02}", "x" * 2**18)
     sender = shipping.Sender(node.logs, "a", "", Sent(tmp_path / "sent" / "a.json"))
-    entries, places = sender._chunk()
-    assert sum(len(record["event"]) for _, record in entries) < 2 * 2**20
-    assert len(places) == len(entries) < 8
+    chunk = sender._chunk()
+    assert sum(len(record["event"]) for _, record in chunk.entries) < 2 * 2**20
+    assert len(chunk.places) == len(chunk.entries) < 8

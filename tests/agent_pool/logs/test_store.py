@@ -144,11 +144,13 @@ async def test_a_level_that_is_none(store: LogStore) -> None:
 
 def test_lines_as_objects(tmp_path: Path) -> None:
     store = bounded(tmp_path, LogPolicy(as_objects=True))
-    write(store, "a-01", at(1, "one", "error") + "of a child\n")
+    write(store, "a-01", at(1, "one", "error") + "of a child\n{broken\n")
     found = [json.loads(line.text) for line in store.past("a", ["a-01"])]
     assert found[1] == {
         "event": "of a child", "level": "info", "time": "1970-01-01T00:00:01Z", "worker_id": "a-01", "agent": "a",
     }  # fmt: skip
+    assert [entry["event"] for entry in found] == ["one", "of a child", "{broken"]
+    assert all(entry["worker_id"] == "a-01" for entry in found)
 
 
 def test_retention_by_age(tmp_path: Path) -> None:
