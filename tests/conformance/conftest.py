@@ -8,6 +8,7 @@ import pytest
 from tests.conformance import page
 from tests.conformance.stage import CONTAINER, MODES, Stage, stage
 
+_TIMEOUT_S = 300
 _RESULTS = pytest.StashKey[page.Results]()
 
 
@@ -17,6 +18,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RESULTS] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and "stage" in item.fixturenames:
+            # The first test of a driver also waits for its platform, and for the first container image.
+            item.add_marker(pytest.mark.timeout(_TIMEOUT_S))
 
 
 @pytest.fixture(scope="session", params=list(MODES), name="stage")

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.conformance.stage import CONTAINER, stage
 from tests.engine import Engine
 
-pytestmark = [pytest.mark.integration, pytest.mark.root]
+pytestmark = [pytest.mark.integration, pytest.mark.root, pytest.mark.timeout(300)]
 _PORT = 50051
 _TIMEOUT_S = 30
 
