@@ -121,7 +121,7 @@ class Sender:
                     await link.send(f"agent.{self._agent}", chunk.entries)
                 except OSError as error:
                     delay_s, failures = next_delay(patience.backoff, failures, 0.0, random.random())  # noqa: S311 — spreads load
-                    reason = error.strerror or error
+                    reason = os.strerror(error.errno) if error.errno else error
                     note(
                         self._agent,
                         f"log lines do not reach {self._aggregator}: {reason}; they are sent when it is back, "
