@@ -24,14 +24,17 @@ _LONGEST_FILE_BYTES = 4 * 2**40
 def kept(descriptor: int, max_bytes: int) -> tuple[int, int]:
     """The positions between which a log's last lines are, `max_bytes` of them; the first is at a line's start."""
     end = os.fstat(descriptor).st_size
-    start = min(end, first_data(descriptor, max(0, end - max_bytes)))
-    if 0 < start < end and os.pread(descriptor, 1, start - 1) not in (b"\n", b"\0"):
+    wanted = max(0, end - max_bytes)
+    start = min(end, first_data(descriptor, wanted))
+    # A hole ends within a block, whose first bytes are zero then; what is behind them is the start of a line.
+    edge = first_data(descriptor, 0)
+    zeros = os.pread(descriptor, min(_LARGEST_BLOCK_BYTES, end - edge), edge)
+    edge += len(zeros) - len(zeros.lstrip(b"\0"))
+    if start <= edge:
+        return min(edge, end), end
+    if start == wanted and os.pread(descriptor, 1, start - 1) != b"\n":
         start = next_line(descriptor, start, end)
-    if os.pread(descriptor, 1, start) != b"\0":
-        return start, end
-    # A hole ends within a block, whose first bytes are zero then.
-    block = os.pread(descriptor, min(_LARGEST_BLOCK_BYTES, end - start), start)
-    return start + len(block) - len(block.lstrip(b"\0")), end
+    return start, end
 
 
 def held_bytes(descriptor: int) -> int:

@@ -8,10 +8,10 @@ from agentruntime import log
 from agent_pool.logs.store import LogStore
 
 # Between two looks at the logs' sizes; sooner after one that had become too long.
-_LOOK_S = 0.1
+_LOOK_S = 0.2
 _SOON_S = 0.01
 # Between two looks at all that is kept: ages, what is gone, settings that changed.
-_ALL_S = 1.0
+_ALL_S = 3.0
 _log = log.get("agent_pool.logs")
 
 

@@ -86,3 +86,28 @@ def test_whole_lines(descriptor: int) -> None:
     assert file.whole_until(descriptor, 11) == 8
     assert file.next_line(descriptor, 1, 11) == 4
     assert file.next_line(descriptor, 9, 11) == 11
+
+
+STEPS = strategies.lists(
+    strategies.one_of(TEXTS, strategies.integers(0, 4000).map(lambda bytes_: -bytes_)), min_size=1, max_size=8
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(STEPS, strategies.integers(1, 5000))
+def test_what_is_kept_is_always_the_end(descriptor: int, steps: list[list[bytes] | int], max_bytes: int) -> None:
+    """Whatever is appended and trimmed in whatever order."""
+    os.ftruncate(descriptor, 0)
+    written: list[bytes] = []
+    for step in steps:
+        if isinstance(step, list):
+            more = [b"%d " % len(written) + text for text in step]
+            written += more
+            os.write(descriptor, b"".join(text + b"\n" for text in more))
+        else:
+            end = os.fstat(descriptor).st_size
+            file.trim(descriptor, file.next_line(descriptor, max(0, end + step), end) or 1)
+        start, end = file.kept(descriptor, max_bytes)
+        found = all_lines(descriptor, start, end)
+        assert found == written[len(written) - len(found) :]
+        assert end - start <= max_bytes
