@@ -51,22 +51,18 @@ class ContainerImages:
             FailedPrecondition: it cannot be made; ends with what the build said last.
             Unavailable: the engine does not answer.
         """
+        wanted = await asyncio.to_thread(recipe.recipe, digest, bundle, base_image or self._default_base)
+        if (found := await asyncio.to_thread(self._find, wanted)) is not None:
+            return found
         async with self._building:
-            wanted = await asyncio.to_thread(recipe.recipe, digest, bundle, base_image or self._default_base)
-            found = await asyncio.to_thread(self._find, wanted)
-            if found is not None:
-                return found
+            if (found := await asyncio.to_thread(self._find, wanted)) is not None:
+                return found  # made while this waited for its turn
             progress(f"making a container image of {wanted.agent}")
             given_up = threading.Event()
             try:
                 return await asyncio.to_thread(self._build, wanted, progress, given_up)
             finally:
                 given_up.set()
-
-    async def dockerfile(self, digest: str, bundle: Path, base_image: str) -> str:
-        """By which `ensure` makes an image."""
-        made_by = await asyncio.to_thread(recipe.recipe, digest, bundle, base_image or self._default_base)
-        return made_by.dockerfile
 
     async def tag(self, image_id: str, reference: ImageReference) -> None:
         """Gives an image of the engine a name."""

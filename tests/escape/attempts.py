@@ -129,6 +129,10 @@ PRIVILEGES = [
         "    process.kill(); process.wait()",
         outside_first=_UNPRIVILEGED,
     ),
+    Attempt(
+        "programs that give privileges",
+        "import ctypes\nif ctypes.CDLL(None).prctl(39, 0, 0, 0, 0):\n    raise PermissionError('no_new_privs')",
+    ),
     Attempt("a higher priority", "import os; os.setpriority(os.PRIO_PROCESS, 0, -5)"),
     Attempt(
         "its own memory limit",
