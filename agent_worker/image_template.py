@@ -57,7 +57,7 @@ class ImageTemplate:
                 return {"ok": False, "unenforceable": str(error)}
             # Before any code of the agent's: what this process says from here on may be the agent's word.
             launch.send(self._base, {"op": "entered"})
-        sandbox.confine_template(spec.sandbox)
+        sandbox.confine(spec.sandbox)
         app = Path(self._bundle, "app")
         os.chdir(app if app.is_dir() else "/")
         if spec.import_in_worker:

@@ -72,8 +72,8 @@ def enter(spec: SandboxSpec, bundle: str, request_id_map: Callable[[], None]) ->
         raise Unenforceable(str(error)) from error
 
 
-def confine_template(spec: SandboxSpec) -> None:
-    """Takes from this single-threaded process what neither a template nor a worker needs of the kernel.
+def confine(spec: SandboxSpec) -> None:
+    """Takes from this single-threaded process, and its workers, the system calls that neither of them needs.
 
     After `enter`, which needs more, and before any code of the agent's.
 
@@ -81,9 +81,8 @@ def confine_template(spec: SandboxSpec) -> None:
         OSError: the kernel refuses; the process must end.
     """
     linux.no_new_privileges()
-    if profile := _profile(spec):
-        linux.filter_system_calls(seccomp.program(profile, template=True))
-        seccomp.program(profile)  # is made once, and not by each worker
+    if spec.system_calls != "any":
+        linux.filter_system_calls(seccomp.program(cast(seccomp.Profile, spec.system_calls)))
 
 
 def id_map(spec: SandboxSpec) -> str:
@@ -106,7 +105,7 @@ def separate(spec: SandboxSpec) -> None:
 
 
 def become_worker(spec: SandboxSpec, slot: int) -> None:
-    """Takes on a worker's own uid, where the pool may give one, and gives up capabilities and system calls.
+    """Takes on a worker's own uid, where the pool may give one, and gives up every capability.
 
     Raises:
         OSError: the kernel refuses; the process must end.
@@ -118,18 +117,11 @@ def become_worker(spec: SandboxSpec, slot: int) -> None:
         os.setresuid(slot, slot, slot)
     linux.drop_capabilities()
     linux.dumpable()
-    # Before grpc starts threads: they inherit it.
-    if profile := _profile(spec):
-        linux.filter_system_calls(seccomp.program(profile))
 
 
 def workers_dir(spec: SandboxSpec) -> Path:
     """Where the processes of the sandbox find the directories that hold their sockets."""
     return Path(SANDBOX_WORKERS_DIR) if spec.isolated else Path(spec.workers_dir)
-
-
-def _profile(spec: SandboxSpec) -> seccomp.Profile | None:
-    return None if spec.system_calls == "any" else cast(seccomp.Profile, spec.system_calls)
 
 
 def _own_namespaces(spec: SandboxSpec) -> int:

@@ -10,7 +10,6 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +59,7 @@ _CHECKS = {
     "mknod": _Check(1, _S_IFMT, _NO_DEVICES),
     "mknodat": _Check(2, _S_IFMT, _NO_DEVICES),
 }
-# What a template does beside, to make workers, in which the whole filter holds.
+# What a template does beside, to make workers. They inherit its filter, and have no capability to do the same.
 _TEMPLATE_CHECKS = {
     "unshare": _Check(0, _ANY & ~_WORKERS_NAMESPACES, (0,)),
     "mount": _Check(3, _ANY, (_SCRATCH_FLAGS,)),
@@ -83,19 +82,19 @@ def missing(machine: str | None = None) -> str:
     return ""
 
 
-@cache
-def program(profile: Profile, *, template: bool = False, machine: str | None = None) -> bytes:
-    """An array of struct sock_filter, for seccomp(2).
+def program(profile: Profile, *, machine: str | None = None) -> bytes:
+    """An array of struct sock_filter, for seccomp(2): the filter of an image template and its workers.
+
+    It also lets pass what a template needs to make workers: namespaces of the kinds that they have, file systems in
+    memory, a change of uid.
 
     Args:
         profile: which.
-        template: also lets pass what an image template needs to make workers: namespaces of the kinds that they have,
-            file systems in memory, a change of uid.
         machine: as of uname(2); by default this one.
     """
     machine = machine or os.uname().machine
     verdicts: dict[int, _Verdict] = {}
-    for name, verdict in _verdicts(profile, template=template).items():
+    for name, verdict in _verdicts(profile, template=True).items():
         number = syscalls.number(name, machine)
         if number is not None:
             verdicts[number] = verdict

@@ -21,7 +21,8 @@ from agent_pool.images.container import ContainerImages
 from tests.agent_pool import harness
 from tests.engine import Engine
 
-pytestmark = pytest.mark.integration
+# pip takes its time on a loaded machine.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -54,7 +55,6 @@ def found(client: docker.DockerClient, digest: str) -> list[str]:
     return [str(image.id) for image in client.images.list(filters={"label": label})]
 
 
-@pytest.mark.timeout(300)
 async def test_an_agent_s_container_image(
     client: docker.DockerClient, catalog_in: Callable[[Path], Catalog], tmp_path: Path
 ) -> None:
