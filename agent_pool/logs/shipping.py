@@ -121,7 +121,7 @@ class Sender:
                     await link.send(f"agent.{self._agent}", chunk.entries)
                 except OSError as error:
                     delay_s, failures = next_delay(patience.backoff, failures, 0.0, random.random())  # noqa: S311 — spreads load
-                    reason = error.strerror or error
+                    reason = _reason(error)
                     note(
                         self._agent,
                         f"log lines do not reach {self._aggregator}: {reason}; they are sent when it is back, "
@@ -173,3 +173,8 @@ class Sender:
             return _Piece(status.st_ino, begin, end, found, lost_bytes)
         finally:
             os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    """In the system's words; asyncio's repeat the address. Names that cannot be resolved have numbers below zero."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

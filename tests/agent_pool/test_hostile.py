@@ -20,8 +20,9 @@ from agent_worker.server import WorkerServer
 
 genuine = WorkerServer.start
 
-async def start(self, loaded, socket):
-    await genuine(self, loaded, socket)
+async def start(self, loaded, address):
+    await genuine(self, loaded, address)
+    socket = address.removeprefix("unix:")
     os.unlink(socket)
     os.symlink("../../../pool.sock", socket)
 

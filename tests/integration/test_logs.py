@@ -25,7 +25,7 @@ class Teller(Agent):
         sys.stdout.buffer.write(b"not \\xff utf-8\\n")
         sys.stdout.flush()
         early.stream.write("by an early handler\\n")
-        subprocess.run(["echo", "of a child"], check=True)
+        subprocess.run([sys.executable, "-c", "print('of a child')"], check=True)
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()

@@ -40,12 +40,13 @@ def command(
     )
     as_json = json_ or output.wants_json(format_)
     with platform.connect() as client:
-        for entry in client.pool.StreamLogs(request, timeout=math.inf if follow else None):
+        # However much there is: who has seen enough types Ctrl-C.
+        for entry in client.pool.StreamLogs(request, timeout=math.inf):
             if as_json:
                 output.print_json_line(output.as_data(entry))
             else:
                 # A worker's name says where a line is from; whoever asked for one worker knows.
-                print(readable(entry.line, "" if entry.worker_id == name else entry.worker_id), flush=True)
+                print(readable(entry.line, "" if entry.worker_id == name else entry.worker_id), flush=follow)
 
 
 def _moment(since: str | None) -> Timestamp | None:

@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from agent_pool.logs import LogPolicy, LogStore, shipping
 from agent_pool.logs.sent import Sent
@@ -137,6 +140,18 @@ async def test_what_was_trimmed_before_it_was_sent_is_passed_over(tmp_path: Path
     kept = receiver.events[1:]
     assert kept == [f"line {n}" for n in range(30_000 - len(kept), 30_000)]
     assert len(kept) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (TimeoutError("it does not answer"), "it does not answer"),
+    ],
+)
+def test_reasons(error: OSError, says: str) -> None:
+    assert shipping._reason(error) == says
 
 
 def test_a_chunk_is_bounded(tmp_path: Path) -> None:
