@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentruntime.manifest import AgentManifest, HealthSection
-from agentruntime.sections import CacheSection, TrafficSection
+from agentruntime.sections import DEFAULT_CACHE_BYTES, CacheSection, TrafficSection
 
 from agent_pool.resources import Requested
 from agent_pool.scaling.policy import AskedScaling
@@ -86,6 +86,13 @@ class AskedCache:
     def of_manifest(cls, section: CacheSection) -> "AskedCache":
         return cls(section.max_bytes, section.ttl_s)
 
+    def over(self, below: "AskedCache") -> "AskedCache":
+        """This, and where it is silent what `below` says; a time to live alone turns a cache on that is off."""
+        merged = over(self, below)
+        if self.ttl_s is not None and self.max_bytes is None and not below.max_bytes:
+            return replace(merged, max_bytes=DEFAULT_CACHE_BYTES)
+        return merged
+
 
 @dataclass(frozen=True)
 class AskedPolicies:
@@ -115,7 +122,7 @@ class AskedPolicies:
             restart=self.restart or below.restart,
             scaling=self.scaling.over(below.scaling),
             traffic=over(self.traffic, below.traffic),
-            cache=over(self.cache, below.cache),
+            cache=self.cache.over(below.cache),
         )
 
 
