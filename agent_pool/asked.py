@@ -5,7 +5,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentruntime.manifest import AgentManifest, HealthSection
-from agentruntime.sections import CacheSection, IsolationSection, LoggingSection, TrafficSection
+from agentruntime.sections import (
+    DEFAULT_CACHE_BYTES,
+    CacheSection,
+    IsolationSection,
+    LoggingSection,
+    TrafficSection,
+)
 
 from agent_pool.resources import Requested
 from agent_pool.scaling.policy import AskedScaling
@@ -116,6 +122,13 @@ class AskedCache:
     def of_manifest(cls, section: CacheSection) -> "AskedCache":
         return cls(section.max_bytes, section.ttl_s)
 
+    def over(self, below: "AskedCache") -> "AskedCache":
+        """This, and where it is silent what `below` says; a time to live alone turns a cache on that is off."""
+        merged = over(self, below)
+        if self.ttl_s is not None and self.max_bytes is None and not below.max_bytes:
+            return replace(merged, max_bytes=DEFAULT_CACHE_BYTES)
+        return merged
+
 
 @dataclass(frozen=True)
 class AskedPolicies:
@@ -147,7 +160,7 @@ class AskedPolicies:
             restart=self.restart or below.restart,
             scaling=self.scaling.over(below.scaling),
             traffic=over(self.traffic, below.traffic),
-            cache=over(self.cache, below.cache),
+            cache=self.cache.over(below.cache),
             logging=over(self.logging, below.logging),
         )
 

@@ -107,9 +107,9 @@ class Deployment:
         merged = asked.over(self.asked)
         policies = self._policies(merged, self.spec)
         changed = policies != self.policies
-        if policies.health != self.policies.health:
+        if (policies.health, policies.restart) != (self.policies.health, self.policies.restart):
             for worker in self.workers.values():
-                # Whoever waits for the old interval begins anew.
+                # Whoever waits for the old interval, or for a restart, begins anew.
                 worker.ask_now.set()
         self.asked, self.policies = merged, policies
         return changed

@@ -55,6 +55,12 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
                     f"agent '{deployment.agent}' runs image '{image.reference}'; "
                     f"`agent stop {deployment.agent}` first"
                 )
+            kept = [spec.number for spec in deployment.revisions.values() if spec.image_digest == image.digest]
+            if not image.built_in and not deployment.stopped and kept:
+                raise errors.FailedPrecondition(
+                    f"agent '{deployment.agent}' may be rolled back to image '{image.reference}', its revision "
+                    f"{max(kept)}; `agent stop {deployment.agent}` first"
+                )
         if not image.built_in and image.digest in self._pool.digests_in_use():
             raise errors.FailedPrecondition(f"image '{image.reference}' is being started; try again in a moment")
         await self._catalog.remove(request.reference)

@@ -276,12 +276,31 @@ class Keeper:
                 self._ledger.release(worker.key)
                 self._changed(worker.agent)
                 return
-            await asyncio.sleep(delay_s)
+            if not await self._pause(deployment, worker, end, served=served):
+                return
             last = worker.reason
             worker.apply(Event.RETRY, last)
             worker.retry_at_s = 0.0
             worker.restarts += 1
             self._changed(worker.agent)
+
+    async def _pause(self, deployment: Deployment, worker: Worker, end: Exit, *, served: bool) -> bool:
+        """Waits until a worker that failed is due again; False if the policy, which may change, wants it no more."""
+        due = False
+        while not due:
+            try:
+                async with asyncio.timeout(worker.retry_at_s - time.time()):
+                    await worker.ask_now.wait()
+                worker.ask_now.clear()
+            except TimeoutError:
+                due = True
+            if not restart.wanted_again(deployment.policies.restart, end.status, served=served):
+                worker.rests, worker.retry_at_s = True, 0.0
+                self._tasks.pop(worker.key, None)
+                self._ledger.release(worker.key)
+                self._changed(worker.agent)
+                return False
+        return True
 
     async def _note_end(self, worker: Worker, reason: str, *, as_it_may: bool) -> None:
         """Its process is gone, or has to be: takes in why, tells it, and removes what is left."""

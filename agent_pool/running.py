@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agentruntime import errors, names
+from agentruntime.names import ImageReference
 
 from agent_pool.asked import Asked
 from agent_pool.crew import Crew
@@ -59,7 +60,7 @@ class Runs:
         self._pool.put(agent, deployment)
         try:
             loaded = await self._pool.loader.load(
-                deployment.spec, request.policies, starts=bool(workers), allow_unenforced=request.allow_unenforced
+                deployment.spec, deployment.asked, starts=bool(workers), allow_unenforced=request.allow_unenforced
             )
             deployment.keep(loaded)
             deployment.status = ""
@@ -81,7 +82,11 @@ class Runs:
     ) -> Deployment:
         index = before.spec.agent_index if before else self._pool.new_index()
         number = before.next_number() if before else 1
-        spec = Spec.of(opened, request.asked, agent=agent, agent_index=index, number=number, created_at_s=time.time())
+        asked, policies = request.asked, request.policies
+        if before and _repository(before.spec.image) == _repository(opened.image.reference):
+            # One that was stopped goes on as it was asked to run.
+            asked, policies = asked.over(before.spec.asked), policies.over(before.asked)
+        spec = Spec.of(opened, asked, agent=agent, agent_index=index, number=number, created_at_s=time.time())
         if before is not None and spec.same_as(before.spec):
             spec = before.spec
         deployment = Deployment(
@@ -89,7 +94,7 @@ class Runs:
             revisions={**(before.revisions if before else {}), spec.number: spec},
             current=spec.number,
             replicas=1,
-            asked=request.policies,
+            asked=policies,
             asleep=request.replicas == 0,
             begun=False,
             before=before,
@@ -102,6 +107,11 @@ class Runs:
         least = max(1, scaling.min_replicas) if scaling.auto_scale else 1
         deployment.replicas = request.replicas or (before.replicas if before and not scaling.auto_scale else least)
         return deployment
+
+
+def _repository(reference: str) -> str:
+    """An image's name without its tag or digest."""
+    return ImageReference.parse(reference).name
 
 
 def _check_same(running: Deployment, opened: OpenImage, asked: Asked) -> None:

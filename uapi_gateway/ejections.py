@@ -12,7 +12,7 @@ from pathlib import Path
 from agentruntime import log
 
 from uapi_gateway.registry import Registry, Target
-from uapi_gateway.xds.clusters import AGENT_PREFIX, LONGEST_EJECTION_S
+from uapi_gateway.xds.clusters import LONGEST_EJECTION_S, named
 
 _log = log.get("uapi_gateway.ejections")
 # Of envoy.data.cluster.v3.OutlierEjectionType: the worker failed calls, so its circuit breaker opened. The others say
@@ -46,10 +46,9 @@ class Ejections:
             ValueError: it is not one.
         """
         event = json.loads(line)
-        name = str(event["cluster_name"])
-        if not name.startswith(AGENT_PREFIX):
+        name, address = named(str(event["cluster_name"])), str(event["upstream_url"])
+        if not name:
             return
-        name, address = name.removeprefix(AGENT_PREFIX), str(event["upstream_url"])
         if event.get("action") == "UNEJECT":
             self._out.pop((name, address), None)
             return

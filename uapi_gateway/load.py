@@ -14,7 +14,7 @@ from typing import Any
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 
 from uapi_gateway.registry import Registry
-from uapi_gateway.xds.clusters import AGENT_PREFIX
+from uapi_gateway.xds.clusters import named
 
 # Priority of an agent's workers among its endpoints in Envoy; the relay has the next one.
 _WORKERS = 0
@@ -80,10 +80,10 @@ class Load:
         self._in_envoy.clear()
         self._at_relay.clear()
         for stats in request.cluster_stats:
-            if not stats.upstream_locality_stats or not stats.cluster_name.startswith(AGENT_PREFIX):
+            if not stats.upstream_locality_stats or not named(stats.cluster_name):
                 continue
             # A call to a worker by its name is a call of its agent.
-            target = self._registry.find(stats.cluster_name.removeprefix(AGENT_PREFIX))
+            target = self._registry.find(named(stats.cluster_name))
             if target is None:
                 continue
             agent_id = target.agent.agent_id

@@ -76,13 +76,18 @@ class Publisher:
                 self._put(name, target.agent, target.endpoints)
                 self._names.setdefault(target.agent.agent_id, set()).add(name)
                 continue
-            self._remove(clusters.AGENT_PREFIX + name)
+            for idempotent in (True, False):
+                self._remove(clusters.cluster_name(name, idempotent=idempotent))
         if agent is None:
             self._remove(clusters.CACHED_PREFIX + agent_id)
 
     def _put(self, name: str, agent: Agent, endpoints: tuple[Endpoint, ...]) -> None:
-        self._cache.put(resources.CLUSTER, clusters.agent_cluster(name, agent.traffic))
-        self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(name, _weights(agent, endpoints), self._hold))
+        cluster = clusters.agent_cluster(name, agent.traffic, idempotent=agent.idempotent)
+        self._cache.put(resources.CLUSTER, cluster)
+        addresses = _weights(agent, endpoints)
+        self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(cluster.name, addresses, self._hold))
+        # If that is news of the agent.
+        self._remove(clusters.cluster_name(name, idempotent=not agent.idempotent))
 
     def _put_cached(self, agent: Agent) -> None:
         known = self._cache.get(resources.CLUSTER, clusters.CACHED_PREFIX + agent.agent_id)

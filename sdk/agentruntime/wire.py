@@ -49,7 +49,9 @@ def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
     _scaling(settings.scaling, config.scaling)
     balancer = _enum(pool_pb2.LoadBalancer, "LOAD_BALANCER", config.traffic.load_balancer)
     _set(settings.traffic, load_balancer=balancer or None, failure_threshold=config.traffic.threshold)
-    _set(settings.cache, max_bytes=config.cache.max_bytes)
+    if config.cache.enabled is not None or config.cache.size_bytes is not None:
+        # A time to live alone says nothing of how much is kept.
+        _set(settings.cache, max_bytes=config.cache.max_bytes)
     if config.cache.ttl_s is not None:
         settings.cache.ttl.CopyFrom(duration(config.cache.ttl_s))
     isolation, logging = config.isolation, config.logging

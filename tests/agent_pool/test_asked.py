@@ -53,4 +53,8 @@ def test_defaults_where_nobody_says_anything() -> None:
     assert policies == Policies()
     off = AskedPolicies(cache=AskedCache(max_bytes=0)).over(AskedPolicies(cache=AskedCache(10**6, 7.0)))
     assert Policies.of(off, 64).cache == CachePolicy(0, 7.0)
+    on_again = AskedPolicies(cache=AskedCache(ttl_s=9.0)).over(off)
+    assert Policies.of(on_again, 64).cache == CachePolicy(100_000_000, 9.0)
+    longer = AskedPolicies(cache=AskedCache(ttl_s=9.0)).over(AskedPolicies(cache=AskedCache(10**6, 7.0)))
+    assert Policies.of(longer, 64).cache == CachePolicy(10**6, 9.0)
     assert Policies.of(off, 64, debug=True).health.failure_action == "ignore"

@@ -24,14 +24,14 @@ QUICK = AskedHealth(interval_s=0.01, timeout_s=1.0, retries=2)
 class Ward:
     """One agent with one worker, which is ready."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, delay_s: float = 0.1) -> None:
         self.driver = Hospital(directory)
         self.ledger = Ledger(Capacity(4000, 2**33, ()))
         self.news = 0
         self.keeper = Keeper(
             self.driver,
             self.ledger,
-            Backoff(0.1, longest_delay_s=0.1),
+            Backoff(delay_s, longest_delay_s=delay_s),
             changed=self._on_change,
             heard=test_keeper.at_once,
         )
@@ -178,6 +178,18 @@ async def test_one_that_is_not_wanted_again_stays_listed(
     assert ward.driver.started == 1
     assert ward.ledger.holding(ward.worker.worker_id) is None
     assert ward.deployment.living() == [ward.worker]
+
+
+async def test_a_policy_that_wants_no_restart_ends_the_wait_for_one(tmp_path: Path) -> None:
+    ward = Ward(tmp_path, delay_s=1000.0)
+    await ward.begin()
+    ward.patient.ended.set_result(Exit("exit status 1", status=1))
+    await ward.until(State.FAILED)
+    assert not ward.worker.rests
+    ward.deployment.take_up(AskedPolicies(restart="no"))
+    await eventually(lambda: ward.worker.rests)
+    assert ward.worker.state is State.FAILED
+    assert ward.worker.retry_at_s == 0
 
 
 async def test_on_failure_starts_again_what_failed(ward: Ward) -> None:

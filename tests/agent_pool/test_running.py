@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from agentruntime import errors
 
-from agent_pool.asked import AskedPolicies
+from agent_pool.asked import Asked, AskedPolicies
 from agent_pool.deployment import RunRequest
 from agent_pool.scaling.policy import AskedScaling
 from agent_pool.updates import ScaleRequest, UpdateRequest
@@ -41,3 +41,13 @@ async def test_what_was_refused_leaves_no_policies(short_directory: Path) -> Non
             await one.pool.updates.scale(ScaleRequest("echo", 2, scaling=up_to_five.scaling))
         assert one.pool.get("echo").policies == before
         assert one.pool.get("echo").replicas == 1
+
+
+async def test_one_that_was_stopped_goes_on_as_it_was_asked_to_run(short_directory: Path) -> None:
+    async with clinic(short_directory) as one:
+        asked = Asked(log_level="DEBUG", env={"A": "1"})
+        await one.pool.run(RunRequest("echo", asked=asked, policies=AskedPolicies(restart="no")))
+        await one.pool.stop("echo", 1.0)
+        again = await one.pool.run(RunRequest("echo", asked=Asked(env={"B": "2"})))
+        assert (again.spec.log_level, again.spec.asked.env) == ("DEBUG", {"A": "1", "B": "2"})
+        assert again.policies.restart == "no"

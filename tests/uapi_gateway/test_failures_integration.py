@@ -71,7 +71,7 @@ async def test_an_agent_that_opted_out_is_not_called_twice(tmp_path: Path) -> No
         async with echoing(other, "once-02"), running(pool) as gateway, gateway.channel() as channel:
             await eventually(lambda: answered(channel, "once"))
             call = asyncio.create_task(generate(channel, "hang", agent="once", timeout_s=10))
-            await eventually(lambda: _connected(worker.pid))
+            await eventually(lambda: _called(gateway, "once"))
             pool.put(deployment("once", {"once-01": address, "once-02": other}, idempotent=False))
             await eventually(lambda: _names(channel, "once", "once-02"))
             worker.kill()
@@ -98,8 +98,10 @@ async def test_a_call_that_a_draining_worker_has_not_begun_goes_to_another(tmp_p
         assert type(status.decode(caught.value)) is errors.WorkerDraining
 
 
-def _connected(pid: int) -> bool:
-    return len([c for c in psutil.Process(pid).net_connections("unix") if c.status or c.raddr or c.laddr]) > 1
+async def _called(gateway: Gateway, agent: str) -> bool:
+    """A worker has a call."""
+    name = f"cluster.agent/{agent}.upstream_rq_active"
+    return (await Admin(gateway.home.envoy_admin_socket).get(f"/stats?filter={name}")).strip() == f"{name}: 1"
 
 
 async def _names(channel: aio.Channel, agent: str, worker: str) -> bool:

@@ -68,6 +68,18 @@ def test_calls_that_a_cache_may_answer_go_to_the_relay_and_to_workers_while_it_i
     assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
 
 
+def test_an_agent_whose_calls_may_not_be_repeated_is_not_reached_by_its_name_alone() -> None:
+    registry = Registry()
+    cache = published(registry)
+    registry.put_pool_agent(agent("a", "a-01", idempotent=False))
+    assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == {"once/a", "once/a-01"}
+    registry.put_pool_agent(agent("a", "a-01"))
+    assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == {"agent/a", "agent/a-01"}
+    registry.put_pool_agent(agent("a", "a-01", idempotent=False))
+    registry.remove_pool_agent("a")
+    assert set(cache.names(CLUSTER)) == set(cache.names(ENDPOINTS)) == set()
+
+
 def test_a_worker_and_its_successor_share_a_name() -> None:
     registry = Registry()
     cache = published(registry)

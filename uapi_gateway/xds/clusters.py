@@ -16,6 +16,9 @@ from uapi_gateway.xds import resources
 from uapi_gateway.xds.resources import Resource, typed
 
 AGENT_PREFIX = "agent/"
+# Of agents whose calls may not be repeated. Only routes that know so lead there: none is repeated by routes that have
+# not heard of the agent yet.
+ONCE_PREFIX = "once/"
 CONTROL = "control"
 POOL = "pool"
 # The relay by itself.
@@ -33,11 +36,27 @@ _NEVER_SHORT_PERCENT = 100_000
 _MOST_REQUESTS = 100_000
 
 
-def agent_cluster(name: str, traffic: Traffic) -> Resource:
+def cluster_name(name: str, *, idempotent: bool) -> str:
+    """Of an agent or worker, by whether its calls may be repeated."""
+    return (AGENT_PREFIX if idempotent else ONCE_PREFIX) + name
+
+
+def named(cluster: str) -> str:
+    """The agent or worker of a cluster; "" where it is no agent's, or its cache's."""
+    for prefix in (AGENT_PREFIX, ONCE_PREFIX):
+        if cluster.startswith(prefix):
+            return cluster.removeprefix(prefix)
+    return ""
+
+
+def agent_cluster(name: str, traffic: Traffic, *, idempotent: bool) -> Resource:
     """The cluster of an agent or of one worker; its endpoints come by EDS."""
     message = cluster_pb2.Cluster()
     message.CopyFrom(_agent_template(traffic.load_balancer, traffic.failure_threshold))
-    message.name = AGENT_PREFIX + name
+    message.name = cluster_name(name, idempotent=idempotent)
+    if not idempotent:
+        # Statistics do not depend on it.
+        message.alt_stat_name = AGENT_PREFIX + name
     return resources.wrap(resources.CLUSTER, message.name, message)
 
 
@@ -72,15 +91,15 @@ def relay_cluster(path: Path) -> Resource:
     return resources.make(resources.CLUSTER, RELAY, content)
 
 
-def agent_endpoints(name: str, addresses: Mapping[str, int], hold: Path) -> Resource:
+def agent_endpoints(cluster: str, addresses: Mapping[str, int], hold: Path) -> Resource:
     """The endpoints of an agent or worker: those that are ready, and behind them, by way of `hold`, the relay.
 
     Args:
-        name: of the agent or worker.
+        cluster: of the agent or worker.
         addresses: "ip:port" or "unix:/path" of what is ready for calls, each with its weight; 0 is as any other.
         hold: it gets the calls when none of the addresses can be reached.
     """
-    return _endpoints(AGENT_PREFIX + name, addresses, {f"unix:{hold}": 0})
+    return _endpoints(cluster, addresses, {f"unix:{hold}": 0})
 
 
 def cached_endpoints(agent_id: str, addresses: Mapping[str, int], relay: Path, hold: Path) -> Resource:

@@ -46,12 +46,17 @@ class Session:
         self._unacknowledged: dict[str, list[str]] = {}
         # Endpoints that Envoy has taken up. A cluster is in use with its endpoints, not before.
         self.endpoints: set[str] = set()
+        # Envoy has taken up the routes as they are.
+        self.routed = False
+        self._routes_nonce = ""
         # Envoy did not accept a cluster, and will never ask for its endpoints.
         self._refused = False
 
     def touched(self, kind: str, name: str) -> None:
         """A resource has changed or is gone."""
         subscription = self._subscriptions.get(kind)
+        if kind == ROUTE:
+            self.routed = False
         if subscription is not None and subscription.wants(name):
             subscription.pending.add(name)
             self._wake()
@@ -62,6 +67,8 @@ class Session:
         acknowledged = self._unacknowledged.pop(request.response_nonce, [])
         if not request.HasField("error_detail"):
             self.endpoints.update(acknowledged)
+            if request.response_nonce and request.response_nonce == self._routes_nonce:
+                self.routed = not self._subscriptions[ROUTE].pending
         asked = set(request.resource_names_subscribe)
         first = kind not in self._subscriptions
         self._refused |= kind == CLUSTER and request.HasField("error_detail")
@@ -99,6 +106,10 @@ class Session:
             if subscription is None or not (subscription.pending or subscription.awaited):
                 continue
             if kind == ROUTE and self._warming():
+                # The old routes may still lead to what is gone.
+                for each, names in removed:
+                    self._subscriptions[each].pending.update(names)
+                removed.clear()
                 continue
             gone = []
             changed = []
@@ -148,6 +159,8 @@ class Session:
         if kind == ENDPOINTS:
             self._unacknowledged[str(self._responses)] = [resource.name for resource in changed]
             self.endpoints.difference_update(gone)
+        elif kind == ROUTE:
+            self._routes_nonce = str(self._responses)
         return discovery_pb2.DeltaDiscoveryResponse(
             type_url=kind,
             resources=[

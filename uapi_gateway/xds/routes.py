@@ -178,7 +178,10 @@ def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, A
     by_header: dict[str, Any] = {"cluster_header": CLUSTER_HEADER, "cluster_not_found_response_code": "NOT_FOUND"}
     plain = _route(by_header, credential=credential)
     again = _route(by_header, repeat=True, credential=credential)
-    opted_out = dict.fromkeys(sorted(wanted.opted_out), plain)
+    opted_out = {
+        name: _route({"cluster": clusters.cluster_name(name, idempotent=False)}, credential=credential)
+        for name in sorted(wanted.opted_out)
+    }
     named = _look_up(AGENT_HEADER, opted_out, otherwise=_by_path(wanted.idempotent, again, plain))
     if wanted.cached:
         by_relay = {
@@ -203,7 +206,7 @@ def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[
     prefixes: dict[str, Any] = {}
     for service, agent in sorted(wanted.services.items()):
         prefix = f"/{service}/"
-        target = {"cluster": clusters.AGENT_PREFIX + agent}
+        target = {"cluster": clusters.cluster_name(agent, idempotent=agent not in wanted.opted_out)}
         once = _route(target, agent=agent, credential=credential)
         repeatable = {path for path in wanted.idempotent if path.startswith(prefix)}
         if agent in wanted.opted_out:

@@ -12,7 +12,7 @@ from grpc import aio
 
 from uapi_gateway.load import Load
 from uapi_gateway.xds.cache import Cache
-from uapi_gateway.xds.clusters import AGENT_PREFIX
+from uapi_gateway.xds.clusters import cluster_name
 from uapi_gateway.xds.delta import Session
 
 _log = log.get("uapi_gateway.xds")
@@ -29,10 +29,13 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
 
     async def routed(self, agent_id: str, longest_s: float) -> bool:
         """Waits until Envoy can route to an agent by its name, for at most so long; says whether it can."""
-        name = AGENT_PREFIX + agent_id
+        by_name, by_route = (cluster_name(agent_id, idempotent=idempotent) for idempotent in (True, False))
         try:
             async with asyncio.timeout(longest_s):
-                while not any(name in session.endpoints for session in self._sessions):
+                while not any(
+                    by_name in session.endpoints or (by_route in session.endpoints and session.routed)
+                    for session in self._sessions
+                ):
                     await self._heard.wait()
         except TimeoutError:
             return False

@@ -51,10 +51,6 @@ def update_request(name: str, image: str | None, config: RuntimeConfig) -> pool_
         settings=wire.agent_settings(config),
         allow_unenforced=config.allow_unenforced or False,
     )
-    cache = config.cache
-    if cache.ttl_s is not None and cache.enabled is None and cache.size_bytes is None:
-        # Another time to live says nothing of how much is kept.
-        request.settings.cache.ClearField("max_bytes")
     if not image and not request.settings.ListFields():
         raise errors.InvalidArgument("what should change? Name an --image, or settings like --memory 1GB")
     return request

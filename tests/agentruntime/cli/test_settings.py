@@ -182,9 +182,9 @@ def test_the_document_s_file(agent: Agent, record: Record) -> None:
     assert sent(record) == {"agent": "my-agent", "replicas": 1}
 
 
-def test_a_time_to_live_alone_is_a_cache_where_an_agent_is_run(agent: Agent, record: Record) -> None:
+def test_a_time_to_live_alone_says_nothing_of_how_much_is_kept(agent: Agent, record: Record) -> None:
     agent("run", "my-agent:latest", "--cache-ttl", "1m")
-    assert sent(record) == settings(cache={"max_bytes": 100 * MB, "ttl": "60s"})
+    assert sent(record) == settings(cache={"ttl": "60s"})
     agent("update", "my-agent", "--cache-ttl", "1m")
     assert sent(record) == {"name": "my-agent", **settings(cache={"ttl": "60s"})}
 

@@ -26,7 +26,7 @@ def content(resource: Any, kind: Any) -> dict[str, Any]:
 
 
 def test_clusters_prefer_the_relay_to_dead_workers_and_eject_for_nothing_a_caller_can_cause() -> None:
-    cluster = content(agent_cluster("a", Traffic()), cluster_pb2.Cluster)
+    cluster = content(agent_cluster("a", Traffic(), idempotent=True), cluster_pb2.Cluster)
     assert cluster["name"] == "agent/a"
     assert cluster["common_lb_config"] == {"healthy_panic_threshold": {}, "update_merge_window": "0s"}
     outlier = cluster["outlier_detection"]
@@ -34,9 +34,9 @@ def test_clusters_prefer_the_relay_to_dead_workers_and_eject_for_nothing_a_calle
     assert outlier["max_ejection_percent"] == 99
     assert outlier["enforcing_consecutive_5xx"] == outlier["enforcing_consecutive_gateway_failure"] == 0
     assert (
-        agent_cluster("a", Traffic()).version
-        == agent_cluster("a", Traffic()).version
-        != agent_cluster("b", Traffic()).version
+        agent_cluster("a", Traffic(), idempotent=True).version
+        == agent_cluster("a", Traffic(), idempotent=True).version
+        != agent_cluster("b", Traffic(), idempotent=True).version
     )
 
 
@@ -50,22 +50,27 @@ def test_clusters_prefer_the_relay_to_dead_workers_and_eject_for_nothing_a_calle
     ],
 )
 def test_load_balancers(balancer: int, policy: str | None) -> None:
-    assert content(agent_cluster("a", Traffic(balancer)), cluster_pb2.Cluster).get("lb_policy") == policy
+    assert (
+        content(agent_cluster("a", Traffic(balancer), idempotent=True), cluster_pb2.Cluster).get("lb_policy")
+        == policy
+    )
 
 
 def test_a_circuit_breaker_counts_what_a_worker_answers() -> None:
-    outlier = content(agent_cluster("a", Traffic(failure_threshold=7)), cluster_pb2.Cluster)["outlier_detection"]
+    outlier = content(agent_cluster("a", Traffic(failure_threshold=7), idempotent=True), cluster_pb2.Cluster)[
+        "outlier_detection"
+    ]
     assert (outlier["consecutive_5xx"], outlier["enforcing_consecutive_5xx"]) == (7, 100)
 
 
 def test_weights_are_said_where_they_count() -> None:
-    made = agent_endpoints("a", {"unix:/1": 40, "unix:/2": 0}, Path("/relay"))
+    made = agent_endpoints("agent/a", {"unix:/1": 40, "unix:/2": 0}, Path("/relay"))
     first = content(made, endpoint_pb2.ClusterLoadAssignment)["endpoints"][0]["lb_endpoints"]
     assert [each.get("load_balancing_weight") for each in first] == [40, None]
 
 
 def test_endpoints_end_in_the_relay() -> None:
-    made = agent_endpoints("a", {"unix:/w": 0, "127.0.0.1:80": 0, "[::1]:81": 0}, Path("/relay"))
+    made = agent_endpoints("agent/a", {"unix:/w": 0, "127.0.0.1:80": 0, "[::1]:81": 0}, Path("/relay"))
     assignment = content(made, endpoint_pb2.ClusterLoadAssignment)
     assert assignment["policy"] == {"overprovisioning_factor": 100_000}
     places = assignment["endpoints"]
@@ -81,7 +86,7 @@ def test_endpoints_end_in_the_relay() -> None:
 
 def test_the_order_of_workers_changes_nothing() -> None:
     one, other = (
-        agent_endpoints("a", dict.fromkeys(order, 0), Path("/r"))
+        agent_endpoints("agent/a", dict.fromkeys(order, 0), Path("/r"))
         for order in (["unix:/1", "unix:/2"], ["unix:/2", "unix:/1"])
     )
     assert one.version == other.version

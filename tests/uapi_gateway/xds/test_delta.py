@@ -194,3 +194,40 @@ def test_a_cluster_that_is_refused_holds_no_route_up() -> None:
     refusal.error_detail.message = "no"
     envoy.session.request(refusal)
     assert envoy.gets() == [(ROUTE, ["r"], [])]
+
+
+def test_what_old_routes_lead_to_stays_while_the_new_ones_wait() -> None:
+    envoy = Envoy()
+    for kind in (CLUSTER, ENDPOINTS, ROUTE):
+        envoy.asks(kind, *(("r",) if kind == ROUTE else ()))
+    list(envoy.session.flush())
+    envoy.cache.put(CLUSTER, resource("old"))
+    envoy.cache.put(ROUTE, resource("r"))
+    assert envoy.gets() == [(CLUSTER, ["old"], []), (ROUTE, ["r"], [])]
+    envoy.cache.remove(CLUSTER, "old")
+    for kind, name in ((CLUSTER, "new"), (ENDPOINTS, "new")):
+        envoy.cache.put(kind, resource(name))
+    envoy.cache.put(ROUTE, resource("r", "2"))
+    assert envoy.gets() == [(CLUSTER, ["new"], [])]
+    envoy.asks(ENDPOINTS, "new")
+    assert envoy.gets() == [(ENDPOINTS, ["new"], []), (ROUTE, ["r"], []), (CLUSTER, [], ["old"])]
+
+
+def test_routes_are_taken_up_when_envoy_has_the_newest() -> None:
+    envoy = Envoy()
+    envoy.cache.put(ROUTE, resource("r"))
+    envoy.asks(ROUTE, "r")
+
+    def taken_up(nonce: str) -> bool:
+        envoy.session.request(discovery_pb2.DeltaDiscoveryRequest(type_url=ROUTE, response_nonce=nonce))
+        return envoy.session.routed
+
+    [first] = envoy.session.flush()
+    assert not envoy.session.routed
+    envoy.cache.put(ROUTE, resource("r", "2"))
+    assert not taken_up(first.nonce)
+    [second] = envoy.session.flush()
+    assert not taken_up(first.nonce)
+    assert taken_up(second.nonce)
+    envoy.cache.put(ROUTE, resource("r", "3"))
+    assert not envoy.session.routed

@@ -96,8 +96,6 @@ def repeats(route: dict[str, Any]) -> bool:
     [
         ({"x-uapi-agent": "a", ":path": GENERATE}, True),
         ({"x-uapi-agent": "a", ":path": "/acme.v1.X/Do"}, False),
-        ({"x-uapi-agent": "once", ":path": GENERATE}, False),
-        ({"x-uapi-agent": "once-01", ":path": GENERATE}, False),
         ({"x-uapi-agent": "a", ":path": "/uapi.v1.AgentPool/RunAgent"}, False),
     ],
 )
@@ -110,12 +108,20 @@ def test_a_named_agent_gets_the_call(headers: dict[str, str], repeated: bool) ->
         assert ("authorization" in route.get("request_headers_to_remove", [])) is bool(more)
 
 
+@pytest.mark.parametrize("name", ["once", "once-01"])
+def test_an_agent_that_opted_out_is_reached_by_routes_that_know_it_only(name: str) -> None:
+    for more in ({}, TOKEN):
+        route = decide({"x-uapi-agent": name, ":path": GENERATE, **more})
+        assert route["route"]["cluster"] == f"once/{name}"
+        assert not repeats(route)
+
+
 @pytest.mark.parametrize(
     ("path", "cluster", "repeated"),
     [
         ("/s.S/Again", "agent/single", True),
         ("/s.S/Once", "agent/single", False),
-        ("/o.O/Again", "agent/once", False),
+        ("/o.O/Again", "once/once", False),
         ("/s.SOther/Do", "control", False),
         ("/uapi.v1.AgentGateway/CallAgent", "control", False),
         ("/uapi.v1.AgentRegistry/ListAgents", "control", False),
@@ -129,7 +135,7 @@ def test_without_a_name_the_service_decides(path: str, cluster: str, repeated: b
         assert route["route"]["cluster"] == cluster
         assert repeats(route) is repeated
         added = [h["header"] for h in route.get("request_headers_to_add", [])]
-        named = cluster.removeprefix("agent/")
+        named = cluster.partition("/")[2]
         assert added == ([{"key": "x-uapi-agent", "value": named}] if cluster != "control" else [])
 
 

@@ -562,7 +562,7 @@ class Cache(_message.Message):
     """Unset or 0: no cache."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long an answer is given again. 300 seconds."""
+        """How long an answer is given again. 300 seconds. Set alone, it turns on a cache of 100 MB where there is none."""
 
     def __init__(
         self,
