@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +30,6 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "localtime", "nsswitch.conf",
         "passwd", "group", "protocols", "services")  # fmt: skip
 _ETC_NETWORK = ("hosts", "resolv.conf")
-_SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108 — mount points
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -154,8 +154,8 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         Path(f"/dev/{name}").symlink_to(f"/proc/self/fd/{number}")
     Path("/dev/fd").symlink_to("/proc/self/fd")
-    for scratch in _SCRATCH:
-        Path(scratch).mkdir()
+    for scratch in _scratch():
+        Path(scratch).mkdir(parents=True)
     _mount_scratch()
     _mount_proc()
     linux.unmount(_OLD_ROOT, linux.MNT_DETACH)
@@ -171,8 +171,15 @@ def _mount_scratch() -> None:
 
     What is written there is charged to the writer's cgroup, and goes with the last process that sees it.
     """
-    for scratch in _SCRATCH:
+    for scratch in _scratch():
         linux.mount("tmpfs", scratch, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777,size=50%")
+
+
+@lru_cache
+def _scratch() -> tuple[str, str]:
+    """Where workers may write. An installation below /tmp would be hidden by an empty one; then it is /var/tmp."""
+    hidden = any(Path(path).is_relative_to("/tmp") for path in _python_paths())  # noqa: S108 — a mount point
+    return "/var/tmp" if hidden else "/tmp", "/dev/shm"  # noqa: S108 — as above
 
 
 def _mount_proc() -> None:

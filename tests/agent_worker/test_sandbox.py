@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_worker import sandbox
 from tests.agent_worker import templates
 from tests.agent_worker.test_template import ask
 
@@ -179,3 +180,12 @@ for number in os.listdir("/proc/self/fd"):
     assert "eventpoll" in kinds
     for foreign in ("cgroup", "template.log", "t.sock"):
         assert foreign not in kinds
+
+
+def test_an_installation_below_tmp_is_not_hidden_by_what_workers_may_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    for paths, scratch in ((["/opt/p"], "/tmp"), (["/opt/p", "/tmp/checkout/.venv"], "/var/tmp")):
+        monkeypatch.setattr(sandbox, "_python_paths", lambda paths=paths: paths)
+        sandbox._scratch.cache_clear()
+        assert sandbox._scratch() == (scratch, "/dev/shm")
+    monkeypatch.undo()
+    sandbox._scratch.cache_clear()
