@@ -172,13 +172,12 @@ class LogStore:
                 yield line
         while follow:
             readers = {name: readers.get(name) or _Reader(name) for name in names()}
-            fresh = [self._fresh(agent, reader) for reader in readers.values()]
-            if not any(fresh):
+            # A worker that writes without end, and nothing of the level, must not keep the pool from all else.
+            written, batch = await asyncio.to_thread(self._following, agent, list(readers.values()), level)
+            for line in batch:
+                yield line
+            if not written:
                 await asyncio.sleep(_FOLLOW_INTERVAL_S)
-            stamped = lines.merged(fresh, time.time())
-            for line in _shown(agent, stamped, as_objects=self.policy(agent).as_objects):
-                if lines.at_least(line, level):
-                    yield line
 
     def _past(
         self, agent: str, places: dict[str, int], level: str, tail: int | None, since_s: float | None
@@ -195,6 +194,13 @@ class LogStore:
                 return _Reader(name, status.st_ino, file.whole_until(stream.fileno(), status.st_size))
         except FileNotFoundError:
             return _Reader(name)
+
+    def _following(self, agent: str, readers: list["_Reader"], level: str) -> tuple[bool, list[Line]]:
+        """Whether anything was written since, and what of it is of the level. Blocks."""
+        fresh = [self._fresh(agent, reader) for reader in readers]
+        stamped = lines.merged(fresh, time.time())
+        shown = _shown(agent, stamped, as_objects=self.policy(agent).as_objects)
+        return any(fresh), [line for line in shown if lines.at_least(line, level)]
 
     def _fresh(self, agent: str, reader: "_Reader") -> list[Line]:
         try:

@@ -137,6 +137,25 @@ async def test_follow_while_it_is_trimmed_and_logs_come_and_go(tmp_path: Path) -
     assert seen == ["old 9998", "old 9999", "new 0", "new 1", "half", "another", "its successor"]
 
 
+async def test_following_a_worker_that_never_stops_writing_leaves_room_for_all_else(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = []
+
+    def endless(*_: object) -> list[bytes]:
+        rounds.append(1)
+        return [b'{"event": "x", "level": "info"}']
+
+    write(store, "a-01", "x\n")
+    monkeypatch.setattr("agent_pool.logs.store._Reader.read", endless)
+    stream = store.stream("a", lambda: ["a-01"], level="error", tail=0, follow=True)
+    following = asyncio.ensure_future(anext(stream))
+    await eventually(lambda: len(rounds) > 10)
+    assert not following.done()
+    following.cancel()
+    await asyncio.wait([following])
+
+
 async def test_a_level_that_is_none(store: LogStore) -> None:
     with pytest.raises(errors.InvalidArgument):
         await anext(store.stream("a", list, level="loud", tail=None, follow=False))
