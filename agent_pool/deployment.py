@@ -150,7 +150,8 @@ class Deployment:
     def log_policy(self) -> LogPolicy:
         """How its logs are kept and sent."""
         logging = self.policies.logging
-        living = frozenset({"template", *(worker.worker_id for worker in self.workers.values())})
+        # A copy: this is asked from threads, while workers come and go.
+        living = frozenset({"template", *(worker.worker_id for worker in list(self.workers.values()))})
         as_objects = self.spec.log_format == "json"
         return LogPolicy(logging.aggregator, logging.retention_s, logging.max_bytes, as_objects, living)
 

@@ -25,7 +25,7 @@ async def keep(logs: LogStore) -> None:
             if time.monotonic() - looked_s >= _ALL_S:
                 await asyncio.to_thread(logs.maintain, time.time())
                 looked_s = time.monotonic()
-        except OSError as error:
-            # A log that goes while it is looked at; the next round tries again.
-            _log.warning("logs could not be trimmed", error=str(error))
+        except Exception as error:
+            # Whatever it is, the next round tries again: logs that nobody keeps within bounds fill the disk.
+            _log.warning("logs could not be trimmed", exc_info=error)
         await asyncio.sleep(_SOON_S if busy else _LOOK_S)

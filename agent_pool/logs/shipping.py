@@ -50,7 +50,11 @@ class Shipping:
         """Until it is cancelled; what was not sent then is sent by the next pool."""
         try:
             while True:
-                await self._match()
+                try:
+                    await self._match()
+                except Exception as error:
+                    # Whatever it is, the next round tries again.
+                    _log.error("who wants log lines could not be seen", exc_info=error)
                 await asyncio.sleep(_LOOK_INTERVAL_S)
         finally:
             for task in self._tasks.values():

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import cast
 
+import pytest
+
 from agent_pool.logs import LogPolicy, LogStore, housekeeping
 from tests.waiting import eventually
 
@@ -42,21 +44,23 @@ async def test_the_bound_holds_under_a_writer_that_never_stops(tmp_path: Path) -
     assert {line.text for line in whole} == {"x" * 99}
 
 
-class FullDisk:
-    """A log store on one."""
+class Failing:
+    """A log store that cannot be kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception) -> None:
+        self._error = error
         self.rounds = 0
 
     def hold_bounds(self) -> None:
         self.rounds += 1
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise self._error
 
 
-async def test_it_goes_on() -> None:
-    full = FullDisk()
-    task = asyncio.create_task(housekeeping.keep(cast(LogStore, full)))
-    await eventually(lambda: full.rounds >= 3)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("of a policy")])
+async def test_it_goes_on(error: Exception) -> None:
+    failing = Failing(error)
+    task = asyncio.create_task(housekeeping.keep(cast(LogStore, failing)))
+    await eventually(lambda: failing.rounds >= 3)
     assert not task.done()
     task.cancel()
     await asyncio.wait([task])

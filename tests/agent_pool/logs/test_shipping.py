@@ -81,6 +81,24 @@ async def test_an_aggregator_that_goes_away_and_comes_back(tmp_path: Path) -> No
     assert receiver.events == ["one", *(f"line {n}" for n in range(50_000))]
 
 
+async def test_it_outlives_a_policy_that_cannot_be_had(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    asked = []
+
+    def policy(_: str) -> LogPolicy:
+        asked.append(1)
+        if len(asked) == 1:
+            raise RuntimeError("dictionary changed size during iteration")
+        return node.policy
+
+    node.logs.policy = policy
+    node.write("a-01", "one")
+    async with Receiver() as receiver:
+        node.policy = LogPolicy(aggregator=receiver.aggregator)
+        async with node.pool():
+            await eventually(lambda: receiver.events == ["one"])
+
+
 async def test_one_that_never_acknowledges_has_nothing(tmp_path: Path) -> None:
     node = Node(tmp_path)
     async with Receiver() as receiver:
