@@ -23,8 +23,8 @@ async def keep(logs: LogStore) -> None:
         try:
             busy = await asyncio.to_thread(logs.hold_bounds)
             if time.monotonic() - looked_s >= _ALL_S:
-                await asyncio.to_thread(logs.maintain, time.time())
                 looked_s = time.monotonic()
+                await asyncio.to_thread(logs.maintain, time.time())
         except Exception as error:
             # Whatever it is, the next round tries again: logs that nobody keeps within bounds fill the disk.
             _log.warning("logs could not be trimmed", exc_info=error)

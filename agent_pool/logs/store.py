@@ -1,7 +1,6 @@
 """Where logs are, how long they are kept, and how they are read while they grow."""
 
 import asyncio
-import contextlib
 import json
 import os
 import time
@@ -9,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+
+from agentruntime import log
 
 from agent_pool.logs import file, lines, past, retention
 from agent_pool.logs.lines import Line, Stamped
@@ -22,6 +23,7 @@ _FOLLOW_INTERVAL_S = 0.1
 # Lines handed on at a time.
 _BATCH = 500
 _TEMPLATE = "template"
+_log = log.get("agent_pool.logs")
 
 
 class LogStore:
@@ -47,8 +49,9 @@ class LogStore:
         """A descriptor that appends to a worker's log, which survives its pool."""
         path = self.path(agent, worker_id)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = _open(path)
         self._look_at.setdefault(path, 0)
-        return _open(path)
+        return descriptor
 
     def note(self, agent: str, worker_id: str, level: str, event: str, **fields: str) -> None:
         """Writes a line of the pool's own into a worker's log."""
@@ -88,14 +91,16 @@ class LogStore:
 
     def agents(self) -> list[str]:
         """Those that have logs."""
-        return sorted(path.name for path in self._agents.iterdir()) if self._agents.is_dir() else []
+        if not self._agents.is_dir():
+            return []
+        return sorted(path.name for path in self._agents.iterdir() if path.is_dir())
 
     def logs_of(self, agent: str) -> list[str]:
         """Whose logs of an agent there are: worker ids, and "template"."""
         directory = self._agents / agent
         if not directory.is_dir():
             return []
-        return sorted(path.name.removesuffix(_SUFFIX) for path in directory.glob(f"*{_SUFFIX}"))
+        return sorted(path.name.removesuffix(_SUFFIX) for path in directory.glob(f"*{_SUFFIX}") if path.is_file())
 
     def agent_of(self, worker_id: str) -> str | None:
         """The agent of a worker that has a log, or None."""
@@ -106,34 +111,42 @@ class LogStore:
 
     def maintain(self, now_s: float) -> None:
         """Gives back what of all logs is too old or too much. Blocks."""
-        looked_at = {}
         for agent in self.agents():
-            policy = self.policy(agent)
-            for name in self.logs_of(agent):
-                path = self.path(agent, name)
-                oldest_s = now_s - policy.retention_s
-                if path.stat().st_mtime < oldest_s and name not in policy.living:
-                    path.unlink()
-                    continue
-                retention.drop_older(path, policy.max_bytes, oldest_s)
-                _, looked_at[path] = retention.shorten(path, policy.max_bytes)
-            directory = self._agents / agent
-            for path in directory.iterdir():
-                # Of a platform before this one, which moved old lines to files of their own.
-                if path.suffix != _SUFFIX and now_s - path.stat().st_mtime > policy.retention_s:
-                    path.unlink()
-            if not any(directory.iterdir()):
-                directory.rmdir()
-        self._look_at = looked_at
+            try:
+                self._maintain(agent, now_s)
+            except OSError as error:
+                # A log that goes while it is looked at; the next round tries again.
+                _log.warning("logs could not be trimmed", agent=agent, error=str(error))
+
+    def _maintain(self, agent: str, now_s: float) -> None:
+        policy = self.policy(agent)
+        for name in self.logs_of(agent):
+            path = self.path(agent, name)
+            oldest_s = now_s - policy.retention_s
+            if path.stat().st_mtime < oldest_s and name not in policy.living:
+                path.unlink()
+                continue
+            retention.drop_older(path, policy.max_bytes, oldest_s)
+            _, self._look_at[path] = retention.shorten(path, policy.max_bytes)
+        directory = self._agents / agent
+        for path in directory.iterdir():
+            # Of a platform before this one, which moved old lines to files of their own.
+            if path.suffix != _SUFFIX and path.is_file() and now_s - path.stat().st_mtime > policy.retention_s:
+                path.unlink()
+        if not any(directory.iterdir()):
+            directory.rmdir()
 
     def hold_bounds(self) -> bool:
         """Gives back what is too much of logs that were written to; whether there were any. Quick: one stat a log."""
         found = False
         for path, size in list(self._look_at.items()):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 if path.stat().st_size >= size:
                     long, self._look_at[path] = retention.shorten(path, self.policy(path.parent.name).max_bytes)
                     found |= long
+            except OSError:
+                # It is gone, or `maintain` says what is wrong with it, and has it looked at again.
+                self._look_at.pop(path, None)
         return found
 
     # --- reading -------------------------------------------------------------------------------------------------

@@ -200,3 +200,32 @@ def test_logs_of_agents_that_are_gone(tmp_path: Path) -> None:
     assert store.agents() == []
     store.maintain(time.time())
     store.hold_bounds()
+
+
+def test_what_is_no_log_keeps_no_log_from_being_kept(tmp_path: Path) -> None:
+    store = bounded(tmp_path, LogPolicy(retention_s=100, living=frozenset({"a-01"})))
+    write(store, "a-01", at(1, "old") + at(500, "new"))
+    write(store, "a-02", "later\n")
+    agents = store.path("a", "a-01").parent.parent
+    (agents / "A").touch()
+    for stray in ("a-00.log", "kept"):
+        (agents / "a" / stray).mkdir()
+        os.utime(agents / "a" / stray, (1, 1))
+    (agents / "Z").symlink_to("nowhere")
+    assert store.agents() == ["a"]
+    store.maintain(550)
+    assert texts(store, "a-01") == ["new"]
+
+
+def test_one_agents_logs_that_cannot_be_kept_keep_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = bounded(tmp_path, LogPolicy(retention_s=100))
+    write(store, "a-01", at(500, "new"))
+    os.close(store.open("b", "b-01"))
+    os.utime(store.path("b", "b-01"), (1, 1))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("not this one")
+
+    monkeypatch.setattr("agent_pool.logs.store.retention.drop_older", refuse)
+    store.maintain(550)
+    assert store.agents() == ["a"]
