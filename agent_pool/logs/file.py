@@ -90,7 +90,8 @@ def backward(descriptor: int, start: int, end: int) -> Iterator[list[bytes]]:
 
 def trim(descriptor: int, position: int) -> None:
     """Gives back what is before a position. Where the file system cannot (man fallocate says which can), all goes."""
-    if os.fstat(descriptor).st_size > _LONGEST_FILE_BYTES:
+    before = os.fstat(descriptor)
+    if before.st_size > _LONGEST_FILE_BYTES:
         os.ftruncate(descriptor, 0)
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -100,6 +101,9 @@ def trim(descriptor: int, position: int) -> None:
         if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise OSError(code, os.strerror(code))
         os.ftruncate(descriptor, 0)
+    elif os.fstat(descriptor).st_size == before.st_size:
+        # It tells when the log was last written, which a hole is not; what came meanwhile is.
+        os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def first_data(descriptor: int, position: int) -> int:

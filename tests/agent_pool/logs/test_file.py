@@ -74,6 +74,13 @@ def test_where_no_hole_can_be_made_the_file_is_emptied(descriptor: int, monkeypa
     assert os.fstat(descriptor).st_size == 0
 
 
+def test_trimming_is_not_writing(descriptor: int) -> None:
+    os.write(descriptor, b"x\n" * 100_000)
+    os.utime(descriptor, (7, 8))
+    file.trim(descriptor, 150_000)
+    assert os.fstat(descriptor).st_mtime == 8
+
+
 def test_a_file_grown_too_long_begins_anew(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "_LONGEST_FILE_BYTES", 1000)
     os.write(descriptor, b"x\n" * 1000)
