@@ -90,8 +90,9 @@ class Deployment:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the current revision is not enforced here, and whether its log lines cannot be sent."""
-        return (*self.spec.notes, *self.spec.prepared.degraded, *filter(None, [self.log_trouble]))
+        """What of the current revision is not enforced or has no effect, and whether its log lines cannot be sent."""
+        found = [self.spec.without_effect, self.log_trouble]
+        return (*self.spec.notes, *self.spec.prepared.degraded, *filter(None, found))
 
     @property
     def target(self) -> int:

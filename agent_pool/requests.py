@@ -1,12 +1,12 @@
 """Requests of the protos, read: what they ask for, and whether each value makes sense by itself."""
 
-import re
 from collections.abc import Mapping
 from typing import TypeVar
 
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime.log import LEVELS
+from agentruntime.sections import LEAST_LOG_BYTES, is_aggregator
 
 from agent_pool.asked import (
     Asked,
@@ -41,8 +41,6 @@ _MOST_QUEUE = 100_000
 _MOST_FAILURES = 1000
 _LONGEST_GRACE_S = 3600.0
 _LONGEST_ENV_BYTES = 128 * 1024
-_LEAST_LOG_BYTES = 100_000
-_AGGREGATOR = re.compile(r"fluentd://[^:/@]+:\d{1,5}")
 
 
 def run_request(message: pb.RunAgentRequest) -> RunRequest:
@@ -206,7 +204,7 @@ def _asked_isolation(message: pb.Isolation) -> AskedIsolation:
 
 def _asked_logging(message: pb.Logging) -> AskedLogging:
     aggregator = message.aggregator or None
-    if aggregator not in (None, "none") and not _AGGREGATOR.fullmatch(aggregator):
+    if aggregator is not None and not is_aggregator(aggregator):
         raise errors.InvalidArgument(
             f"'{aggregator}' is not where logs can be sent; write fluentd://host:port or none"
         )
@@ -214,8 +212,8 @@ def _asked_logging(message: pb.Logging) -> AskedLogging:
     if retention_s is not None and retention_s <= 0:
         raise errors.InvalidArgument(f"logs cannot be kept for {retention_s:g}s")
     max_bytes = message.max_bytes if message.HasField("max_bytes") else None
-    if max_bytes is not None and max_bytes < _LEAST_LOG_BYTES:
-        raise errors.InvalidArgument(f"{max_bytes} bytes of logs are less than {_LEAST_LOG_BYTES}")
+    if max_bytes is not None and max_bytes < LEAST_LOG_BYTES:
+        raise errors.InvalidArgument(f"{max_bytes} bytes of logs are less than {LEAST_LOG_BYTES}")
     return AskedLogging(aggregator, retention_s, max_bytes)
 
 

@@ -179,6 +179,13 @@ class Spec(BaseModel):
             network_bps=self.isolation.network_limit_bps or None if self.network == "host" else None,
         )
 
+    @property
+    def without_effect(self) -> str:
+        """What of it was asked for to no avail, and why; "" for nothing."""
+        if self.network == "host" or not self.asked.isolation.network_limit_bps:
+            return ""
+        return "the network limit has no effect: the network is isolated; --network host has one to be limited"
+
     def same_as(self, other: "Spec") -> bool:
         """Whether workers of both are launched in the same way, from the same image."""
         return self._launched() == other._launched()
@@ -221,7 +228,6 @@ class Spec(BaseModel):
             mode=self.mode,
             restricted=self.isolation.security_context == "restricted",
             read_only_root=self.isolation.read_only_root,
-            network_limit_bps=self.isolation.network_limit_bps,
             log_format=self.log_format,
             base_image=self.program.base_image,
             may_be_root=self.allow_unenforced,

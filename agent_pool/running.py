@@ -88,7 +88,7 @@ class Runs:
             asked, policies = asked.over(before.spec.asked), policies.over(before.asked)
         spec = Spec.of(opened, asked, agent=agent, agent_index=index, number=number, created_at_s=time.time())
         if before is not None and spec.same_as(before.spec):
-            spec = before.spec
+            spec = before.spec.model_copy(update={"asked": asked})
         deployment = Deployment(
             agent=agent,
             revisions={**(before.revisions if before else {}), spec.number: spec},

@@ -140,7 +140,9 @@ class Updates:
             resources = resolve(asked.resources, current.program.resources)
             spec = _copy(current, number, cause, asked=asked, resources=resources)
         in_use = [current, *(deployment.spec_of(worker) for worker in deployment.living())]
-        return next((each for each in in_use if each.same_as(spec)), spec)
+        same = next((each for each in in_use if each.same_as(spec)), None)
+        # What makes no difference now may make one to the revision after it.
+        return same.model_copy(update={"asked": asked}) if same else spec
 
     async def _roll_back(self, agent: str, number: int | None, grace_s: float) -> Deployment:
         with self._alone(agent):
@@ -249,6 +251,10 @@ class Updates:
         old = [canary] if canary else deployment.living()
         old = [worker for worker in old if worker.revision != spec.number]
         if not old and spec.number == deployment.current:
+            if spec != deployment.spec:
+                deployment.keep(spec)
+                self._pool.announce(deployment.agent)
+                await self._pool.save(deployment.agent)
             return
         before = deployment.current
         roll = Roll(

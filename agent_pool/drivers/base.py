@@ -48,7 +48,6 @@ class Revision:
     restricted: bool = False
     read_only_root: bool = True
     # In each direction; 0 for none.
-    network_limit_bps: int = 0
     # "text" or "json".
     log_format: str = "text"
     # What a container image of it is made from; "" for the pool's default.

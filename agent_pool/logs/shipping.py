@@ -123,7 +123,11 @@ class Sender:
                     continue
                 try:
                     await link.send(f"agent.{self._agent}", chunk.entries)
-                except OSError as error:
+                except (
+                    OSError,
+                    ValueError,
+                    OverflowError,
+                ) as error:  # the latter two: no such host name, no such port
                     delay_s, failures = next_delay(patience.backoff, failures, 0.0, random.random())  # noqa: S311 — spreads load
                     reason = _reason(error)
                     note(
@@ -179,6 +183,8 @@ class Sender:
             os.close(descriptor)
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     """In the system's words; asyncio's repeat the address. Names that cannot be resolved have numbers below zero."""
+    if not isinstance(error, OSError):
+        return str(error)
     return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

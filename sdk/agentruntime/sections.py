@@ -23,10 +23,20 @@ def _unit(parse: Any) -> BeforeValidator:
 DEFAULT_FLUENTD = "fluentd://localhost:24224"
 
 
+# Less would not hold the lines of one traceback.
+LEAST_LOG_BYTES = 100_000
+
+
+def is_aggregator(text: str) -> bool:
+    """Whether it is fluentd://host:port, or none."""
+    match = re.fullmatch(r"fluentd://[^:/@]+:([0-9]{1,5})", text)
+    return text == "none" or (match is not None and 1 <= int(match[1]) <= 65535)
+
+
 def _aggregator(given: Any) -> Any:
     if given == "fluentd":
         return DEFAULT_FLUENTD
-    if given != "none" and not re.fullmatch(r"fluentd://[^:/@]+:\d{1,5}", str(given)):
+    if not is_aggregator(str(given)):
         raise ValueError("write fluentd, fluentd://host:port or none")
     return given
 
@@ -122,11 +132,11 @@ class CacheSection(Section):
 
 
 class IsolationSection(Section):
-    """Walls around a worker. Rates in bits per second."""
+    """Walls around a worker. Rates in bits per second; 0 is no limit."""
 
     security_context: SecurityContext | None = None
     read_only_root: bool | None = None
-    network_limit_bps: Rate | None = Field(default=None, alias="network_limit", gt=0)
+    network_limit_bps: Rate | None = Field(default=None, alias="network_limit", ge=0)
 
 
 class LoggingSection(Section):
@@ -136,4 +146,4 @@ class LoggingSection(Section):
     # "fluentd", "fluentd://host:port", or "none".
     aggregator: Aggregator | None = None
     retention_s: Duration | None = Field(default=None, alias="retention", gt=0)
-    max_bytes: Size | None = Field(default=None, alias="max_size", gt=0)
+    max_bytes: Size | None = Field(default=None, alias="max_size", ge=LEAST_LOG_BYTES)

@@ -61,11 +61,13 @@ def parse_duration(text: str) -> float:
 
 
 def parse_rate(text: str) -> int:
-    """Bits per second of "100Mbps", "1Gbps".
+    """Bits per second of "100Mbps", "1Gbps"; of 0 without a unit, too.
 
     Raises:
         InvalidUnit: the text is not a rate.
     """
+    if text.strip() == "0":
+        return 0
     match = re.fullmatch(_NUMBER + r"\s*([a-z]+)", text.strip().lower())
     factor = _RATES.get(match[2]) if match else None
     if match is None or factor is None:

@@ -58,6 +58,9 @@ def test_everything_in_force_is_told_and_can_be_asked_for() -> None:
         (run(traffic=pb.Traffic(load_balancer=9)), "9 is not a load balancer"),  # type: ignore[arg-type]  # as above
         (run(traffic=pb.Traffic(failure_threshold=10**6)), "a failure threshold of 1000000"),
         (run(cache=pb.Cache(ttl=Duration(seconds=-1))), "keeps none"),
+        (run(logging=pb.Logging(aggregator="fluentd://host:0")), "not where logs can be sent"),
+        (run(logging=pb.Logging(aggregator="fluentd://host:65536")), "not where logs can be sent"),
+        (run(logging=pb.Logging(max_bytes=99_999)), "less than 100000"),
     ],
 )
 def test_what_makes_no_sense(request_: pb.RunAgentRequest, says: str) -> None:

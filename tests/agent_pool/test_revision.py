@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent_pool.asked import Asked, AskedServing
+from agent_pool.asked import Asked, AskedIsolation, AskedServing
 from agent_pool.resources import Requested, resolve
 from agent_pool.revision import Program, Serving, Spec
 from tests.agent_pool.test_state import spec
@@ -27,6 +27,8 @@ PLAIN = asking(Asked())
         (Asked(resources=Requested(cpu_millis=500, pids_limit=100)), False, True),
         (Asked(resources=Requested(gpus=1)), False, False),
         (Asked(network="host"), False, False),
+        # Nothing of which there is none can be limited.
+        (Asked(isolation=AskedIsolation(network_limit_bps=10**6)), True, True),
         (Asked(env={"K": "w"}), False, False),
         (Asked(serving=AskedServing(concurrency=1)), False, False),
     ],
@@ -35,6 +37,15 @@ def test_same_as(asked: Asked, same: bool, same_but_for_caps: bool) -> None:
     other = asking(asked)
     assert PLAIN.same_as(other) is other.same_as(PLAIN) is same
     assert PLAIN.same_but_for_caps(other) is other.same_but_for_caps(PLAIN) is same_but_for_caps
+
+
+def test_a_network_limit_without_a_network_is_told_to_have_no_effect() -> None:
+    limit = AskedIsolation(network_limit_bps=10**6)
+    assert "no effect" in asking(Asked(isolation=limit)).without_effect
+    assert not asking(Asked(network="host", isolation=limit)).without_effect
+    assert not PLAIN.without_effect
+    limited, unlimited = (asking(Asked(network="host", isolation=AskedIsolation(None, None, bps))) for bps in (1, 0))
+    assert not limited.same_as(unlimited)
 
 
 def test_another_image_is_another_revision_and_its_number_and_cause_are_not() -> None:

@@ -279,6 +279,24 @@ async def test_policies_are_taken_up_at_once(pool: RunningPool) -> None:
     assert again.settings == updated.settings
 
 
+async def test_a_network_limit_without_a_network_is_no_new_revision_and_counts_once_there_is_one(
+    pool: RunningPool,
+) -> None:
+    before = await pool.run("echo")
+    limit = pb.AgentSettings(isolation=pb.Isolation(network_limit_bps=10**9))
+    updated = await update(pool, "echo", settings=limit)
+    assert (updated.revision, updated.workers[0].pid) == (before.revision, before.workers[0].pid)
+    assert any("the network limit has no effect" in note for note in updated.notes)
+    assert updated.settings.isolation.network_limit_bps == 10**9
+    # All of it is there after the pool was killed.
+    await pool.kill()
+    await pool.start()
+    host = pb.AgentSettings(network=pb.NETWORK_MODE_HOST)
+    updated = await update(pool, "echo", settings=host, allow_unenforced=True)
+    assert (updated.revision, updated.settings.isolation.network_limit_bps) == (before.revision + 1, 10**9)
+    assert not any("has no effect" in note for note in updated.notes)
+
+
 async def rolling(pool: RunningPool) -> bool:
     return (await deployment(pool)).status.startswith("updating to revision 2 (")
 

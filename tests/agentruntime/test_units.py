@@ -64,7 +64,7 @@ def test_duration_refused(text: str) -> None:
         units.parse_duration(text)
 
 
-@pytest.mark.parametrize(("text", "bits_per_s"), [("100Mbps", 10**8), ("1 gbps", 10**9), ("9600bps", 9600)])
+@pytest.mark.parametrize(("text", "bits_per_s"), [("100Mbps", 10**8), ("1 gbps", 10**9), ("9600bps", 9600), ("0", 0)])
 def test_rate(text: str, bits_per_s: int) -> None:
     assert units.parse_rate(text) == bits_per_s
 

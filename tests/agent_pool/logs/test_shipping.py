@@ -116,6 +116,15 @@ async def test_one_that_never_acknowledges_has_nothing(tmp_path: Path) -> None:
             await eventually(lambda: node.notes["a"] == "")
 
 
+@pytest.mark.parametrize("aggregator", ["fluentd://127.0.0.1:99999", f"fluentd://{'x' * 70}.example:1"])
+async def test_an_address_that_cannot_be_is_noted(tmp_path: Path, aggregator: str) -> None:
+    node = Node(tmp_path)
+    node.policy = LogPolicy(aggregator=aggregator)
+    node.write("a-01", "one")
+    async with node.pool():
+        await eventually(lambda: "do not reach" in node.notes.get("a", ""))
+
+
 async def test_another_aggregator_goes_on_where_the_first_was(tmp_path: Path) -> None:
     node = Node(tmp_path)
     async with Receiver() as first, Receiver() as second, node.pool():
@@ -166,9 +175,10 @@ async def test_what_was_trimmed_before_it_was_sent_is_passed_over(tmp_path: Path
         (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
         (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
         (TimeoutError("it does not answer"), "it does not answer"),
+        (OverflowError("getsockaddrarg: port must be 0-65535."), "getsockaddrarg: port must be 0-65535."),
     ],
 )
-def test_reasons(error: OSError, says: str) -> None:
+def test_reasons(error: Exception, says: str) -> None:
     assert shipping._reason(error) == says
 
 

@@ -35,6 +35,7 @@ DONE: list[tuple[str, dict[str, Any]]] = [
     (f"{RUN} --security-context restricted", settings(isolation={"security_context": "SECURITY_CONTEXT_RESTRICTED"})),
     (f"{RUN} --read-only-root", settings(isolation={"read_only_root": True})),
     (f"{RUN} --network-limit 100Mbps", settings(isolation={"network_limit_bps": "100000000"})),
+    (f"{RUN} --network-limit 0", settings(isolation={"network_limit_bps": "0"})),
     (f"{RUN} --venv /venv", settings(venv="/venv")),
     (f"{RUN} --network host", settings(network="NETWORK_MODE_HOST")),
     (f"{RUN} --network isolated", settings(network="NETWORK_MODE_ISOLATED")),
