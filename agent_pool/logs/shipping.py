@@ -118,11 +118,12 @@ class Sender:
         with contextlib.closing(link):
             while True:
                 chunk = await asyncio.to_thread(self._chunk)
-                if not chunk.entries:
+                if not chunk.places:
                     await asyncio.sleep(_LOOK_INTERVAL_S)
                     continue
                 try:
-                    await link.send(f"agent.{self._agent}", chunk.entries)
+                    if chunk.entries:  # there may have been empty lines alone
+                        await link.send(f"agent.{self._agent}", chunk.entries)
                 except (
                     OSError,
                     ValueError,
@@ -158,7 +159,7 @@ class Sender:
                 break
             with contextlib.suppress(FileNotFoundError):
                 piece = self._next(name)
-                if piece.lines:
+                if piece.end > piece.begin:
                     left -= piece.end - piece.begin
                     lost_bytes += piece.lost_bytes
                     places[name] = (piece.inode, piece.end)
@@ -171,8 +172,10 @@ class Sender:
         descriptor = os.open(self._logs.path(self._agent, name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
-            start, _ = file.kept(descriptor, self._logs.policy(self._agent).max_bytes)
             place = self._sent.place(name, status.st_ino, status.st_size)
+            if place == status.st_size:
+                return _Piece(status.st_ino, place, place, [], 0)
+            start, _ = file.kept(descriptor, self._logs.policy(self._agent).max_bytes)
             lost_bytes = start - place if 0 < place < start else 0
             begin = max(place, start)
             whole = file.whole_until(descriptor, status.st_size)

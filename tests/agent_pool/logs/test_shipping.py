@@ -140,6 +140,15 @@ async def test_another_aggregator_goes_on_where_the_first_was(tmp_path: Path) ->
     assert first.events == ["one"]
 
 
+async def test_what_comes_after_many_empty_lines_arrives(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.write("a-01", "\n" * 2**20, "one")
+    async with Receiver() as receiver:
+        node.policy = LogPolicy(aggregator=receiver.aggregator)
+        async with node.pool():
+            await eventually(lambda: receiver.events == ["one"])
+
+
 async def test_one_loud_worker_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
     node = Node(tmp_path)
     for _ in range(8):
