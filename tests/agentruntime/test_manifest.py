@@ -48,6 +48,8 @@ def test_units_are_read() -> None:
         (MINIMAL + "services: MyService\n", "services"),
         (MINIMAL + "concurrency: 0\n", "concurrency"),
         (MINIMAL + "health: {interval: 0s}\n", "health.interval"),
+        (MINIMAL + "logging: {max_size: 99kB}\n", "logging.max_size"),
+        (MINIMAL + "logging: {aggregator: 'fluentd://host:65536'}\n", "logging.aggregator: write fluentd"),
         (MINIMAL + "python: {requirements: requests}\n", "python.requirements"),
     ],
 )
