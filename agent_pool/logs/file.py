@@ -28,7 +28,8 @@ def kept(descriptor: int, max_bytes: int) -> tuple[int, int]:
     start = min(end, first_data(descriptor, wanted))
     # A hole ends within a block, whose first bytes are zero then; what is behind them is the start of a line.
     edge = first_data(descriptor, 0)
-    zeros = os.pread(descriptor, min(_LARGEST_BLOCK_BYTES, end - edge), edge)
+    # The log may have grown and been trimmed meanwhile, so that all up to the end is gone.
+    zeros = os.pread(descriptor, max(0, min(_LARGEST_BLOCK_BYTES, end - edge)), edge)
     edge += len(zeros) - len(zeros.lstrip(b"\0"))
     if start <= edge:
         return min(edge, end), end

@@ -39,7 +39,7 @@ def shorten(path: Path, max_bytes: int) -> tuple[bool, int]:
         spare = int(_TRIMMED_AT * max_bytes) - file.held_bytes(descriptor)
         if spare > 0:
             return False, end + spare
-        file.trim(descriptor, file.next_line(descriptor, end - int(_TRIMMED_TO * max_bytes), end))
+        file.trim(descriptor, file.next_line(descriptor, max(0, end - int(_TRIMMED_TO * max_bytes)), end))
         return True, end + int((_TRIMMED_AT - _TRIMMED_TO) * max_bytes)
 
 

@@ -242,7 +242,8 @@ class _Reader:
 
     def _next(self, descriptor: int, size: int) -> list[bytes]:
         self.place = max(self.place, file.first_data(descriptor, self.place))
-        piece = os.pread(descriptor, min(file.LONGEST_LINE_BYTES, size - self.place), self.place)
+        # The log may have grown and been trimmed since its size was asked for.
+        piece = os.pread(descriptor, max(0, min(file.LONGEST_LINE_BYTES, size - self.place)), self.place)
         end = piece.rfind(b"\n") + 1
         if not end and len(piece) == file.LONGEST_LINE_BYTES:
             end = len(piece)

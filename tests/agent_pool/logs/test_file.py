@@ -88,6 +88,14 @@ def test_a_file_grown_too_long_begins_anew(descriptor: int, monkeypatch: pytest.
     assert os.fstat(descriptor).st_size == 0
 
 
+def test_a_log_that_is_trimmed_beyond_its_end_of_a_moment_ago(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.write(descriptor, b"x\n" * 1000)
+    monkeypatch.setattr(file, "first_data", lambda *_: 5000)
+    assert file.kept(descriptor, 500) == (2000, 2000)
+
+
 def test_whole_lines(descriptor: int) -> None:
     os.write(descriptor, b"one\ntwo\nhal")
     assert file.whole_until(descriptor, 11) == 8

@@ -161,6 +161,15 @@ async def test_a_level_that_is_none(store: LogStore) -> None:
         await anext(store.stream("a", list, level="loud", tail=None, follow=False))
 
 
+def test_following_a_log_that_is_trimmed_beyond_its_end_of_a_moment_ago(store: LogStore) -> None:
+    write(store, "a-01", "one\ntwo\n")
+    reader = store._reader("a", "a-01")
+    with store.path("a", "a-01").open("rb") as stream:
+        assert reader._next(stream.fileno(), 2) == []
+    write(store, "a-01", "three\n")
+    assert [line.text for line in store._fresh("a", reader)] == ["three"]
+
+
 def test_lines_as_objects(tmp_path: Path) -> None:
     store = bounded(tmp_path, LogPolicy(as_objects=True))
     write(store, "a-01", at(1, "one", "error") + "of a child\n{broken\n")
