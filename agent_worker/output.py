@@ -105,7 +105,7 @@ class _Log(io.FileIO):
 
     def write(self, data: "ReadableBuffer", /) -> int:
         if self.wrapping is None:
-            return self._put(data)
+            return self._put(data) or memoryview(data).nbytes
         self._put_all(self.wrapping.feed(bytes(data)))
         return memoryview(data).nbytes
 
@@ -117,17 +117,18 @@ class _Log(io.FileIO):
     def _put_all(self, lines: bytes) -> None:
         if lines and self._torn:
             lines = b"\n" + lines
-        if lines:
-            # In one call, so that no other stream's line comes between.
-            self._torn = self._put(lines) < len(lines)
+        # In one call, so that no other stream's line comes between.
+        if lines and (written := self._put(lines)):
+            self._torn = written < len(lines)
 
     def _put(self, data: "ReadableBuffer") -> int:
+        """How many bytes there was room for, which may be none."""
         try:
             return super().write(data)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            return memoryview(data).nbytes
+            return 0
 
 
 # Every stream of this process that goes to a log: handlers may hold on to one from before a fork.

@@ -1,5 +1,6 @@
 """What is printed arrives line by line, and a disk that is full raises nothing."""
 
+import io
 import json
 import os
 import subprocess
@@ -29,6 +30,24 @@ def test_a_full_disk_raises_nothing() -> None:
     print("lost" * 10_000, file=stream, flush=True)
     stream.close()
     os.close(descriptor)
+
+
+def test_a_line_that_a_full_disk_tore_stays_alone(tmp_path: Path) -> None:
+    room = [len(b'{"event"'), 0, 10_000]
+    write = io.FileIO.write
+
+    class Disk(output._Log):
+        def _put(self, data: bytes) -> int:  # type: ignore[override]  # never anything else here
+            left = room.pop(0)
+            return write(self, data[:left]) if left else 0
+
+    with Disk(tmp_path / "log", "wb") as log:
+        log.wrapping = output.Wrapping({})
+        for event in (b"torn\n", b"lost\n", b"whole\n"):
+            assert log.write(event) == len(event)
+    first, second = (tmp_path / "log").read_bytes().splitlines()
+    assert first == b'{"event"'
+    assert json.loads(second)["event"] == "whole"
 
 
 def test_other_failures_are_raised() -> None:
