@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated
@@ -23,8 +24,8 @@ _ANSWER_WITHIN_S = 5.0
 _LOOK_S = 0.25
 # What passes by itself: the pool or the gateway is started again.
 _PASSING = (errors.Unavailable, errors.DeadlineExceeded)
-# What happens: a look at the workers, what kept one from being had, or one of these.
-_RESIZED, _STOPPED = object(), object()
+# What happens: one of these. A look is one at the workers, or what kept it from being had.
+_LOOKED, _RESIZED, _STOPPED = object(), object(), object()
 
 
 def command(
@@ -72,15 +73,24 @@ def _events(client: Client, target: Target, interval_s: float) -> Iterator[Itera
     The looks are made in a thread: an interrupt must not come in the middle of a call, or of a picture.
     """
     happened: queue.SimpleQueue[object] = queue.SimpleQueue()
+    # The newest look, until it is shown: where nobody reads what is printed, no more of them wait.
+    looks: deque[object] = deque(maxlen=1)
+    showing = threading.Lock()
     over = threading.Event()
+
+    def looked(look: object) -> None:
+        with showing:
+            if not looks:
+                happened.put(_LOOKED)
+            looks.append(look)
 
     def watch() -> None:
         due_s = time.monotonic()
         while not over.is_set():
             try:
-                happened.put(figures.look(client, target, timeout_s=max(_ANSWER_WITHIN_S, interval_s)))
+                looked(figures.look(client, target, timeout_s=max(_ANSWER_WITHIN_S, interval_s)))
             except errors.AgentError as error:
-                happened.put(error)
+                looked(error)
             # What took long is not caught up with.
             due_s = max(due_s + interval_s, time.monotonic())
             over.wait(due_s - time.monotonic())
@@ -91,16 +101,24 @@ def _events(client: Client, target: Target, interval_s: float) -> Iterator[Itera
             with suppress(queue.Empty):
                 if (event := happened.get(timeout=_LOOK_S)) is _STOPPED:
                     return
+                if event is _LOOKED:
+                    with showing:
+                        event = looks.pop()
                 yield event
+
+    def interrupted(number: int, _: object) -> None:
+        happened.put(_STOPPED)
+        # A second one ends what the first one cannot, like a wait for somebody to read what is printed.
+        signal.signal(number, signal.SIG_DFL)
 
     # A signal's handler may put something there while something is taken out.
     before = {
-        number: signal.signal(number, lambda *_, event=event: happened.put(event))
-        for number, event in (
-            (signal.SIGINT, _STOPPED),
-            (signal.SIGTERM, _STOPPED),
-            (signal.SIGHUP, _STOPPED),
-            (signal.SIGWINCH, _RESIZED),
+        number: signal.signal(number, handler)
+        for number, handler in (
+            (signal.SIGINT, interrupted),
+            (signal.SIGTERM, interrupted),
+            (signal.SIGHUP, interrupted),
+            (signal.SIGWINCH, lambda *_: happened.put(_RESIZED)),
         )
     }
     threading.Thread(target=watch, daemon=True).start()

@@ -21,6 +21,7 @@ from agentruntime import errors
 from tests.agentruntime.cli.conftest import Agent
 from tests.agentruntime.cli.figures_samples import busy_agent, busy_worker
 from tests.agentruntime.platform_services import Record
+from tests.waiting import until
 
 AGENT = Path(sys.executable).with_name("agent")
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -49,6 +50,12 @@ def read_until(descriptor: int, text: str, seen: str = "") -> str:
     while text not in seen:
         seen += os.read(descriptor, 65536).decode()
     return seen
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; proc(5)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 def resize(descriptor: int, lines: int, columns: int) -> None:
@@ -126,6 +133,24 @@ def test_a_platform_that_does_not_answer_for_a_while_is_waited_for(endpoint: str
             assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
     assert process.returncode == 0
+
+
+@pytest.mark.timeout(60)
+def test_where_nobody_reads_a_second_interrupt_ends_it(endpoint: str, record: Record) -> None:
+    record.deployments = [busy_agent(busy_worker(1))]
+    ours, theirs = os.pipe()
+    fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(theirs, b"x" * 4096)
+    with monitoring(endpoint, "busy", "--json", stdout=theirs) as process:
+        # One look at least is before the interrupt then, and cannot be printed.
+        until(lambda: len(record.requests) > 5, timeout_s=30)
+        process.send_signal(signal.SIGINT)
+        until(lambda: not catches(process.pid, signal.SIGINT), timeout_s=30)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == -signal.SIGINT
+    os.close(ours)
+    os.close(theirs)
 
 
 @pytest.mark.timeout(60)
