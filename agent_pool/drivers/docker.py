@@ -203,24 +203,14 @@ class DockerDriver(Driver):
 
     async def _connection(self, container: _Container, listener: socket.socket) -> socket.socket:
         """The worker's. Raises AgentFailed if it ends before it connects."""
-        loop = asyncio.get_running_loop()
         process = container.process
-        ending = asyncio.create_task(process.ended.wait())
-        try:
-            while True:
-                accepting = asyncio.create_task(loop.sock_accept(listener))
-                await asyncio.wait([accepting, ending], return_when=asyncio.FIRST_COMPLETED)
-                if not accepting.done():
-                    accepting.cancel()
-                    raise await self._failure(container)
-                connection, _ = accepting.result()
-                peer = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-                if peer[:2] == (process.pid, container.uid):
-                    return connection
-                # Only the container sees this socket, and only its first process has anything to say here.
-                connection.close()
-        finally:
-            ending.cancel()
+        while (connection := await control.accepted(listener, process.ended)) is not None:
+            peer = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            if peer[:2] == (process.pid, container.uid):
+                return connection
+            # Only the container sees this socket, and only its first process has anything to say here.
+            connection.close()
+        raise await self._failure(container)
 
     async def _failure(self, container: _Container) -> errors.AgentFailed:
         """Of one that ended before it had its log."""
