@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # For a container whose process is gone to be known as ended.
 _STATE_TIMEOUT_S = 10
+# In characters: a line of a container's can be as long as its log.
+_LONGEST_WORDS = 16_384
 
 
 def launched(config: dict[str, Any], client: "docker.DockerClient") -> tuple[str, int]:
@@ -56,7 +58,7 @@ def awaited(
 def last_words(container: str, client: "docker.DockerClient") -> str:
     """The end of what a container printed before it had a log of ours."""
     lines = client.api.logs(container, stdout=False, stderr=True, tail=20)
-    return str(lines.decode(errors="replace")).strip()
+    return str(lines.decode(errors="replace")).strip()[-_LONGEST_WORDS:]
 
 
 def state(container: str, client: "docker.DockerClient") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from agentruntime import errors, log
+from agentruntime import errors, launch, log
 
 from agent_pool.cgroups.base import Counters
 from agent_pool.drivers import docker_calls, docker_request, exits, slots
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # As many as `Known` keeps.
 _MOST_DESCRIBED = 1000
+# Of a message, in characters: it is kept with its deployment, and shown.
+_LONGEST_WORDS = 16_384
 _log = log.get("agent_pool.docker")
 
 
@@ -149,14 +151,33 @@ def described(revision: Revision, said: str, reason: str, complained: str) -> Pr
     answer: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         answer = json.loads(said)
+    # Import code can write an answer of its own: each field is of its type and any message can hold it, or is none.
     if isinstance(answer, dict) and "error" in answer:
-        trace = f"\n{answer['traceback']}" if answer.get("traceback") else ""
-        raise errors.AgentFailed(f"agent '{revision.agent}' failed to import: {answer['error']}{trace}")
+        trace = _text(answer.get("traceback"))[-_LONGEST_WORDS:]
+        raise errors.AgentFailed(
+            f"agent '{revision.agent}' failed to import: {_text(answer['error'])[:_LONGEST_WORDS]}"
+            + (f"\n{trace}" if trace else "")
+        )
     try:
+        if len(said) > launch.LONGEST_MESSAGE // 2:  # as of a native template
+            raise ValueError(said[:1])
         return Prepared(
-            services=tuple(str(name) for name in answer["services"]),
-            descriptors=base64.b64decode(answer["descriptors"]),
+            services=tuple(_name(each) for each in answer["services"]),
+            descriptors=base64.b64decode(answer["descriptors"], validate=True),
         )
     except (TypeError, KeyError, ValueError):
-        words = f":\n{complained}" if complained else ""
+        words = f":\n{_text(complained)[-_LONGEST_WORDS:]}" if complained else ""
         raise errors.AgentFailed(f"agent '{revision.agent}' failed to import: {reason}{words}") from None
+
+
+def _name(value: object) -> str:
+    """Raises TypeError or ValueError if it is not one that any message can hold."""
+    if not isinstance(value, str):
+        raise TypeError(value)
+    value.encode()
+    return value
+
+
+def _text(value: object) -> str:
+    """A string that any message can hold, JSON's lone surrogates being none; "" for what is no string."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
