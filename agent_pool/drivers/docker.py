@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import socket
 import struct
@@ -51,6 +52,8 @@ class _Container:
 
     process: WorkerProcess
     uid: int
+    # By which the engine knows it: chosen before it exists, or the id of one taken over.
+    name: str
     # Becomes its id and pid; goes on in its thread whatever happens to whoever waits.
     creating: asyncio.Future[tuple[str, int]] | None = None
     id: str = ""
@@ -84,8 +87,13 @@ class DockerDriver(Driver):
         self._places = home.run / "c"
         # Names this pool among others of the same engine.
         self._pool = hashlib.sha256(os.fsencode(home.root)).hexdigest()[:12]
-        self._loaded = LoadedRevisions(engine, images, self._pool, self._places)
+        # Of this process' own containers, which no sweep is after.
+        self._names = f"agentruntime-{self._pool}-{secrets.token_hex(4)}"
+        self._loaded = LoadedRevisions(engine, images, self._pool, self._names, self._places)
         self._containers: dict[str, _Container] = {}
+        # Of which the engine is not rid yet: they keep their slot and directory until it is.
+        self._left: list[_Container] = []
+        self._settling = asyncio.Lock()
 
     async def enforcement(self, mode: str) -> list[Enforcement]:
         if absent := await self._engine.absent():
@@ -144,6 +152,7 @@ class DockerDriver(Driver):
     async def start(self, launch_: Launch) -> Running:
         revision = launch_.revision
         loaded = await self._loaded.get(revision, slots.uid(revision.agent_index, 0))
+        await self._settle()
         slot = self._slots.take(revision.agent)
         try:
             container = self._place(launch_, slot)
@@ -176,14 +185,18 @@ class DockerDriver(Driver):
         directory = self._directory(revision.agent, slot)
         doors.make(directory, uid)
         log_start = self._logs.size(revision.agent, launch_.worker_id)
-        return _Container(WorkerProcess(launch_, slot, None, directory, log_start), uid)
+        return _Container(
+            WorkerProcess(launch_, slot, None, directory, log_start), uid, docker_request.name(self._names)
+        )
 
     async def _create(self, container: _Container, image: str) -> None:
         process = container.process
         config = docker_request.worker(
             process.launch, image=image, user=slots.user(container.uid), directory=process.directory, pool=self._pool
         )
-        container.creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config)))
+        container.creating = asyncio.ensure_future(
+            self._engine.ask(partial(docker_calls.launched, config, container.name))
+        )
         try:
             container.id, pid = await asyncio.shield(container.creating)
         except Gone:
@@ -284,18 +297,45 @@ class DockerDriver(Driver):
             if process.exit is not None:
                 # It is read back how it ended, as long as there is something to read.
                 await asyncio.wait([process.exit], timeout=_KILL_TIMEOUT_S)
-            if not container.id or await self._remove(container.id):
-                await asyncio.to_thread(shutil.rmtree, process.directory, ignore_errors=True)
+            gone = await self._wiped(container)
         finally:
             process.reports.close()
         if self._containers.get(key) is container:
             del self._containers[key]
-            self._slots.free(process.launch.revision.agent, process.slot)
+            if gone:
+                self._free(container)
+            else:
+                self._left.append(container)
+
+    async def _wiped(self, container: _Container) -> bool:
+        """Whether nothing is left of a worker but its slot."""
+        made = container.id or container.creating is not None
+        if made and not await self._remove(container.name):
+            return False
+        await asyncio.to_thread(shutil.rmtree, container.process.directory, ignore_errors=True)
+        return True
+
+    def _free(self, container: _Container) -> None:
+        process = container.process
+        self._slots.free(process.launch.revision.agent, process.slot)
         with contextlib.suppress(OSError):  # others have theirs there
             process.directory.parent.rmdir()
 
+    async def _settle(self) -> None:
+        """Before a start: tries again to remove what is left, now that the engine answers.
+
+        Raises:
+            FailedPrecondition: it does not.
+        """
+        async with self._settling:
+            await self._engine.connect()
+            for container in list(self._left):
+                if await self._wiped(container):
+                    self._left.remove(container)
+                    self._free(container)
+
     async def _remove(self, container: str) -> bool:
-        """Whether the engine is rid of a container; the next pool tries again, otherwise."""
+        """Whether the engine is rid of a container; otherwise the next start tries again."""
         try:
             await self._engine.ask(partial(docker_calls.removed, container))
         except errors.AgentError as error:
@@ -320,12 +360,12 @@ class DockerDriver(Driver):
         return adopted
 
     async def _adopt(self, launch_: Launch, handle: Mapping[str, Any]) -> _Container:
-        agent, slot = launch_.revision.agent, int(handle["slot"])
+        agent, slot, ident = launch_.revision.agent, int(handle["slot"]), str(handle["container"])
         self._slots.claim(agent, slot)
         log_start = self._logs.size(agent, launch_.worker_id)
         group = await asyncio.to_thread(detect.group_of, handle["pid"])
         process = WorkerProcess(launch_, slot, group, self._directory(agent, slot), log_start)
-        container = _Container(process, slots.uid(launch_.revision.agent_index, slot), id=str(handle["container"]))
+        container = _Container(process, slots.uid(launch_.revision.agent_index, slot), ident, id=ident)
         self._containers[launch_.key] = container
         process.attach(handle["pid"], None, self._tell_exit(container))
         return container

@@ -15,20 +15,19 @@ _STATE_TIMEOUT_S = 10
 _LONGEST_WORDS = 16_384
 
 
-def launched(config: dict[str, Any], client: "docker.DockerClient") -> tuple[str, int]:
-    """Creates and starts a container: its id and pid, 0 if it has ended already. All of it or nothing is left."""
-    created: dict[str, Any] = client.api.create_container_from_config(config)  # type: ignore[no-untyped-call]  # it has no annotations
+def launched(config: dict[str, Any], name: str, client: "docker.DockerClient") -> tuple[str, int]:
+    """Creates and starts a container: its id and pid, 0 if it has ended already.
+
+    If it fails, it is to be removed by its name: the engine may be at it yet.
+    """
+    created: dict[str, Any] = client.api.create_container_from_config(config, name)  # type: ignore[no-untyped-call]  # it has no annotations
     container = str(created["Id"])
-    try:
-        client.api.start(container)
-        return container, int(client.api.inspect_container(container)["State"]["Pid"])
-    except BaseException:
-        removed(container, client)
-        raise
+    client.api.start(container)
+    return container, int(client.api.inspect_container(container)["State"]["Pid"])
 
 
 def removed(container: str, client: "docker.DockerClient") -> None:
-    """Kills and removes a container, if it is there."""
+    """Kills and removes a container, by its id or name, if it is there."""
     import docker.errors  # noqa: PLC0415 — a pool that runs no container must not pay for it
 
     with contextlib.suppress(docker.errors.NotFound):

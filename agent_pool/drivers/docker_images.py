@@ -52,17 +52,24 @@ class LoadedRevisions:
         engine: has the images.
         images: makes them, given a client of the engine.
         pool: names this pool, see `docker_request.worker`.
+        names: what the names of its containers begin with.
         places: a directory with a subdirectory for each container, by which a pool that takes over knows that there
             may be some.
     """
 
     def __init__(
-        self, engine: Engine, images: "Callable[[docker.DockerClient], Images]", pool: str, places: Path
+        self,
+        engine: Engine,
+        images: "Callable[[docker.DockerClient], Images]",
+        pool: str,
+        names: str,
+        places: Path,
     ) -> None:
         self._engine = engine
         self._make_images = images
         self._images: Images | None = None
         self._pool = pool
+        self._names = names
         self._places = places
         self._loaded: dict[str, Loaded] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -114,18 +121,20 @@ class LoadedRevisions:
     async def _import(self, revision: Revision, image: str, uid: int) -> Prepared:
         """Imports the agent's code once, in a container like those of its workers."""
         config = docker_request.description(revision, image=image, user=slots.user(uid), pool=self._pool)
-        # Its name in the engine; nothing is in the directory.
+        name = docker_request.name(self._names)
+        # Nothing is in the directory.
         place = self._places / f"describe-{revision.key}"
         place.mkdir(parents=True, exist_ok=True)
-        creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config)))
+        creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config, name)))
         try:
             container, _ = await asyncio.shield(creating)
             ended = self._engine.ask(partial(docker_calls.awaited, container, revision.start_timeout_s))
             state, said, complained = await ended
         finally:
             await asyncio.wait([creating])
-            if not creating.cancelled() and creating.exception() is None:
-                await self._engine.ask(partial(docker_calls.removed, creating.result()[0]))
+            with contextlib.suppress(asyncio.CancelledError):
+                creating.exception()  # seen, whoever was cancelled
+            await self._engine.ask(partial(docker_calls.removed, name))
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
         if state is None:
             raise errors.AgentFailed(

@@ -78,3 +78,11 @@ def test_without_a_pool_it_serves_on_a_port_until_sigterm(bundle: Path) -> None:
             assert process.wait(30) == 0
         finally:
             process.kill()
+
+
+def test_a_worker_without_its_pool_ends_with_a_sentence(bundle: Path) -> None:
+    call = "sys.argv.append('--worker') or sys.argv.pop(1) and container.main()"
+    argv = [sys.executable, "-c", PROGRAM.format(call=call), str(bundle)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "no pool waits at /run/agent/control" in done.stderr
