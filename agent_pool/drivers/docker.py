@@ -205,14 +205,21 @@ class DockerDriver(Driver):
                 f"the container image of '{process.launch.revision.agent}' is gone; try again"
             ) from None
         if pid:
-            process.group = await asyncio.to_thread(detect.group_of, pid)
-            process.attach(pid, None, self._tell_exit(container))
+            await self._attach(container, pid)
             if bits_per_s := process.launch.revision.limits.network_bps:
                 # It waits to be told who it is, and has run nothing of the agent's.
                 await asyncio.to_thread(docker_network.limit, container.id, pid, bits_per_s)
         else:
             process.ended.set()
             process.exit = asyncio.create_task(self._tell_exit(container))
+
+    async def _attach(self, container: _Container, pid: int) -> None:
+        """Raises FailedPrecondition if that is no process of the container."""
+        process = container.process
+        group = await asyncio.to_thread(detect.group_of, pid)
+        process.attach(pid, None, self._tell_exit(container), container=container.id)
+        # To kill it kills all that is in it.
+        process.group = group if group and container.id in group.name else None
 
     async def _connection(self, container: _Container, listener: socket.socket) -> socket.socket:
         """The worker's. Raises AgentFailed if it ends before it connects."""
@@ -353,7 +360,10 @@ class DockerDriver(Driver):
         for key, each in launches.items():
             handle = handles.get(key) or {}
             if handle.get("container") and processes.alive(handle["pid"], handle.get("start_time", 0.0)):
-                adopted.append(self._running(await self._adopt(each, handle)))
+                try:
+                    adopted.append(self._running(await self._adopt(each, handle)))
+                except errors.FailedPrecondition as error:
+                    _log.error("a container is not taken over", key=key, error=error.message)
         # A pool that had no containers does not ask for an engine, which may take its time.
         if self._places.is_dir() and any(self._places.iterdir()):
             await self._sweep()
@@ -361,13 +371,12 @@ class DockerDriver(Driver):
 
     async def _adopt(self, launch_: Launch, handle: Mapping[str, Any]) -> _Container:
         agent, slot, ident = launch_.revision.agent, int(handle["slot"]), str(handle["container"])
-        self._slots.claim(agent, slot)
         log_start = self._logs.size(agent, launch_.worker_id)
-        group = await asyncio.to_thread(detect.group_of, handle["pid"])
-        process = WorkerProcess(launch_, slot, group, self._directory(agent, slot), log_start)
+        process = WorkerProcess(launch_, slot, None, self._directory(agent, slot), log_start)
         container = _Container(process, slots.uid(launch_.revision.agent_index, slot), ident, id=ident)
+        await self._attach(container, handle["pid"])
+        self._slots.claim(agent, slot)
         self._containers[launch_.key] = container
-        process.attach(handle["pid"], None, self._tell_exit(container))
         return container
 
     async def _sweep(self) -> None:
