@@ -60,7 +60,8 @@ def describe() -> int:
     answer: dict[str, object]
     try:
         manifest = AgentManifest.load(Path(BUNDLE, "app"))
-        worker.take_environment(manifest.env)
+        # What the pool gave goes before what the author wrote, as it does for the workers.
+        worker.take_environment({name: value for name, value in manifest.env.items() if name not in os.environ})
         loaded = loader.load(BUNDLE, manifest.entrypoint, manifest.services)
         answer = {
             "services": list(loaded.services),

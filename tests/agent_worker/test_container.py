@@ -21,6 +21,8 @@ from agentruntime import Agent
 print("noise at import")
 if os.environ.get("FAIL"):
     raise RuntimeError("no luck")
+if os.environ.get("WHO") not in ("author", None):
+    raise RuntimeError(os.environ["WHO"])
 class A(Agent):
     def generate(self, prompt, *, temperature, max_tokens):
         return prompt
@@ -56,6 +58,8 @@ def test_a_description_is_one_line_whatever_the_agent_prints(bundle: Path) -> No
 def test_a_description_of_what_does_not_import(bundle: Path) -> None:
     status, answer = describe(bundle, FAIL="1")
     assert (status, answer["error"]) == (1, "RuntimeError: no luck")
+    status, answer = describe(bundle, WHO="you")  # which goes before the author's
+    assert (status, answer["error"]) == (1, "RuntimeError: you")
     assert "m.py" in str(answer["traceback"])
     (bundle / "app" / "agent.yaml").unlink()
     status, answer = describe(bundle)
