@@ -79,6 +79,11 @@ def update(container: str, caps: dict[str, int], client: "docker.DockerClient") 
         docker.errors.create_api_error_from_http_exception(error)
 
 
+def volumes(image: str, client: "docker.DockerClient") -> list[str]:
+    """The directories of an image that are volumes: the engine makes them writable in each container."""
+    return sorted(client.api.inspect_image(image)["Config"].get("Volumes") or ())
+
+
 def containers(pool: str, client: "docker.DockerClient") -> list[str]:
     """Ids of the containers of a pool, those that ended included."""
     label = f"{docker_request.LABEL_POOL}={pool}"

@@ -107,7 +107,14 @@ class LoadedRevisions:
         def progress(line: str) -> None:
             _log.info("container image", agent=revision.agent, progress=line)
 
-        return await self._images.ensure(revision.image_digest, Path(revision.bundle), revision.base_image, progress)
+        bundle = Path(revision.bundle)
+        image = await self._images.ensure(revision.image_digest, bundle, revision.base_image, progress)
+        if volumes := await self._engine.ask(partial(docker_calls.volumes, image)):
+            raise errors.FailedPrecondition(
+                f"the base image of agent '{revision.agent}' has volumes ({', '.join(volumes)}), which its workers "
+                "could write to whatever is asked for; name a base_image without any in agent.yaml"
+            )
+        return image
 
     async def _describe(self, revision: Revision, image: str, uid: int) -> Prepared:
         known = (image, tuple(sorted(revision.env.items())))

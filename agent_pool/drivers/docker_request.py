@@ -74,6 +74,8 @@ def _container(revision: Revision, *, image: str, user: str, pool: str) -> dict[
         "Image": image,
         "User": user,
         "Env": ["HOME=/tmp"],
+        # A base image's would run commands in the worker, which the pool looks after itself.
+        "Healthcheck": {"Test": ["NONE"]},
         "Labels": {LABEL_POOL: pool, LABEL_AGENT: revision.agent},
         "HostConfig": {
             "NetworkMode": "none",

@@ -206,6 +206,20 @@ async def test_what_fails_leaves_nothing(stage: Stage) -> None:
         assert (stage.containers(), stage.directories()) == ([], [])
 
 
+async def test_an_image_with_a_volume_is_refused(stage: Stage) -> None:
+    with contextlib.closing(stage.engine.client()) as client:
+        container = client.containers.create(stage.image)
+        volatile = container.commit(changes=["VOLUME /data"])
+        container.remove()
+        try:
+            driver = _driver(stage.home, stage.engine, str(volatile.id))
+            with pytest.raises(errors.FailedPrecondition, match=r"has volumes \(/data\)"):
+                await driver.prepare(launch().revision)
+            await driver.close()
+        finally:
+            client.images.remove(str(volatile.id))
+
+
 async def test_gpus_that_the_engine_cannot_give_leave_nothing(stage: Stage) -> None:
     with pytest.raises(errors.FailedPrecondition, match="NVIDIA Container Toolkit"):
         await stage.driver.start(replace(launch(wants_gpus=True), gpus=(0,)))
