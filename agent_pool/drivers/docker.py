@@ -93,6 +93,8 @@ class DockerDriver(Driver):
         self._containers: dict[str, _Container] = {}
         # Of which the engine is not rid yet: they keep their slot and directory until it is.
         self._left: list[_Container] = []
+        # There may be containers of a pool before this one.
+        self._unswept = False
         self._settling = asyncio.Lock()
 
     async def enforcement(self, mode: str) -> list[Enforcement]:
@@ -336,6 +338,8 @@ class DockerDriver(Driver):
         """
         async with self._settling:
             await self._engine.connect()
+            if self._unswept:
+                await self._sweep()
             for container in list(self._left):
                 if await self._wiped(container):
                     self._left.remove(container)
@@ -365,7 +369,8 @@ class DockerDriver(Driver):
                 except errors.FailedPrecondition as error:
                     _log.error("a container is not taken over", key=key, error=error.message)
         # A pool that had no containers does not ask for an engine, which may take its time.
-        if self._places.is_dir() and any(self._places.iterdir()):
+        self._unswept = self._places.is_dir() and any(self._places.iterdir())
+        if self._unswept:
             await self._sweep()
         return adopted
 
@@ -380,17 +385,19 @@ class DockerDriver(Driver):
         return container
 
     async def _sweep(self) -> None:
-        """Removes the containers and directories of this pool that nobody owns any more."""
-        kept = {container.id for container in self._containers.values()}
+        """Removes the containers and directories that a pool before this one left. No start may be in its midst."""
         try:
-            for container in await self._engine.ask(partial(docker_calls.containers, self._pool)):
-                if container not in kept:
-                    await self._remove(container)
+            found = await self._engine.ask(partial(docker_calls.containers, self._pool))
         except errors.AgentError as error:
             _log.error("containers may be left", error=error.message)
             return
-        directories = {container.process.directory for container in self._containers.values()}
-        await asyncio.to_thread(_clear, self._places, directories)
+        kept = {container.id for container in self._containers.values()}
+        stale = [ident for ident, name in found.items() if ident not in kept and not name.startswith(self._names)]
+        if not all([await self._remove(ident) for ident in stale]):
+            return
+        self._unswept = False
+        own = (*self._containers.values(), *self._left)
+        await asyncio.to_thread(_clear, self._places, {container.process.directory for container in own})
 
     def cpu_s(self, key: str) -> float:
         container = self._containers.get(key)
@@ -430,8 +437,8 @@ class DockerDriver(Driver):
 
 def _clear(places: Path, kept: Collection[Path]) -> None:
     for agent in places.iterdir():
-        for directory in agent.iterdir():
-            if directory not in kept:
-                shutil.rmtree(directory, ignore_errors=True)
-        if not any(agent.iterdir()):
+        with contextlib.suppress(OSError):  # gone meanwhile, or others have theirs there
+            for directory in agent.iterdir():
+                if directory not in kept:
+                    shutil.rmtree(directory, ignore_errors=True)
             agent.rmdir()

@@ -18,12 +18,16 @@ _LONGEST_WORDS = 16_384
 def launched(config: dict[str, Any], name: str, client: "docker.DockerClient") -> tuple[str, int]:
     """Creates and starts a container: its id and pid, 0 if it has ended already.
 
-    If it fails, it is to be removed by its name: the engine may be at it yet.
+    If it fails, it is still to be removed by its name: the engine may not have answered, and be at it yet.
     """
     created: dict[str, Any] = client.api.create_container_from_config(config, name)  # type: ignore[no-untyped-call]  # it has no annotations
     container = str(created["Id"])
-    client.api.start(container)
-    return container, int(client.api.inspect_container(container)["State"]["Pid"])
+    try:
+        client.api.start(container)
+        return container, int(client.api.inspect_container(container)["State"]["Pid"])
+    except BaseException:
+        removed(container, client)
+        raise
 
 
 def removed(container: str, client: "docker.DockerClient") -> None:
@@ -81,10 +85,12 @@ def update(container: str, caps: dict[str, int], client: "docker.DockerClient") 
 
 def volumes(image: str, client: "docker.DockerClient") -> list[str]:
     """The directories of an image that are volumes: the engine makes them writable in each container."""
-    return sorted(client.api.inspect_image(image)["Config"].get("Volumes") or ())
+    config = client.api.inspect_image(image)["Config"]  # type: ignore[no-untyped-call]  # it has no annotations
+    return sorted(config.get("Volumes") or ())
 
 
-def containers(pool: str, client: "docker.DockerClient") -> list[str]:
-    """Ids of the containers of a pool, those that ended included."""
+def containers(pool: str, client: "docker.DockerClient") -> dict[str, str]:
+    """Names of the containers of a pool, by id, those that ended included."""
     label = f"{docker_request.LABEL_POOL}={pool}"
-    return [str(each["Id"]) for each in client.api.containers(all=True, filters={"label": label})]
+    found = client.api.containers(all=True, filters={"label": label})
+    return {str(each["Id"]): str((each["Names"] or ["/"])[0]).removeprefix("/") for each in found}

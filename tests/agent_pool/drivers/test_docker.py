@@ -252,3 +252,19 @@ async def test_a_pool_that_takes_over_adopts_its_own_and_removes_the_others(stag
     assert ended.reason == "exit status 0"
     await heir.close()
     assert (stage.containers(), stage.directories()) == ([], [])
+
+
+async def test_a_pool_whose_engine_comes_late_removes_the_others_before_its_first_start(stage: Stage) -> None:
+    await stage.driver.start(launch("tester-01"))
+    left = stage.containers()
+    door = stage.home.root / "engine"
+    heir = DockerDriver(
+        stage.home, LogStore(stage.home.logs), Engine(f"unix://{door}"), lambda _: MadeImage(stage.image), Slots()
+    )
+    assert await heir.recover({}, {}, {}) == []
+    assert stage.containers() == left
+    door.symlink_to(stage.engine.address.removeprefix("unix://"))
+    running = await heir.start(launch("tester-02"))
+    assert stage.containers() == [running.handle["container"]]
+    assert await generate(running.address, "hello") == "HELLO"
+    await heir.close()
