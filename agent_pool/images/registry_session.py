@@ -15,6 +15,8 @@ from agentruntime import errors
 from agentruntime.names import ImageReference
 from docker import auth
 from docker.errors import DockerException
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 _CONNECT_TIMEOUT_S = 10.0
 # Between two pieces of an answer.
@@ -25,6 +27,8 @@ _HUB_API = "registry-1.docker.io"
 _HUB_LIBRARY = "library/"
 # One of a challenge's parameters, RFC 9110, section 11.2.
 _PARAMETER = re.compile(r'(\w+)="([^"]*)"')
+
+_PORTS = {"http": 80, "https": 443}
 
 
 class RegistrySession:
@@ -83,7 +87,8 @@ class RegistrySession:
 
     def _ask(self, method: str, path: str, body: Path | None = None, **more: Any) -> requests.Response:
         response = self._send(method, path, body, **more)
-        if response.status_code == requests.codes.unauthorized:
+        # Another host, to which a redirect or an upload's place led, is not told who asks.
+        if response.status_code == requests.codes.unauthorized and _origin(response.url) == _origin(self.base):
             with response:
                 self._authorization = self._answer(response.headers.get("WWW-Authenticate", ""))
             response = self._send(method, path, body, **more)
@@ -194,6 +199,19 @@ def _is_loopback(netloc: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port that a request goes to; empty for what is no URL.
+
+    As urllib3 reads them, which sends it: `urlsplit` finds another host in "http://one\\@other/".
+    """
+    try:
+        parsed = parse_url(url)
+    except LocationParseError:
+        return "", "", None
+    scheme = parsed.scheme or ""
+    return scheme, parsed.host or "", parsed.port or _PORTS.get(scheme)
 
 
 def _reason(error: requests.RequestException) -> str:
