@@ -96,8 +96,10 @@ class RegistrySession:
 
     def _send(self, method: str, path: str, body: Path | None, **more: Any) -> requests.Response:
         url = urljoin(self.base, path)
+        if _in_clear(self.base, url):
+            raise errors.FailedPrecondition(f"the registry {self.host} wants to go on over plain HTTP, at '{url}'")
         headers = {"Accept-Encoding": "identity", **more.pop("headers", {})}
-        if self._authorization and urlsplit(url).netloc == urlsplit(self.base).netloc:
+        if self._authorization and _origin(url) == _origin(self.base):
             headers["Authorization"] = self._authorization
         with contextlib.ExitStack() as stack:
             if body is not None:
@@ -212,6 +214,10 @@ def _origin(url: str) -> tuple[str, str, int | None]:
         return "", "", None
     scheme = parsed.scheme or ""
     return scheme, parsed.host or "", parsed.port or _PORTS.get(scheme)
+
+
+def _in_clear(before: str, after: str) -> bool:
+    return _origin(before)[0] == "https" and _origin(after)[0] == "http"
 
 
 def _reason(error: requests.RequestException) -> str:

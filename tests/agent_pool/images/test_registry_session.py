@@ -213,3 +213,10 @@ def test_another_host_that_is_named_gets_no_password(docker_config: Path) -> Non
             with at(registry) as asking, pytest.raises(errors.Unauthenticated):
                 asking.request("GET", path)
     assert [who for _, who, _ in foreign.asked + registry.asked] == ["", "", ""]
+
+
+def test_https_does_not_go_on_in_clear() -> None:
+    with RegistrySession(ImageReference.parse("r.example.com/x:1"), "pull") as asking:
+        for url in ("http://r.example.com/upload", "HTTP://r.example.com:443/upload"):
+            with pytest.raises(errors.FailedPrecondition, match="over plain HTTP"):
+                asking.request("PUT", url)
