@@ -50,7 +50,7 @@ class RegistrySession:
         # What a path is below.
         self.base = f"{scheme}://{_HUB_API if hub else self.host}/v2/{self._repository}/"
         self._authorization = ""
-        self._session = requests.Session()
+        self._session = _Session()
 
     def __enter__(self) -> "RegistrySession":
         return self
@@ -137,14 +137,16 @@ class RegistrySession:
         """https://distribution.github.io/distribution/spec/auth/token/, and .../oauth/ for identity tokens."""
         what = {"service": asked.get("service", ""), "scope": f"repository:{self._repository}:{self._actions}"}
         where = asked.get("realm", "")
-        if urlsplit(where).scheme != "https" and not _is_loopback(urlsplit(where).netloc):
+        scheme, host, _ = _origin(where)
+        if scheme != "https" and not (scheme == "http" and _is_loopback(host)):
             raise errors.FailedPrecondition(f"the registry {self.host} wants a login over plain HTTP, at '{where}'")
         if identity := known.get("identitytoken"):
             form = {**what, "grant_type": "refresh_token", "client_id": "agentruntime", "refresh_token": identity}
-            response = self._exchange("POST", where, data=form)
+            # Without redirects, with which the body would go anywhere.
+            response = self._exchange("POST", where, data=form, allow_redirects=False)
         else:
             headers = {"Authorization": _basic(known)} if "username" in known else {}
-            response = self._exchange("GET", where, params=what, headers=headers)
+            response = self._exchange("GET", where, params=what, headers=headers, allow_redirects=False)
         if not response.ok:
             raise self._refusal(response)
         try:
@@ -168,6 +170,17 @@ class RegistrySession:
             case code if code >= requests.codes.server_error:
                 return errors.Unavailable(f"the registry {self.host} failed ({said}); try again")
         return errors.FailedPrecondition(f"the registry {self.host} refuses ({said})")
+
+
+class _Session(requests.Session):
+    """Without credentials of a .netrc, also after a redirect, which stays with https."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        before, after = str(response.request.url), str(prepared_request.url)
+        if _in_clear(before, after):
+            raise errors.FailedPrecondition(f"the registry redirects to plain HTTP, at '{after}'")
+        if self.should_strip_auth(before, after):  # type: ignore[no-untyped-call]  # types-requests has it so
+            prepared_request.headers.pop("Authorization", None)
 
 
 def credentials(host: str) -> Mapping[str, str]:

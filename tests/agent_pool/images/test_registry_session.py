@@ -220,3 +220,38 @@ def test_https_does_not_go_on_in_clear() -> None:
         for url in ("http://r.example.com/upload", "HTTP://r.example.com:443/upload"):
             with pytest.raises(errors.FailedPrecondition, match="over plain HTTP"):
                 asking.request("PUT", url)
+
+
+def bearer(realm: str) -> dict[str, str]:
+    return {"WWW-Authenticate": f'Bearer realm="{realm}",service="tests"'}
+
+
+def test_a_login_is_not_redirected(docker_config: Path) -> None:
+    with (
+        recording(200, {}, b"{}") as foreign,
+        recording(307, {"Location": f"http://{foreign.host}/steal"}) as realm,
+        recording(401, bearer(f"http://{realm.host}/token")) as registry,
+    ):
+        for login in ({"identitytoken": "1d"}, {}):
+            log_in(docker_config, registry.host, **login)
+            with at(registry) as asking, pytest.raises(errors.FailedPrecondition, match="answers no token"):
+                asking.request("GET", "manifests/1")
+        assert (len(realm.asked), foreign.asked) == (2, [])
+
+
+def test_a_login_s_host_is_the_one_that_it_goes_to(docker_config: Path) -> None:
+    for realm in ("http://evil.example.com\\@localhost/", "ftp://localhost/", "http://r.example.com/", ""):
+        with recording(401, bearer(realm)) as registry, at(registry) as asking:
+            log_in(docker_config, registry.host)
+            with pytest.raises(errors.FailedPrecondition, match="over plain HTTP"):
+                asking.request("GET", "manifests/1")
+
+
+def test_a_netrc_is_not_read_after_a_redirect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password pass\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    with recording(200) as foreign, recording(307, {"Location": f"http://{foreign.host}/blob"}) as registry:
+        with at(registry) as asking:
+            assert asking.request("GET", "blobs/x").ok
+        assert foreign.asked == [("/blob", "", b"")]
