@@ -97,7 +97,7 @@ class Catalog:
         if manifest is None or not bundle.is_dir():
             with files.room_in(self._bundles):
                 await asyncio.to_thread(unpack.unpack, self._store, image.digest, self._bundles)
-            manifest = AgentManifest.load(bundle / "app")
+            manifest = project.load_manifest(bundle / "app")
             self._manifests[image.digest] = manifest
         return OpenImage(image, bundle, manifest)
 

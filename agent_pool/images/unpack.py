@@ -1,10 +1,12 @@
 """An image to a bundle: a directory with `app/` and, if the agent has requirements, `deps/`."""
 
+import gzip
 import hashlib
 import shutil
 import tarfile
 import tempfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from agentruntime import errors
@@ -25,14 +27,20 @@ def unpack(store: ImageLayout, digest: str, bundles: Path) -> Path:
 
     Raises:
         DataLoss: a blob is missing or damaged.
+        ResourceExhausted: it is larger than what can be built.
     """
     bundle = bundle_path(bundles, digest)
     if bundle.is_dir():
         return bundle
     scratch = Path(tempfile.mkdtemp(dir=bundles, prefix=".unpack."))
     try:
+        unpacking = _Unpacking(scratch)
         for layer in store.manifest(digest)["layers"]:
-            _unpack_layer(store, layer, scratch)
+            _unpack_layer(store, layer, unpacking)
+        try:
+            project.check_ways(scratch, unpacking.links)
+        except errors.InvalidArgument as error:
+            raise errors.DataLoss(f"the image {digest} cannot be unpacked: {error}") from None
         scratch.chmod(0o755)
         try:
             scratch.rename(bundle)
@@ -54,7 +62,34 @@ def remove(bundles: Path, digest: str) -> None:
         shutil.rmtree(doomed)
 
 
-def _unpack_layer(store: ImageLayout, layer: dict[str, Any], target: Path) -> None:
+class _Unpacking:
+    """Members of an image's layers, all together within the limits of what can be built."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self.links: list[PurePosixPath] = []
+        # What is left of bytes and of files: of requirements, and of all else.
+        self._left = {
+            True: (project.LARGEST_REQUIREMENTS_BYTES, project.MOST_REQUIREMENTS_FILES),
+            False: (project.LARGEST_BYTES, project.MOST_FILES),
+        }
+
+    def write(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        path = project.checked_path(member.name)
+        of_requirements = path.parts[:1] == ("deps",)
+        left_bytes, left_files = self._left[of_requirements]
+        left_bytes, left_files = left_bytes - member.size, left_files - 1
+        if left_bytes < 0 or left_files < 0:
+            raise errors.ResourceExhausted(
+                "the image has more or larger files than one that can be built; it is not unpacked"
+            )
+        self._left[of_requirements] = left_bytes, left_files
+        if member.issym():
+            self.links.append(path)
+        project.write_member(archive, member, path, self._target)
+
+
+def _unpack_layer(store: ImageLayout, layer: dict[str, Any], unpacking: _Unpacking) -> None:
     digest = layer["digest"]
     try:
         with store.blob_path(digest).open("rb") as stream:
@@ -65,9 +100,8 @@ def _unpack_layer(store: ImageLayout, layer: dict[str, Any], target: Path) -> No
             with tarfile.open(fileobj=stream, mode="r:gz") as archive:
                 # Not extractall: Python before 3.11.4, which Debian 12 has, cannot refuse what leads out (PEP 706).
                 for member in archive:
-                    path = project.checked_path(member.name)
-                    project.write_member(archive, member, path, target)
+                    unpacking.write(archive, member)
     except FileNotFoundError:
         raise errors.DataLoss(f"the image store lacks the layer {digest}; build the image again") from None
-    except (tarfile.TarError, errors.InvalidArgument) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, errors.InvalidArgument) as error:
         raise errors.DataLoss(f"the layer {digest} cannot be unpacked: {error}") from None
