@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import ipaddress
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from agentruntime import errors
 from agentruntime.names import ImageReference
 from docker import auth
 from docker.errors import DockerException
-from urllib3.exceptions import LocationParseError
+from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import parse_url
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -28,6 +29,8 @@ _HUB_LIBRARY = "library/"
 # One of a challenge's parameters, RFC 9110, section 11.2.
 _PARAMETER = re.compile(r'(\w+)="([^"]*)"')
 
+# Of a token or a refusal.
+_LONGEST_ANSWER_BYTES = 2**20
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -51,6 +54,8 @@ class RegistrySession:
         self.base = f"{scheme}://{_HUB_API if hub else self.host}/v2/{self._repository}/"
         self._authorization = ""
         self._session = _Session()
+        # What comes is read as it is sent, and no short answer unpacks to a long one.
+        self._session.headers["Accept-Encoding"] = "identity"
 
     def __enter__(self) -> "RegistrySession":
         return self
@@ -62,15 +67,19 @@ class RegistrySession:
 
     def has(self, path: str) -> bool:
         """Whether there is something at a path below the repository."""
-        return bool(self._ask("HEAD", path).status_code == requests.codes.ok)
+        with self._ask("HEAD", path) as response:
+            return bool(response.status_code == requests.codes.ok)
 
-    def request(self, method: str, path: str, *, body: Path | None = None, **more: Any) -> requests.Response:
+    def request(
+        self, method: str, path: str, *, body: Path | None = None, stream: bool = False, **more: Any
+    ) -> requests.Response:
         """What the registry answers.
 
         Args:
             method: of HTTP.
             path: below the repository, or a whole URL that the registry named.
             body: a file that is sent.
+            stream: whether the answer's content matters, and is read by the caller.
             **more: as `requests` takes them.
 
         Raises:
@@ -83,6 +92,8 @@ class RegistrySession:
         if not response.ok:
             with response:
                 raise self._refusal(response)
+        if not stream:
+            response.close()
         return response
 
     def _ask(self, method: str, path: str, body: Path | None = None, **more: Any) -> requests.Response:
@@ -98,7 +109,7 @@ class RegistrySession:
         url = urljoin(self.base, path)
         if _in_clear(self.base, url):
             raise errors.FailedPrecondition(f"the registry {self.host} wants to go on over plain HTTP, at '{url}'")
-        headers = {"Accept-Encoding": "identity", **more.pop("headers", {})}
+        headers = dict(more.pop("headers", {}))
         if self._authorization and _origin(url) == _origin(self.base):
             headers["Authorization"] = self._authorization
         with contextlib.ExitStack() as stack:
@@ -110,7 +121,7 @@ class RegistrySession:
         try:
             # Credentials come from Docker's configuration, and not from a .netrc as well.
             return self._session.request(
-                method, url, auth=_as_it_is, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S), **more
+                method, url, auth=_as_it_is, timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S), stream=True, **more
             )
         except requests.exceptions.SSLError as error:
             raise errors.Unavailable(
@@ -147,16 +158,25 @@ class RegistrySession:
         else:
             headers = {"Authorization": _basic(known)} if "username" in known else {}
             response = self._exchange("GET", where, params=what, headers=headers, allow_redirects=False)
-        if not response.ok:
-            raise self._refusal(response)
+        with response:
+            if not response.ok:
+                raise self._refusal(response)
+            content = self._short(response)
         try:
-            answer = response.json()
+            answer = json.loads(content)
             return str(answer.get("token") or answer["access_token"])
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, RecursionError):
             raise errors.FailedPrecondition(f"the login of the registry {self.host} answers no token") from None
 
+    def _short(self, response: requests.Response) -> bytes:
+        """An answer's content, cut off where it is longer than any that means something."""
+        try:
+            return bytes(response.raw.read(_LONGEST_ANSWER_BYTES, decode_content=False))
+        except (HTTPError, OSError) as error:
+            raise errors.Unavailable(f"the registry {self.host} broke off ({error}); try again") from None
+
     def _refusal(self, response: requests.Response) -> errors.AgentError:
-        said = _words(response)
+        said = _words(self._short(response)) or f"HTTP {response.status_code}"
         match response.status_code:
             case requests.codes.unauthorized | requests.codes.forbidden:
                 return errors.Unauthenticated(
@@ -239,10 +259,9 @@ def _reason(error: requests.RequestException) -> str:
     return str(getattr(inner, "reason", inner)).rpartition("): ")[2]
 
 
-def _words(response: requests.Response) -> str:
+def _words(refusal: bytes) -> str:
     """What a refusal says, in few words: https://github.com/opencontainers/distribution-spec, "Error codes"."""
     try:
-        said = "; ".join(str(each["message"]) for each in response.json()["errors"])
-    except (ValueError, KeyError, TypeError):
-        said = ""
-    return said or f"HTTP {response.status_code}"
+        return "; ".join(str(each["message"]) for each in json.loads(refusal)["errors"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
