@@ -262,9 +262,16 @@ def test_a_refusal_and_a_token_are_short() -> None:
     # Longer than what is sent: whoever reads it whole does not come to the end.
     endless = {"Content-Length": str(2**40)}
     start = b'{"errors": [], "token": "' + b"x" * 2**21
-    with recording(403, endless, start) as registry, at(registry) as asking:
-        with pytest.raises(errors.Unauthenticated, match="HTTP 403"):
-            asking.request("GET", "manifests/1")
-    with recording(200, endless, start) as realm, recording(401, bearer(f"http://{realm.host}/token")) as registry:
-        with at(registry) as asking, pytest.raises(errors.FailedPrecondition, match="answers no token"):
-            asking.request("GET", "manifests/1")
+    with (
+        recording(403, endless, start) as registry,
+        at(registry) as asking,
+        pytest.raises(errors.Unauthenticated, match="HTTP 403"),
+    ):
+        asking.request("GET", "manifests/1")
+    with (
+        recording(200, endless, start) as realm,
+        recording(401, bearer(f"http://{realm.host}/token")) as registry,
+        at(registry) as asking,
+        pytest.raises(errors.FailedPrecondition, match="answers no token"),
+    ):
+        asking.request("GET", "manifests/1")
