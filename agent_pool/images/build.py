@@ -138,8 +138,7 @@ async def _install(pip: list[str], requirements: list[str], target: Path) -> Non
 
 def pack(store: ImageLayout, directory: Path, prefix: str) -> Layer:
     """Stores a directory as a layer, its content below `prefix`/. Blocks."""
-    descriptor, name = tempfile.mkstemp(dir=store.blob_path("sha256:" + "0" * 64).parent, prefix=".layer.")
-    scratch = Path(name)
+    descriptor, scratch = store.scratch_file()
     try:
         with os.fdopen(descriptor, "wb") as raw:
             # No file name and time 0 in gzip's header, and a fixed level: the same bytes again.

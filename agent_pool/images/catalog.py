@@ -76,9 +76,11 @@ class Catalog:
     async def prepare(self) -> None:
         """Makes the store, with the built-in images as they are installed now."""
         self._store.create()
+        # Of a pool that was killed meanwhile.
         for left in self._images.glob(f"{_COMING}*"):
-            # Of a pool that was killed meanwhile.
             await asyncio.to_thread(shutil.rmtree, left)
+        await asyncio.to_thread(unpack.clear, self._bundles)
+        self._store.clear_scratch()
         async with self._writing:
             await builtin.ensure(self._store, self._stamps)
 
@@ -274,7 +276,7 @@ class Catalog:
             gone = self._unneeded()
             for digest in gone:
                 self._manifests.pop(digest, None)
-            await in_thread(lambda _: [unpack.remove(self._bundles, digest) for digest in gone])
+            await in_thread(lambda _: unpack.remove(self._bundles, gone))
         for digest in gone:
             await self._remove_container_image(digest)
 

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,9 @@ from agentruntime import errors
 
 from agent_pool.images import project
 from agent_pool.images.layout import ImageLayout
+
+# What is not a bundle yet, and what is none any more.
+_COMING, _GOING = ".unpack.", ".removed."
 
 
 def bundle_path(bundles: Path, digest: str) -> Path:
@@ -32,7 +36,7 @@ def unpack(store: ImageLayout, digest: str, bundles: Path) -> Path:
     bundle = bundle_path(bundles, digest)
     if bundle.is_dir():
         return bundle
-    scratch = Path(tempfile.mkdtemp(dir=bundles, prefix=".unpack."))
+    scratch = Path(tempfile.mkdtemp(dir=bundles, prefix=_COMING))
     try:
         unpacking = _Unpacking(scratch)
         for layer in store.manifest(digest)["layers"]:
@@ -52,14 +56,20 @@ def unpack(store: ImageLayout, digest: str, bundles: Path) -> Path:
     return bundle
 
 
-def remove(bundles: Path, digest: str) -> None:
-    """Removes a bundle, if it is there. Blocks."""
-    bundle = bundle_path(bundles, digest)
-    if bundle.is_dir():
-        # Renamed first, so that no half of it is ever found under its name.
-        doomed = bundle.with_name(f".removed.{bundle.name}")
-        bundle.rename(doomed)
-        shutil.rmtree(doomed)
+def remove(bundles: Path, digests: Iterable[str]) -> None:
+    """Removes those bundles that are there. Blocks."""
+    for bundle in (bundle_path(bundles, digest) for digest in digests):
+        if bundle.is_dir():
+            # Renamed first, so that no half of it is ever found under its name.
+            doomed = bundle.with_name(f"{_GOING}{bundle.name}")
+            bundle.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def clear(bundles: Path) -> None:
+    """Removes what a pool that was killed left half unpacked or half removed. Blocks."""
+    for left in [*bundles.glob(f"{_COMING}*"), *bundles.glob(f"{_GOING}*")]:
+        shutil.rmtree(left)
 
 
 class _Unpacking:
