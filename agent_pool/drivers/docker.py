@@ -27,7 +27,7 @@ from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Counters, Limits
 from agent_pool.drivers import control, docker_calls, docker_network, docker_request, doors, endings, slots, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
-from agent_pool.drivers.docker_engine import Engine, Gone
+from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.docker_images import Images, LoadedRevisions
 from agent_pool.drivers.reports import Reports
 from agent_pool.drivers.slots import Slots
@@ -186,7 +186,7 @@ class DockerDriver(Driver):
         container.creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config)))
         try:
             container.id, pid = await asyncio.shield(container.creating)
-        except Gone:
+        except errors.NotFound:
             self._loaded.forget(process.launch.revision.key)
             raise errors.Unavailable(
                 f"the container image of '{process.launch.revision.agent}' is gone; try again"

@@ -26,7 +26,8 @@ from tests.agent_pool.harness import generate
 from tests.agent_worker import templates
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.integration
+# The first to need it waits for the engine, its base image and the first agent's image.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 DIGEST = "sha256:" + "d0c4e2" * 10 + "d0c4"
 AGENT = """
 import json, os, sys, time
