@@ -88,7 +88,8 @@ class _Unpacking:
         path = project.checked_path(member.name)
         of_requirements = path.parts[:1] == ("deps",)
         left_bytes, left_files = self._left[of_requirements]
-        left_bytes, left_files = left_bytes - member.size, left_files - 1
+        # The directory of the layer itself is no file of the project.
+        left_bytes, left_files = left_bytes - member.size, left_files - (len(path.parts) > 1)
         if left_bytes < 0 or left_files < 0:
             raise errors.ResourceExhausted(
                 "the image has more or larger files than one that can be built; it is not unpacked"
