@@ -1,8 +1,8 @@
 """`python -m agent_worker.container`: what a container of an agent's container image runs.
 
-Where the pool has bound a worker's directory, with its socket `control`, this process becomes that worker. Without,
-as under a plain `docker run`, it serves the agent by itself on a TCP port. With `--describe` it only says what the
-agent serves.
+Without an argument, as under a plain `docker run`, it serves the agent by itself on a TCP port. With `--worker` it
+becomes a worker of the pool that has bound its directory, with the socket `control`. With `--describe` it only says
+what the agent serves.
 """
 
 import argparse
@@ -35,6 +35,7 @@ def main() -> NoReturn:
     """Ends with the exit status of the container."""
     parser = argparse.ArgumentParser(prog="python -m agent_worker.container", description=__doc__)
     parser.add_argument("--describe", action="store_true", help="print what the agent serves as a line of JSON")
+    parser.add_argument("--worker", action="store_true", help="be a worker of the pool that made this container")
     parser.add_argument(
         "--port",
         type=int,
@@ -46,7 +47,7 @@ def main() -> NoReturn:
     os.chdir(app if app.is_dir() else "/")
     if arguments.describe:
         exit_with(describe)
-    if Path(CONTAINER_CONTROL).exists():
+    if arguments.worker:
         exit_with(become_worker)
     exit_with(lambda: serve(arguments.port))
 
@@ -59,7 +60,8 @@ def describe() -> int:
     answer: dict[str, object]
     try:
         manifest = AgentManifest.load(Path(BUNDLE, "app"))
-        worker.take_environment(manifest.env)
+        # What the pool gave goes before what the author wrote, as it does for the workers.
+        worker.take_environment({name: value for name, value in manifest.env.items() if name not in os.environ})
         loaded = loader.load(BUNDLE, manifest.entrypoint, manifest.services)
         answer = {
             "services": list(loaded.services),
@@ -80,7 +82,12 @@ def describe() -> int:
 def become_worker() -> int:
     """Takes the pool's word on who this is, and lives as a forked worker does."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(CONTAINER_CONTROL)
+    try:
+        connection.connect(CONTAINER_CONTROL)
+    except OSError as error:
+        # Never a server of its own instead: nobody would guard it.
+        print(f"no pool waits at {CONTAINER_CONTROL} ({error.strerror}); a worker is started by one", file=sys.stderr)
+        return 1
     received = launch.receive(connection, _CONNECT_TIMEOUT_S)
     if received is None:
         return 0  # the pool gave up on this worker

@@ -9,7 +9,10 @@ cd "$(dirname "$0")"
 install() {
   export DEBIAN_FRONTEND=noninteractive
   local policy=/usr/sbin/policy-rc.d status=0
-  if [[ -e $policy ]]; then policy=; else printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"; fi
+  if [[ -e $policy ]]; then policy=; else
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
+  fi
   { apt-get update -qq && apt-get install -qq -y --no-install-recommends "$@" >/dev/null; } || status=$?
   [[ -z $policy ]] || rm "$policy"
   return $status

@@ -68,6 +68,11 @@ def group_of(pid: int) -> Group | None:
     return GroupV1(memory.name if memory else "", mounts.v1) if mounts.v1 else None
 
 
+def is_in(pid: int, container: str) -> bool:
+    """Whether a process is in a control group of a container with that id; False if it is gone."""
+    return container in base.read(Path(f"/proc/{pid}/cgroup"))
+
+
 def unified_of(pid: int) -> Path | None:
     """The version 2 directory of another's process, with controllers or without; None if there is none."""
     cgroup = base.read(Path(f"/proc/{pid}/cgroup"))

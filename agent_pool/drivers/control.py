@@ -143,3 +143,33 @@ def listen(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+async def accepted(listener: socket.socket, ended: asyncio.Event) -> socket.socket | None:
+    """The next connection to a listener that does not block; None if there is none once `ended` is set.
+
+    Whatever becomes of this, cancellation included, the loop does not watch the listener any more, and it may be
+    closed: the next descriptor of its number would not be watched otherwise.
+    """
+    loop = asyncio.get_running_loop()
+    woken = asyncio.Event()
+    ending = asyncio.create_task(ended.wait())
+    ending.add_done_callback(lambda _: woken.set())
+    loop.add_reader(listener, woken.set)
+    try:
+        while True:
+            # Before the attempt: who has connected before the end is heard.
+            over = ended.is_set()
+            try:
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                if over:
+                    return None
+            else:
+                connection.setblocking(False)
+                return connection
+            woken.clear()
+            await woken.wait()
+    finally:
+        loop.remove_reader(listener)
+        ending.cancel()

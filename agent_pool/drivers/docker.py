@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import socket
 import struct
@@ -27,7 +28,7 @@ from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Counters, Limits
 from agent_pool.drivers import control, docker_calls, docker_network, docker_request, doors, endings, slots, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
-from agent_pool.drivers.docker_engine import Engine, Gone
+from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.docker_images import Images, LoadedRevisions
 from agent_pool.drivers.reports import Reports
 from agent_pool.drivers.slots import Slots
@@ -51,6 +52,8 @@ class _Container:
 
     process: WorkerProcess
     uid: int
+    # By which the engine knows it: chosen before it exists, or the id of one taken over.
+    name: str
     # Becomes its id and pid; goes on in its thread whatever happens to whoever waits.
     creating: asyncio.Future[tuple[str, int]] | None = None
     id: str = ""
@@ -84,8 +87,15 @@ class DockerDriver(Driver):
         self._places = home.run / "c"
         # Names this pool among others of the same engine.
         self._pool = hashlib.sha256(os.fsencode(home.root)).hexdigest()[:12]
-        self._loaded = LoadedRevisions(engine, images, self._pool, self._places)
+        # Of this process' own containers, which no sweep is after.
+        self._names = f"agentruntime-{self._pool}-{secrets.token_hex(4)}"
+        self._loaded = LoadedRevisions(engine, images, self._pool, self._names, self._places)
         self._containers: dict[str, _Container] = {}
+        # Of which the engine is not rid yet: they keep their slot and directory until it is.
+        self._left: list[_Container] = []
+        # There may be containers of a pool before this one.
+        self._unswept = False
+        self._settling = asyncio.Lock()
 
     async def enforcement(self, mode: str) -> list[Enforcement]:
         if absent := await self._engine.absent():
@@ -144,6 +154,7 @@ class DockerDriver(Driver):
     async def start(self, launch_: Launch) -> Running:
         revision = launch_.revision
         loaded = await self._loaded.get(revision, slots.uid(revision.agent_index, 0))
+        await self._settle()
         slot = self._slots.take(revision.agent)
         try:
             container = self._place(launch_, slot)
@@ -176,24 +187,27 @@ class DockerDriver(Driver):
         directory = self._directory(revision.agent, slot)
         doors.make(directory, uid)
         log_start = self._logs.size(revision.agent, launch_.worker_id)
-        return _Container(WorkerProcess(launch_, slot, None, directory, log_start), uid)
+        return _Container(
+            WorkerProcess(launch_, slot, None, directory, log_start), uid, docker_request.name(self._names)
+        )
 
     async def _create(self, container: _Container, image: str) -> None:
         process = container.process
         config = docker_request.worker(
             process.launch, image=image, user=slots.user(container.uid), directory=process.directory, pool=self._pool
         )
-        container.creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config)))
+        container.creating = asyncio.ensure_future(
+            self._engine.ask(partial(docker_calls.launched, config, container.name))
+        )
         try:
             container.id, pid = await asyncio.shield(container.creating)
-        except Gone:
+        except errors.NotFound:
             self._loaded.forget(process.launch.revision.key)
             raise errors.Unavailable(
                 f"the container image of '{process.launch.revision.agent}' is gone; try again"
             ) from None
         if pid:
-            process.group = await asyncio.to_thread(detect.group_of, pid)
-            process.attach(pid, None, self._tell_exit(container))
+            await self._attach(container, pid)
             if bits_per_s := process.launch.revision.limits.network_bps:
                 # It waits to be told who it is, and has run nothing of the agent's.
                 await asyncio.to_thread(docker_network.limit, container.id, pid, bits_per_s)
@@ -201,26 +215,24 @@ class DockerDriver(Driver):
             process.ended.set()
             process.exit = asyncio.create_task(self._tell_exit(container))
 
+    async def _attach(self, container: _Container, pid: int) -> None:
+        """Raises FailedPrecondition if that is no process of the container."""
+        process = container.process
+        group = await asyncio.to_thread(detect.group_of, pid)
+        process.attach(pid, None, self._tell_exit(container), container=container.id)
+        # To kill it kills all that is in it.
+        process.group = group if group and container.id in group.name else None
+
     async def _connection(self, container: _Container, listener: socket.socket) -> socket.socket:
         """The worker's. Raises AgentFailed if it ends before it connects."""
-        loop = asyncio.get_running_loop()
         process = container.process
-        ending = asyncio.create_task(process.ended.wait())
-        try:
-            while True:
-                accepting = asyncio.create_task(loop.sock_accept(listener))
-                await asyncio.wait([accepting, ending], return_when=asyncio.FIRST_COMPLETED)
-                if not accepting.done():
-                    accepting.cancel()
-                    raise await self._failure(container)
-                connection, _ = accepting.result()
-                peer = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-                if peer[:2] == (process.pid, container.uid):
-                    return connection
-                # Only the container sees this socket, and only its first process has anything to say here.
-                connection.close()
-        finally:
-            ending.cancel()
+        while (connection := await control.accepted(listener, process.ended)) is not None:
+            peer = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            if peer[:2] == (process.pid, container.uid):
+                return connection
+            # Only the container sees this socket, and only its first process has anything to say here.
+            connection.close()
+        raise await self._failure(container)
 
     async def _failure(self, container: _Container) -> errors.AgentFailed:
         """Of one that ended before it had its log."""
@@ -294,18 +306,47 @@ class DockerDriver(Driver):
             if process.exit is not None:
                 # It is read back how it ended, as long as there is something to read.
                 await asyncio.wait([process.exit], timeout=_KILL_TIMEOUT_S)
-            if not container.id or await self._remove(container.id):
-                await asyncio.to_thread(shutil.rmtree, process.directory, ignore_errors=True)
+            gone = await self._wiped(container)
         finally:
             process.reports.close()
         if self._containers.get(key) is container:
             del self._containers[key]
-            self._slots.free(process.launch.revision.agent, process.slot)
+            if gone:
+                self._free(container)
+            else:
+                self._left.append(container)
+
+    async def _wiped(self, container: _Container) -> bool:
+        """Whether nothing is left of a worker but its slot."""
+        made = container.id or container.creating is not None
+        if made and not await self._remove(container.name):
+            return False
+        await asyncio.to_thread(shutil.rmtree, container.process.directory, ignore_errors=True)
+        return True
+
+    def _free(self, container: _Container) -> None:
+        process = container.process
+        self._slots.free(process.launch.revision.agent, process.slot)
         with contextlib.suppress(OSError):  # others have theirs there
             process.directory.parent.rmdir()
 
+    async def _settle(self) -> None:
+        """Before a start: tries again to remove what is left, now that the engine answers.
+
+        Raises:
+            FailedPrecondition: it does not.
+        """
+        async with self._settling:
+            await self._engine.connect()
+            if self._unswept:
+                await self._sweep()
+            for container in list(self._left):
+                if await self._wiped(container):
+                    self._left.remove(container)
+                    self._free(container)
+
     async def _remove(self, container: str) -> bool:
-        """Whether the engine is rid of a container; the next pool tries again, otherwise."""
+        """Whether the engine is rid of a container; otherwise the next start tries again."""
         try:
             await self._engine.ask(partial(docker_calls.removed, container))
         except errors.AgentError as error:
@@ -323,35 +364,40 @@ class DockerDriver(Driver):
         for key, each in launches.items():
             handle = handles.get(key) or {}
             if handle.get("container") and processes.alive(handle["pid"], handle.get("start_time", 0.0)):
-                adopted.append(self._running(await self._adopt(each, handle)))
+                try:
+                    adopted.append(self._running(await self._adopt(each, handle)))
+                except errors.FailedPrecondition as error:
+                    _log.error("a container is not taken over", key=key, error=error.message)
         # A pool that had no containers does not ask for an engine, which may take its time.
-        if self._places.is_dir() and any(self._places.iterdir()):
+        self._unswept = self._places.is_dir() and any(self._places.iterdir())
+        if self._unswept:
             await self._sweep()
         return adopted
 
     async def _adopt(self, launch_: Launch, handle: Mapping[str, Any]) -> _Container:
-        agent, slot = launch_.revision.agent, int(handle["slot"])
-        self._slots.claim(agent, slot)
+        agent, slot, ident = launch_.revision.agent, int(handle["slot"]), str(handle["container"])
         log_start = self._logs.size(agent, launch_.worker_id)
-        group = await asyncio.to_thread(detect.group_of, handle["pid"])
-        process = WorkerProcess(launch_, slot, group, self._directory(agent, slot), log_start)
-        container = _Container(process, slots.uid(launch_.revision.agent_index, slot), id=str(handle["container"]))
+        process = WorkerProcess(launch_, slot, None, self._directory(agent, slot), log_start)
+        container = _Container(process, slots.uid(launch_.revision.agent_index, slot), ident, id=ident)
+        await self._attach(container, handle["pid"])
+        self._slots.claim(agent, slot)
         self._containers[launch_.key] = container
-        process.attach(handle["pid"], None, self._tell_exit(container))
         return container
 
     async def _sweep(self) -> None:
-        """Removes the containers and directories of this pool that nobody owns any more."""
-        kept = {container.id for container in self._containers.values()}
+        """Removes the containers and directories that a pool before this one left. No start may be in its midst."""
         try:
-            for container in await self._engine.ask(partial(docker_calls.containers, self._pool)):
-                if container not in kept:
-                    await self._remove(container)
+            found = await self._engine.ask(partial(docker_calls.containers, self._pool))
         except errors.AgentError as error:
             _log.error("containers may be left", error=error.message)
             return
-        directories = {container.process.directory for container in self._containers.values()}
-        await asyncio.to_thread(_clear, self._places, directories)
+        kept = {container.id for container in self._containers.values()}
+        stale = [ident for ident, name in found.items() if ident not in kept and not name.startswith(self._names)]
+        if not all([await self._remove(ident) for ident in stale]):
+            return
+        self._unswept = False
+        own = (*self._containers.values(), *self._left)
+        await asyncio.to_thread(_clear, self._places, {container.process.directory for container in own})
 
     def cpu_s(self, key: str) -> float:
         container = self._containers.get(key)
@@ -391,8 +437,8 @@ class DockerDriver(Driver):
 
 def _clear(places: Path, kept: Collection[Path]) -> None:
     for agent in places.iterdir():
-        for directory in agent.iterdir():
-            if directory not in kept:
-                shutil.rmtree(directory, ignore_errors=True)
-        if not any(agent.iterdir()):
+        with contextlib.suppress(OSError):  # gone meanwhile, or others have theirs there
+            for directory in agent.iterdir():
+                if directory not in kept:
+                    shutil.rmtree(directory, ignore_errors=True)
             agent.rmdir()

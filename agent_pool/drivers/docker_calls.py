@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 
 # For a container whose process is gone to be known as ended.
 _STATE_TIMEOUT_S = 10
+# In characters: a line of a container's can be as long as its log.
+_LONGEST_WORDS = 16_384
 
 
-def launched(config: dict[str, Any], client: "docker.DockerClient") -> tuple[str, int]:
-    """Creates and starts a container: its id and pid, 0 if it has ended already. All of it or nothing is left."""
-    created: dict[str, Any] = client.api.create_container_from_config(config)  # type: ignore[no-untyped-call]  # it has no annotations
+def launched(config: dict[str, Any], name: str, client: "docker.DockerClient") -> tuple[str, int]:
+    """Creates and starts a container: its id and pid, 0 if it has ended already.
+
+    If it fails, it is still to be removed by its name: the engine may not have answered, and be at it yet.
+    """
+    created: dict[str, Any] = client.api.create_container_from_config(config, name)  # type: ignore[no-untyped-call]  # it has no annotations
     container = str(created["Id"])
     try:
         client.api.start(container)
@@ -26,7 +31,7 @@ def launched(config: dict[str, Any], client: "docker.DockerClient") -> tuple[str
 
 
 def removed(container: str, client: "docker.DockerClient") -> None:
-    """Kills and removes a container, if it is there."""
+    """Kills and removes a container, by its id or name, if it is there."""
     import docker.errors  # noqa: PLC0415 — a pool that runs no container must not pay for it
 
     with contextlib.suppress(docker.errors.NotFound):
@@ -56,7 +61,7 @@ def awaited(
 def last_words(container: str, client: "docker.DockerClient") -> str:
     """The end of what a container printed before it had a log of ours."""
     lines = client.api.logs(container, stdout=False, stderr=True, tail=20)
-    return str(lines.decode(errors="replace")).strip()
+    return str(lines.decode(errors="replace")).strip()[-_LONGEST_WORDS:]
 
 
 def state(container: str, client: "docker.DockerClient") -> dict[str, Any]:
@@ -78,7 +83,14 @@ def update(container: str, caps: dict[str, int], client: "docker.DockerClient") 
         docker.errors.create_api_error_from_http_exception(error)
 
 
-def containers(pool: str, client: "docker.DockerClient") -> list[str]:
-    """Ids of the containers of a pool, those that ended included."""
+def volumes(image: str, client: "docker.DockerClient") -> list[str]:
+    """The directories of an image that are volumes: the engine makes them writable in each container."""
+    config = client.api.inspect_image(image)["Config"]  # type: ignore[no-untyped-call]  # it has no annotations
+    return sorted(config.get("Volumes") or ())
+
+
+def containers(pool: str, client: "docker.DockerClient") -> dict[str, str]:
+    """Names of the containers of a pool, by id, those that ended included."""
     label = f"{docker_request.LABEL_POOL}={pool}"
-    return [str(each["Id"]) for each in client.api.containers(all=True, filters={"label": label})]
+    found = client.api.containers(all=True, filters={"label": label})
+    return {str(each["Id"]): str((each["Names"] or ["/"])[0]).removeprefix("/") for each in found}

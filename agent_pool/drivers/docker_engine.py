@@ -27,10 +27,6 @@ _TIMEOUT_S = 120
 _NATIVE = "or run it with --native"
 
 
-class Gone(errors.NotFound):
-    """The engine has no such container or image."""
-
-
 class Engine:
     """That of this machine, if there is one.
 
@@ -74,7 +70,7 @@ class Engine:
         """What the engine answers; the call goes on if the caller is cancelled.
 
         Raises:
-            Gone: there is no such thing.
+            NotFound: there is no such thing.
             FailedPrecondition: it refuses, or there is no engine.
             Unavailable: it does not answer.
         """
@@ -160,7 +156,7 @@ def _translated(call: Callable[["docker.DockerClient"], Answer], client: "docker
     try:
         return call(client)
     except docker.errors.NotFound as error:
-        raise Gone(error.explanation or str(error)) from None
+        raise errors.NotFound(error.explanation or str(error)) from None
     except docker.errors.DockerException as error:
         raise refusal(str(getattr(error, "explanation", None) or error)) from None
     except requests.exceptions.RequestException as error:

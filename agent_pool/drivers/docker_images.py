@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from agentruntime import errors, log
+from agentruntime import errors, launch, log
 
 from agent_pool.cgroups.base import Counters
 from agent_pool.drivers import docker_calls, docker_request, exits, slots
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # As many as `Known` keeps.
 _MOST_DESCRIBED = 1000
+# Of a message, in characters: it is kept with its deployment, and shown.
+_LONGEST_WORDS = 16_384
 _log = log.get("agent_pool.docker")
 
 
@@ -50,17 +52,24 @@ class LoadedRevisions:
         engine: has the images.
         images: makes them, given a client of the engine.
         pool: names this pool, see `docker_request.worker`.
+        names: what the names of its containers begin with.
         places: a directory with a subdirectory for each container, by which a pool that takes over knows that there
             may be some.
     """
 
     def __init__(
-        self, engine: Engine, images: "Callable[[docker.DockerClient], Images]", pool: str, places: Path
+        self,
+        engine: Engine,
+        images: "Callable[[docker.DockerClient], Images]",
+        pool: str,
+        names: str,
+        places: Path,
     ) -> None:
         self._engine = engine
         self._make_images = images
         self._images: Images | None = None
         self._pool = pool
+        self._names = names
         self._places = places
         self._loaded: dict[str, Loaded] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -98,7 +107,14 @@ class LoadedRevisions:
         def progress(line: str) -> None:
             _log.info("container image", agent=revision.agent, progress=line)
 
-        return await self._images.ensure(revision.image_digest, Path(revision.bundle), revision.base_image, progress)
+        bundle = Path(revision.bundle)
+        image = await self._images.ensure(revision.image_digest, bundle, revision.base_image, progress)
+        if volumes := await self._engine.ask(partial(docker_calls.volumes, image)):
+            raise errors.FailedPrecondition(
+                f"the base image of agent '{revision.agent}' has volumes ({', '.join(volumes)}), which its workers "
+                "could write to whatever is asked for; name a base_image without any in agent.yaml"
+            )
+        return image
 
     async def _describe(self, revision: Revision, image: str, uid: int) -> Prepared:
         known = (image, tuple(sorted(revision.env.items())))
@@ -112,18 +128,20 @@ class LoadedRevisions:
     async def _import(self, revision: Revision, image: str, uid: int) -> Prepared:
         """Imports the agent's code once, in a container like those of its workers."""
         config = docker_request.description(revision, image=image, user=slots.user(uid), pool=self._pool)
-        # Its name in the engine; nothing is in the directory.
+        name = docker_request.name(self._names)
+        # Nothing is in the directory.
         place = self._places / f"describe-{revision.key}"
         place.mkdir(parents=True, exist_ok=True)
-        creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config)))
+        creating = asyncio.ensure_future(self._engine.ask(partial(docker_calls.launched, config, name)))
         try:
             container, _ = await asyncio.shield(creating)
             ended = self._engine.ask(partial(docker_calls.awaited, container, revision.start_timeout_s))
             state, said, complained = await ended
         finally:
             await asyncio.wait([creating])
-            if not creating.cancelled() and creating.exception() is None:
-                await self._engine.ask(partial(docker_calls.removed, creating.result()[0]))
+            with contextlib.suppress(asyncio.CancelledError):
+                creating.exception()  # seen, whoever was cancelled
+            await self._engine.ask(partial(docker_calls.removed, name))
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
         if state is None:
             raise errors.AgentFailed(
@@ -149,14 +167,33 @@ def described(revision: Revision, said: str, reason: str, complained: str) -> Pr
     answer: Any = None
     with contextlib.suppress(ValueError, RecursionError):
         answer = json.loads(said)
+    # Import code can write an answer of its own: each field is of its type and any message can hold it, or is none.
     if isinstance(answer, dict) and "error" in answer:
-        trace = f"\n{answer['traceback']}" if answer.get("traceback") else ""
-        raise errors.AgentFailed(f"agent '{revision.agent}' failed to import: {answer['error']}{trace}")
+        trace = _text(answer.get("traceback"))[-_LONGEST_WORDS:]
+        raise errors.AgentFailed(
+            f"agent '{revision.agent}' failed to import: {_text(answer['error'])[:_LONGEST_WORDS]}"
+            + (f"\n{trace}" if trace else "")
+        )
     try:
+        if len(said) > launch.LONGEST_MESSAGE // 2:  # as of a native template
+            raise ValueError(said[:1])
         return Prepared(
-            services=tuple(str(name) for name in answer["services"]),
-            descriptors=base64.b64decode(answer["descriptors"]),
+            services=tuple(_name(each) for each in answer["services"]),
+            descriptors=base64.b64decode(answer["descriptors"], validate=True),
         )
     except (TypeError, KeyError, ValueError):
-        words = f":\n{complained}" if complained else ""
+        words = f":\n{_text(complained)[-_LONGEST_WORDS:]}" if complained else ""
         raise errors.AgentFailed(f"agent '{revision.agent}' failed to import: {reason}{words}") from None
+
+
+def _name(value: object) -> str:
+    """Raises TypeError or ValueError if it is not one that any message can hold."""
+    if not isinstance(value, str):
+        raise TypeError(value)
+    value.encode()
+    return value
+
+
+def _text(value: object) -> str:
+    """A string that any message can hold, JSON's lone surrogates being none; "" for what is no string."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""

@@ -4,6 +4,7 @@ https://docs.docker.com/reference/api/engine/ says what each field means.
 """
 
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ _SIGNALLED = 128
 _LAST_SIGNAL = 64
 
 
+def name(prefix: str) -> str:
+    """For a container that is to be made: by it, it can be removed also where the engine did not say its id."""
+    return f"{prefix}-{secrets.token_hex(6)}"
+
+
 def worker(launch: Launch, *, image: str, user: str, directory: Path, pool: str) -> dict[str, Any]:
     """A container of a worker.
 
@@ -43,6 +49,7 @@ def worker(launch: Launch, *, image: str, user: str, directory: Path, pool: str)
     host["Mounts"] = [
         {"Type": "bind", "Source": str(directory), "Target": str(Path(CONTAINER_CONTROL).parent), "ReadOnly": False}
     ]
+    config["Cmd"] = ["--worker"]
     if revision.host_network:
         host["NetworkMode"] = "host"
     if launch.gpus:
@@ -67,6 +74,8 @@ def _container(revision: Revision, *, image: str, user: str, pool: str) -> dict[
         "Image": image,
         "User": user,
         "Env": ["HOME=/tmp"],
+        # A base image's would run commands in the worker, which the pool looks after itself.
+        "Healthcheck": {"Test": ["NONE"]},
         "Labels": {LABEL_POOL: pool, LABEL_AGENT: revision.agent},
         "HostConfig": {
             "NetworkMode": "none",

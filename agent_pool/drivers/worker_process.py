@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Coroutine
@@ -13,6 +14,7 @@ from typing import Any
 from agentruntime import errors, processes, units
 
 from agent_pool import usage
+from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Group, Limits
 from agent_pool.drivers import doors
 from agent_pool.drivers.base import Exit, Launch, Running, Stats
@@ -20,6 +22,8 @@ from agent_pool.drivers.reports import MOST_BYTES, Reports
 
 # A worker gets this much on top of its grace period to end by itself.
 _STOP_MARGIN_S = 1.0
+# A process leaves its control groups a moment before it is known to have ended.
+_ENDING_S = 0.1
 
 
 @dataclass
@@ -40,7 +44,9 @@ class WorkerProcess:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     exit: asyncio.Task[Exit] | None = None
 
-    def attach(self, pid: object, parent: int | None, tell_exit: Coroutine[Any, Any, Exit]) -> None:
+    def attach(
+        self, pid: object, parent: int | None, tell_exit: Coroutine[Any, Any, Exit], *, container: str = ""
+    ) -> None:
         """Watches over the process, which may be signalled from now on.
 
         Args:
@@ -48,18 +54,20 @@ class WorkerProcess:
             parent: the template that said so, and must be its parent, because it has run the agent's code: a pool
                 that is root would signal whatever process it names. None if the pool knows by itself.
             tell_exit: comes to how it ended, once `ended` is set.
+            container: the id of that whose process it must be, because its engine may count pids of its own.
 
         Raises:
             AgentFailed: it is another's process.
+            FailedPrecondition: it is not the container's.
         """
         try:
-            self._open(pid, parent)
-        except errors.AgentFailed:
+            self._open(pid, parent, container)
+        except errors.AgentError:
             tell_exit.close()
             raise
         self.exit = asyncio.create_task(tell_exit)
 
-    def _open(self, pid: object, parent: int | None) -> None:
+    def _open(self, pid: object, parent: int | None, container: str) -> None:
         agent = self.launch.revision.agent
         if not isinstance(pid, int) or pid <= 1:
             raise errors.AgentFailed(f"the template of '{agent}' tells no pid")
@@ -73,6 +81,13 @@ class WorkerProcess:
                 os.close(pidfd)
                 raise errors.AgentFailed(
                     f"the template of '{agent}' gave process {pid} for a worker, which is not one of its own"
+                )
+            if container and not detect.is_in(pid, container) and not _ended(pidfd):
+                os.close(pidfd)
+                raise errors.FailedPrecondition(
+                    f"the container engine says that a worker of '{agent}' is process {pid}, which is another's "
+                    "here: it counts processes of its own; run the platform beside the engine, not in a container of "
+                    "its own pids, or run agents with --native"
                 )
             self.pidfd = pidfd
             asyncio.get_running_loop().add_reader(pidfd, self._on_end)
@@ -245,3 +260,7 @@ class WorkerProcess:
                 "slot": self.slot,
             },
         )
+
+
+def _ended(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], _ENDING_S)[0])

@@ -26,6 +26,7 @@ from agentruntime.names import ImageReference
 
 from agent_pool.images import layout, project
 from agent_pool.images.layout import ImageLayout, StoredImage
+from agent_pool.images.thread import in_thread
 
 # Go's names of machines, which OCI uses (https://go.dev/doc/install/source#environment).
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -74,7 +75,7 @@ async def build(
     manifest = project.checked_manifest(directory)
     tag = ImageReference.parse(reference or f"{manifest.name}:{manifest.version}")
     progress(f"packing {tag}")
-    layers = [await asyncio.to_thread(pack, store, directory, "app")]
+    layers = [await in_thread(lambda _: pack(store, directory, "app"))]
     if requirements := manifest.python.requirements:
         kept = _installed_before(store, tag, requirements) if keep_requirements else None
         layers.append(kept or await _install_layer(store, pip, requirements, progress))
@@ -106,7 +107,7 @@ async def _install_layer(
     with tempfile.TemporaryDirectory(prefix="agentruntime-deps-") as scratch:
         await _install(pip, requirements, Path(scratch))
         progress("packing requirements")
-        layer = await asyncio.to_thread(pack, store, Path(scratch), "deps")
+        layer = await in_thread(lambda _: pack(store, Path(scratch), "deps"))
     return replace(layer, requirements=_installed(requirements))
 
 
@@ -137,8 +138,7 @@ async def _install(pip: list[str], requirements: list[str], target: Path) -> Non
 
 def pack(store: ImageLayout, directory: Path, prefix: str) -> Layer:
     """Stores a directory as a layer, its content below `prefix`/. Blocks."""
-    descriptor, name = tempfile.mkstemp(dir=store.blob_path("sha256:" + "0" * 64).parent, prefix=".layer.")
-    scratch = Path(name)
+    descriptor, scratch = store.scratch_file()
     try:
         with os.fdopen(descriptor, "wb") as raw:
             # No file name and time 0 in gzip's header, and a fixed level: the same bytes again.

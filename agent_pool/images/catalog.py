@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING
 
 from agentruntime import errors, files, log
 from agentruntime.home import Home
@@ -17,12 +16,12 @@ from agentruntime.names import ImageReference
 
 from agent_pool.images import build, builtin, project, recipe, unpack
 from agent_pool.images.layout import ImageLayout, StoredImage
+from agent_pool.images.thread import in_thread
 
 if TYPE_CHECKING:
     from agent_pool.images.container import ContainerImages
 
 Say = Callable[[str], None]
-Result = TypeVar("Result")
 # In the store's directory: an image that comes from a registry, until it is whole.
 _COMING = ".pull."
 # Where an image was found.
@@ -77,9 +76,11 @@ class Catalog:
     async def prepare(self) -> None:
         """Makes the store, with the built-in images as they are installed now."""
         self._store.create()
+        # Of a pool that was killed meanwhile.
         for left in self._images.glob(f"{_COMING}*"):
-            # Of a pool that was killed meanwhile.
             await asyncio.to_thread(shutil.rmtree, left)
+        await asyncio.to_thread(unpack.clear, self._bundles)
+        self._store.clear_scratch()
         async with self._writing:
             await builtin.ensure(self._store, self._stamps)
 
@@ -97,7 +98,7 @@ class Catalog:
         if manifest is None or not bundle.is_dir():
             with files.room_in(self._bundles):
                 await asyncio.to_thread(unpack.unpack, self._store, image.digest, self._bundles)
-            manifest = AgentManifest.load(bundle / "app")
+            manifest = project.load_manifest(bundle / "app")
             self._manifests[image.digest] = manifest
         return OpenImage(image, bundle, manifest)
 
@@ -124,7 +125,7 @@ class Catalog:
         async with self._changing():
             with tempfile.TemporaryDirectory(prefix="agentruntime-build-") as scratch:
                 directory = Path(scratch)
-                await asyncio.to_thread(project.extract, archive, directory)
+                await in_thread(lambda _: project.extract(archive, directory))
                 with files.room_in(self._images):
                     return await build.build(
                         self._store,
@@ -190,9 +191,9 @@ class Catalog:
         from agent_pool.images import registry  # noqa: PLC0415 — as above
 
         with files.room_in(self._images), tempfile.TemporaryDirectory(dir=self._images, prefix=_COMING) as scratch:
-            digest = await _in_thread(lambda given_up: registry.pull(wanted, Path(scratch), progress, given_up))
+            digest = await in_thread(lambda given_up: registry.pull(wanted, Path(scratch), progress, given_up))
             async with self._changing():
-                return await asyncio.to_thread(self._store.adopt, wanted, digest, Path(scratch))
+                return await in_thread(lambda _: self._store.adopt(wanted, digest, Path(scratch)))
 
     async def push(self, reference: str, destination: str, progress: Say) -> str:
         """Copies an image to a registry, and returns its digest. See `registry.push`.
@@ -210,7 +211,7 @@ class Catalog:
         to = _with_registry(destination or reference)
         from agent_pool.images import registry  # noqa: PLC0415 — as in `pull`
 
-        await _in_thread(lambda given_up: registry.push(self._store, digest, to, progress, given_up))
+        await in_thread(lambda given_up: registry.push(self._store, digest, to, progress, given_up))
         return digest
 
     # --- in the container engine ---------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ class Catalog:
             gone = self._unneeded()
             for digest in gone:
                 self._manifests.pop(digest, None)
-                await asyncio.to_thread(unpack.remove, self._bundles, digest)
+            await in_thread(lambda _: unpack.remove(self._bundles, gone))
         for digest in gone:
             await self._remove_container_image(digest)
 
@@ -294,15 +295,3 @@ def _with_registry(reference: str) -> ImageReference:
             f"'{reference}' names no registry; write its host first, like registry.example.com/team/{parsed}"
         )
     return parsed
-
-
-async def _in_thread(call: Callable[[threading.Event], Result]) -> Result:
-    """Does something long in a thread, which is told when its caller is cancelled; then it is waited for."""
-    given_up = threading.Event()
-    work = asyncio.ensure_future(asyncio.to_thread(call, given_up))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        given_up.set()
-        await asyncio.gather(work, return_exceptions=True)
-        raise

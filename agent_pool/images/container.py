@@ -3,7 +3,8 @@
 import asyncio
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -178,31 +179,34 @@ def _built(
     Raises:
         FailedPrecondition: the build failed; ends with what it said last.
     """
-    said: list[str] = []
+    said_last: deque[str] = deque(maxlen=_ERROR_LINES)
+    lines = 0
     image_id = ""
     # To their end: the image has its name only then.
     for event in events:
         if given_up.is_set():
             raise errors.Cancelled("nobody waits for this container image any more")
         if "error" in event:
-            raise errors.FailedPrecondition(_failure(wanted, str(event["error"]), said))
+            raise errors.FailedPrecondition(_failure(wanted, str(event["error"]), said_last, lines))
         if "ID" in event.get("aux", {}):
             image_id = str(event["aux"]["ID"])
         for line in str(event.get("stream", "")).splitlines():
             if line.strip() and not line.startswith((" --->", "Removing intermediate")):
-                said.append(line.strip())
+                said_last.append(line.strip())
+                lines += 1
                 progress(line.strip())
     if not image_id:
         raise errors.Unavailable("the container engine ended in the middle of a build")
     return image_id
 
 
-def _failure(wanted: Recipe, error: str, said: list[str]) -> str:
-    if len(said) <= 1:
+def _failure(wanted: Recipe, error: str, said_last: Iterable[str], lines: int) -> str:
+    """Of a build that said so many lines."""
+    if lines <= 1:
         # Nothing ran yet.
         return (
             f"the container engine has no base image {wanted.base_image} and cannot pull it ({error}); "
             "pull it, or name another as base_image in agent.yaml"
         )
-    last = "\n".join([*said[-_ERROR_LINES:], error])
+    last = "\n".join([*said_last, error])
     return f"the container image of {wanted.agent} cannot be made:\n{last}"

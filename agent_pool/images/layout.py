@@ -7,6 +7,7 @@ writes; every file appears by rename, so a reader never sees half of one.
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,9 @@ _REF_NAME = "org.opencontainers.image.ref.name"
 _CREATED = "org.opencontainers.image.created"
 _BUILT_IN = "agentruntime.built-in"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+# Blobs that are being made.
+_SCRATCH = ".layer."
 
 _log = log.get("agent_pool.images")
 
@@ -75,6 +79,16 @@ class ImageLayout:
         if not path.exists() or path.read_bytes() != data:
             files.write_atomically(path, data)
         return digest
+
+    def scratch_file(self) -> tuple[int, Path]:
+        """A new file that `add_file` can take: open, and its path."""
+        descriptor, name = tempfile.mkstemp(dir=self._blobs, prefix=_SCRATCH)
+        return descriptor, Path(name)
+
+    def clear_scratch(self) -> None:
+        """Removes the scratch files of a pool that was killed."""
+        for left in self._blobs.glob(f"{_SCRATCH}*"):
+            left.unlink()
 
     def add_file(self, source: Path) -> tuple[str, int]:
         """Stores a file, which must be in this file system and on disk, and is moved.

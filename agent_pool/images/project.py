@@ -5,7 +5,7 @@ files, a path twice, and more than 1 GiB in all. Left out: what `agentruntime.pa
 """
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -15,6 +15,9 @@ from agentruntime.packing import left_out
 
 LARGEST_BYTES = 2**30
 MOST_FILES = 50_000
+# Of what pip installs for it, compressed or not: some have gigabytes for GPUs.
+LARGEST_REQUIREMENTS_BYTES = 16 * 2**30
+MOST_REQUIREMENTS_FILES = 500_000
 
 
 def extract(stream: IO[bytes], target: Path) -> None:
@@ -26,6 +29,7 @@ def extract(stream: IO[bytes], target: Path) -> None:
     """
     total_bytes = 0
     seen: set[PurePosixPath] = set()
+    links: list[PurePosixPath] = []
     try:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
@@ -41,7 +45,10 @@ def extract(stream: IO[bytes], target: Path) -> None:
                 if path in seen and not member.isdir():
                     raise errors.InvalidArgument(f"the project holds '{path}' twice")
                 seen.add(path)
+                if member.issym():
+                    links.append(path)
                 write_member(archive, member, path, target)
+        check_ways(target, links)
     except tarfile.TarError as error:
         raise errors.InvalidArgument(f"the project is not a readable tar: {error}") from None
 
@@ -62,10 +69,16 @@ def write_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePo
     """Writes one member of a tar, which nobody trusts, at a checked path below `target`.
 
     Raises:
-        InvalidArgument: it is a device, a hard link, a link that points out, or lies behind a link.
+        InvalidArgument: it is a device, a hard link, a link that points out, lies behind a link, or is there already.
     """
-    place = target / path
     _no_link_on_the_way(target, path)
+    try:
+        _write(archive, member, path, target / path)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise errors.InvalidArgument(f"'{path}' is there twice, or lies below a file") from None
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath, place: Path) -> None:
     if member.isdir():
         place.mkdir(parents=True, exist_ok=True)
         return
@@ -98,15 +111,41 @@ def _check_link(member: tarfile.TarInfo, path: PurePosixPath) -> None:
             raise errors.InvalidArgument(f"the link '{path}' points out of the project, to '{member.linkname}'")
 
 
+def check_ways(target: Path, links: Iterable[PurePosixPath]) -> None:
+    """Checks all links of a tree when it is whole: none leads over another one, where `..` is not what it seems.
+
+    Raises:
+        InvalidArgument: one does.
+    """
+    for link in links:
+        way = target / link.parent
+        for part in (target / link).readlink().parts[:-1]:
+            way = way.parent if part == ".." else way / part
+            if way.is_symlink():
+                raise errors.InvalidArgument(f"the way of the link '{link}' leads over another link")
+
+
+def load_manifest(project: Path) -> AgentManifest:
+    """The project's agent.yaml, which is a file and no link to one.
+
+    Raises:
+        InvalidManifest: it is missing or wrong.
+    """
+    place = project / FILE_NAME
+    if place.is_symlink():
+        raise errors.InvalidManifest(f"the project's {FILE_NAME} is a link; put the file there")
+    if not place.is_file():
+        raise errors.InvalidManifest(f"the project has no {FILE_NAME}; `agent init` makes one")
+    return AgentManifest.load(project)
+
+
 def checked_manifest(project: Path) -> AgentManifest:
     """The project's agent.yaml, its entrypoint's module found.
 
     Raises:
         InvalidManifest: agent.yaml is missing or wrong, or names a module that is not there.
     """
-    if not (project / FILE_NAME).is_file():
-        raise errors.InvalidManifest(f"the project has no {FILE_NAME}; `agent init` makes one")
-    manifest = AgentManifest.load(project)
+    manifest = load_manifest(project)
     module = manifest.entrypoint.partition(":")[0]
     place = project.joinpath(*module.split("."))
     if not place.with_suffix(".py").is_file() and not (place / "__init__.py").is_file():

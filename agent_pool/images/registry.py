@@ -17,12 +17,16 @@ from agentruntime import errors, units
 from agentruntime.names import ImageReference
 from pydantic import BaseModel, Field, ValidationError
 
+from agent_pool.images import project
 from agent_pool.images.layout import MANIFEST_TYPE, ImageLayout
 from agent_pool.images.registry_session import RegistrySession
 
 _PIECE_BYTES = 2**20
 # As registries have it.
 _LONGEST_MANIFEST_BYTES = 4 * 2**20
+# Of an agent image it is some hundred bytes long, and its layers are two.
+_LONGEST_CONFIG_BYTES = 2**20
+_MOST_LAYERS = 16
 _SHOWN = len("sha256:") + 12
 Say = Callable[[str], None]
 
@@ -35,6 +39,7 @@ class _Descriptor(BaseModel):
 
 class _Config(_Descriptor):
     media_type: Literal["application/vnd.oci.image.config.v1+json"] = Field(alias="mediaType")
+    size: Annotated[int, Field(ge=0, le=_LONGEST_CONFIG_BYTES)]
 
 
 class _Layer(_Descriptor):
@@ -46,7 +51,7 @@ class _Manifest(BaseModel):
 
     media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = Field(alias="mediaType")
     config: _Config
-    layers: Annotated[list[_Layer], Field(min_length=1)]
+    layers: Annotated[list[_Layer], Field(min_length=1, max_length=_MOST_LAYERS)]
 
     @property
     def blobs(self) -> list[_Descriptor]:
@@ -88,11 +93,15 @@ def pull(of: ImageReference, scratch: Path, say: Say, given_up: threading.Event)
     Raises:
         ImageNotFound: the registry has none.
         DataLoss: what came does not have its digest.
+        ResourceExhausted: it is larger than any that can be unpacked.
         Unauthenticated, Unavailable, FailedPrecondition: the registry; or it is no agent's image.
     """
     with RegistrySession(of, "pull") as session:
         content, digest = _fetch_manifest(session, of)
         manifest = _parsed(content, str(of))
+        size_bytes = sum(blob.size for blob in manifest.blobs)
+        if size_bytes > project.LARGEST_BYTES + project.LARGEST_REQUIREMENTS_BYTES:
+            raise errors.ResourceExhausted(f"{of} is too large for an agent image ({units.format_size(size_bytes)})")
         for blob in manifest.blobs:
             _fetch_blob(session, blob, scratch / blob.digest.removeprefix("sha256:"), say, given_up)
         _check_agent(scratch / manifest.config.digest.removeprefix("sha256:"), of)
@@ -118,7 +127,7 @@ def _check_agent(config: Path, of: ImageReference) -> None:
     """Raises FailedPrecondition if an image is of something else; containers' manifests look the same."""
     try:
         labels = json.loads(config.read_bytes())["config"]["Labels"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         labels = None
     if not isinstance(labels, dict) or "agentruntime.agent" not in labels:
         raise _no_agent(str(of))

@@ -1,16 +1,22 @@
 """An image to a bundle: a directory with `app/` and, if the agent has requirements, `deps/`."""
 
+import gzip
 import hashlib
 import shutil
 import tarfile
 import tempfile
-from pathlib import Path
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from agentruntime import errors
 
 from agent_pool.images import project
 from agent_pool.images.layout import ImageLayout
+
+# What is not a bundle yet, and what is none any more.
+_COMING, _GOING = ".unpack.", ".removed."
 
 
 def bundle_path(bundles: Path, digest: str) -> Path:
@@ -25,14 +31,20 @@ def unpack(store: ImageLayout, digest: str, bundles: Path) -> Path:
 
     Raises:
         DataLoss: a blob is missing or damaged.
+        ResourceExhausted: it is larger than what can be built.
     """
     bundle = bundle_path(bundles, digest)
     if bundle.is_dir():
         return bundle
-    scratch = Path(tempfile.mkdtemp(dir=bundles, prefix=".unpack."))
+    scratch = Path(tempfile.mkdtemp(dir=bundles, prefix=_COMING))
     try:
+        unpacking = _Unpacking(scratch)
         for layer in store.manifest(digest)["layers"]:
-            _unpack_layer(store, layer, scratch)
+            _unpack_layer(store, layer, unpacking)
+        try:
+            project.check_ways(scratch, unpacking.links)
+        except errors.InvalidArgument as error:
+            raise errors.DataLoss(f"the image {digest} cannot be unpacked: {error}") from None
         scratch.chmod(0o755)
         try:
             scratch.rename(bundle)
@@ -44,17 +56,51 @@ def unpack(store: ImageLayout, digest: str, bundles: Path) -> Path:
     return bundle
 
 
-def remove(bundles: Path, digest: str) -> None:
-    """Removes a bundle, if it is there. Blocks."""
-    bundle = bundle_path(bundles, digest)
-    if bundle.is_dir():
-        # Renamed first, so that no half of it is ever found under its name.
-        doomed = bundle.with_name(f".removed.{bundle.name}")
-        bundle.rename(doomed)
-        shutil.rmtree(doomed)
+def remove(bundles: Path, digests: Iterable[str]) -> None:
+    """Removes those bundles that are there. Blocks."""
+    for bundle in (bundle_path(bundles, digest) for digest in digests):
+        if bundle.is_dir():
+            # Renamed first, so that no half of it is ever found under its name.
+            doomed = bundle.with_name(f"{_GOING}{bundle.name}")
+            bundle.rename(doomed)
+            shutil.rmtree(doomed)
 
 
-def _unpack_layer(store: ImageLayout, layer: dict[str, Any], target: Path) -> None:
+def clear(bundles: Path) -> None:
+    """Removes what a pool that was killed left half unpacked or half removed. Blocks."""
+    for left in [*bundles.glob(f"{_COMING}*"), *bundles.glob(f"{_GOING}*")]:
+        shutil.rmtree(left)
+
+
+class _Unpacking:
+    """Members of an image's layers, all together within the limits of what can be built."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self.links: list[PurePosixPath] = []
+        # What is left of bytes and of files: of requirements, and of all else.
+        self._left = {
+            True: (project.LARGEST_REQUIREMENTS_BYTES, project.MOST_REQUIREMENTS_FILES),
+            False: (project.LARGEST_BYTES, project.MOST_FILES),
+        }
+
+    def write(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        path = project.checked_path(member.name)
+        of_requirements = path.parts[:1] == ("deps",)
+        left_bytes, left_files = self._left[of_requirements]
+        # The directory of the layer itself is no file of the project.
+        left_bytes, left_files = left_bytes - member.size, left_files - (len(path.parts) > 1)
+        if left_bytes < 0 or left_files < 0:
+            raise errors.ResourceExhausted(
+                "the image has more or larger files than one that can be built; it is not unpacked"
+            )
+        self._left[of_requirements] = left_bytes, left_files
+        if member.issym():
+            self.links.append(path)
+        project.write_member(archive, member, path, self._target)
+
+
+def _unpack_layer(store: ImageLayout, layer: dict[str, Any], unpacking: _Unpacking) -> None:
     digest = layer["digest"]
     try:
         with store.blob_path(digest).open("rb") as stream:
@@ -65,9 +111,8 @@ def _unpack_layer(store: ImageLayout, layer: dict[str, Any], target: Path) -> No
             with tarfile.open(fileobj=stream, mode="r:gz") as archive:
                 # Not extractall: Python before 3.11.4, which Debian 12 has, cannot refuse what leads out (PEP 706).
                 for member in archive:
-                    path = project.checked_path(member.name)
-                    project.write_member(archive, member, path, target)
+                    unpacking.write(archive, member)
     except FileNotFoundError:
         raise errors.DataLoss(f"the image store lacks the layer {digest}; build the image again") from None
-    except (tarfile.TarError, errors.InvalidArgument) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, errors.InvalidArgument) as error:
         raise errors.DataLoss(f"the layer {digest} cannot be unpacked: {error}") from None

@@ -33,8 +33,9 @@ working directory.
                     quit  -> {"ok": true}, and it ends, leaving its children
     events                {"event": "exit", "name": key or worker_id, "pid", "status": as of waitpid(2)}
 
-A worker in a container is forked by nobody: its entrypoint (`python -m agent_worker.container`) connects to a socket
-of the pool's, CONTAINER_CONTROL in the container, and is told by the first message there what `fork` tells a process:
+A worker in a container is forked by nobody: its entrypoint (`python -m agent_worker.container --worker`) connects
+to a socket of the pool's, CONTAINER_CONTROL in the container, and is told by the first message there what `fork`
+tells a process:
 
     pool to entrypoint  become  WorkerSpec ("spec") and TemplateSpec ("template", whose bundle and sandbox mean
                                 nothing here) + [log_fd]; there is no answer

@@ -21,6 +21,8 @@ from agentruntime import Agent
 print("noise at import")
 if os.environ.get("FAIL"):
     raise RuntimeError("no luck")
+if os.environ.get("WHO") not in ("author", None):
+    raise RuntimeError(os.environ["WHO"])
 class A(Agent):
     def generate(self, prompt, *, temperature, max_tokens):
         return prompt
@@ -56,6 +58,8 @@ def test_a_description_is_one_line_whatever_the_agent_prints(bundle: Path) -> No
 def test_a_description_of_what_does_not_import(bundle: Path) -> None:
     status, answer = describe(bundle, FAIL="1")
     assert (status, answer["error"]) == (1, "RuntimeError: no luck")
+    status, answer = describe(bundle, WHO="you")  # which goes before the author's
+    assert (status, answer["error"]) == (1, "RuntimeError: you")
     assert "m.py" in str(answer["traceback"])
     (bundle / "app" / "agent.yaml").unlink()
     status, answer = describe(bundle)
@@ -78,3 +82,11 @@ def test_without_a_pool_it_serves_on_a_port_until_sigterm(bundle: Path) -> None:
             assert process.wait(30) == 0
         finally:
             process.kill()
+
+
+def test_a_worker_without_its_pool_ends_with_a_sentence(bundle: Path) -> None:
+    call = "sys.argv.append('--worker') or sys.argv.pop(1) and container.main()"
+    argv = [sys.executable, "-c", PROGRAM.format(call=call), str(bundle)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "no pool waits at /run/agent/control" in done.stderr

@@ -35,6 +35,9 @@ EVERYTHING = {
     "venv": "/venv",
     "env": {"A": "b"},
     "log_level": "DEBUG",
+    "mode": "container",
+    "isolation": {"security_context": "restricted", "read_only_root": True, "network_limit": "1Mbps"},
+    "logging": {"format": "json", "aggregator": "fluentd", "retention": "1d", "max_size": "1MB"},
 }
 
 

@@ -64,7 +64,7 @@ async def answer():
     yield ""
 """
     with pytest.raises(errors.DeadlineExceeded):
-        called.client.generate_text(NAME, code, timeout_s=0.5)
+        called.client.generate_text(NAME, code, timeout_s=3.0)
     until(lambda: called.ask(NAME, "answer = lambda: os.path.exists('/tmp/late')") == "True")
 
 

@@ -96,7 +96,9 @@ def test_debug(stage: Stage) -> None:
             assert command.stdout is not None
             text = ""
             while not text.rstrip().endswith("}") or text.count("{") != text.count("}"):
-                text += command.stdout.readline()
+                line = command.stdout.readline()
+                assert line, f"agent debug ended: {text}"
+                text += line
             connect = json.loads(text)["connect"]
             with socket.create_connection((connect["host"], connect["port"]), timeout=_TIMEOUT_S) as debugger:
                 body = json.dumps(

@@ -123,9 +123,10 @@ def test_network_limit(stage: Stage, network_limit: bool) -> None:
         send = f"connection.sendall(bytes({_SENT_BYTES})); connection.shutdown(socket.SHUT_WR); connection.recv(1)"
         call = stage.client.agent("limited").text_generation.GenerateText.future
         prompt = "#" + _CONNECT.format(port=port, each=send)
+        listener.settimeout(60)
+        started, received = time.monotonic(), 0
         answer = call(text_generation_pb2.GenerateTextRequest(prompt=prompt), timeout=60)
         connection, _ = listener.accept()
-        started, received = time.monotonic(), 0
         with connection:
             while piece := connection.recv(2**16):
                 received += len(piece)

@@ -4,10 +4,11 @@ import asyncio
 import json
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
-from agent_pool.drivers.control import ControlChannel, ControlClosed, Message
+from agent_pool.drivers.control import ControlChannel, ControlClosed, Message, accepted, listen
 
 
 def on_event(message: Message) -> None:
@@ -27,3 +28,28 @@ async def test_nonsense_closes_the_channel_and_nothing_else(said: object) -> Non
         with pytest.raises(ControlClosed):
             await asked
         await channel.close()
+
+
+async def test_a_wait_for_a_connection_that_is_given_up_watches_the_listener_no_more(short_directory: Path) -> None:
+    with listen(short_directory / "s") as listener:
+        listener.setblocking(False)
+        waiting = asyncio.create_task(accepted(listener, asyncio.Event()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not asyncio.get_running_loop().remove_reader(listener)
+
+
+async def test_who_connected_before_the_end_is_heard(short_directory: Path) -> None:
+    ended = asyncio.Event()
+    with listen(short_directory / "s") as listener, socket.socket(socket.AF_UNIX) as caller:
+        listener.setblocking(False)
+        waiting = asyncio.create_task(accepted(listener, ended))
+        await asyncio.sleep(0)
+        caller.connect(str(short_directory / "s"))
+        ended.set()
+        connection = await asyncio.wait_for(waiting, 5)
+        assert connection is not None
+        connection.close()
+        assert await accepted(listener, ended) is None

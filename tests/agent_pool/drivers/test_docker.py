@@ -26,7 +26,8 @@ from tests.agent_pool.harness import generate
 from tests.agent_worker import templates
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.integration
+# The first to need it waits for the engine, its base image and the first agent's image.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 DIGEST = "sha256:" + "d0c4e2" * 10 + "d0c4"
 AGENT = """
 import json, os, sys, time
@@ -206,6 +207,20 @@ async def test_what_fails_leaves_nothing(stage: Stage) -> None:
         assert (stage.containers(), stage.directories()) == ([], [])
 
 
+async def test_an_image_with_a_volume_is_refused(stage: Stage) -> None:
+    with contextlib.closing(stage.engine.client()) as client:
+        container = client.containers.create(stage.image)
+        volatile = container.commit(changes=["VOLUME /data"])
+        container.remove()
+        try:
+            driver = _driver(stage.home, stage.engine, str(volatile.id))
+            with pytest.raises(errors.FailedPrecondition, match=r"has volumes \(/data\)"):
+                await driver.prepare(launch().revision)
+            await driver.close()
+        finally:
+            client.images.remove(str(volatile.id))
+
+
 async def test_gpus_that_the_engine_cannot_give_leave_nothing(stage: Stage) -> None:
     with pytest.raises(errors.FailedPrecondition, match="NVIDIA Container Toolkit"):
         await stage.driver.start(replace(launch(wants_gpus=True), gpus=(0,)))
@@ -238,3 +253,19 @@ async def test_a_pool_that_takes_over_adopts_its_own_and_removes_the_others(stag
     assert ended.reason == "exit status 0"
     await heir.close()
     assert (stage.containers(), stage.directories()) == ([], [])
+
+
+async def test_a_pool_whose_engine_comes_late_removes_the_others_before_its_first_start(stage: Stage) -> None:
+    await stage.driver.start(launch("tester-01"))
+    left = stage.containers()
+    door = stage.home.root / "engine"
+    heir = DockerDriver(
+        stage.home, LogStore(stage.home.logs), Engine(f"unix://{door}"), lambda _: MadeImage(stage.image), Slots()
+    )
+    assert await heir.recover({}, {}, {}) == []
+    assert stage.containers() == left
+    door.symlink_to(stage.engine.address.removeprefix("unix://"))
+    running = await heir.start(launch("tester-02"))
+    assert stage.containers() == [running.handle["container"]]
+    assert await generate(running.address, "hello") == "HELLO"
+    await heir.close()

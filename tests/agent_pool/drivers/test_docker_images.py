@@ -23,6 +23,11 @@ def test_services_and_descriptors() -> None:
         ('{"error": "no class", "traceback": ""}', "agent 'a' failed to import: no class"),
         ("", "agent 'a' failed to import: exit status 7:\nlast words"),
         ("[" * 100_000, "agent 'a' failed to import: exit status 7:\nlast words"),
+        ('{"services": ["\\ud800"], "descriptors": ""}', "agent 'a' failed to import: exit status 7:\nlast words"),
+        ('{"services": ["a.B", 5], "descriptors": ""}', "agent 'a' failed to import: exit status 7:\nlast words"),
+        ('{"services": ["a.B"], "descriptors": "?"}', "agent 'a' failed to import: exit status 7:\nlast words"),
+        (f'{{"services": ["{"a" * 2**23}"], "descriptors": ""}}', "exit status 7:\nlast words"),
+        ('{"error": "\\ud800", "traceback": 5}', "agent 'a' failed to import: ?"),
         ('{"services": 5}', "agent 'a' failed to import: exit status 7:\nlast words"),
     ],
 )
@@ -30,3 +35,10 @@ def test_what_did_not_import(said: str, message: str) -> None:
     with pytest.raises(errors.AgentFailed) as failure:
         described(revision(), said, "exit status 7", "last words")
     assert failure.value.message.endswith(message)
+
+
+def test_words_are_trimmed() -> None:
+    for said in ('{"error": "", "traceback": "%s"}' % ("x" * 10**6), ""):
+        with pytest.raises(errors.AgentFailed) as failure:
+            described(revision(), said, "exit status 7", "x" * 10**6)
+        assert len(failure.value.message) < 20_000

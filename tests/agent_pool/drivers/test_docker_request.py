@@ -49,6 +49,8 @@ def test_a_worker_gets_its_limits_its_directory_and_nothing_else() -> None:
     assert host["LogConfig"]["Type"] == "json-file"
     assert host["Mounts"] == [{"Type": "bind", "Source": "/run/c/1", "Target": "/run/agent", "ReadOnly": False}]
     assert "DeviceRequests" not in host
+    assert config["Cmd"] == ["--worker"]
+    assert config["Healthcheck"] == {"Test": ["NONE"]}
     assert config["Labels"] == {
         "dev.agentruntime.pool": "p",
         "dev.agentruntime.agent": "a",

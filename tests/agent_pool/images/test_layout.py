@@ -94,8 +94,8 @@ async def test_unpack_and_damage(store: ImageLayout, tmp_path: Path) -> None:
     assert (bundle / "app" / "data" / "link").resolve().name == "run.sh"
     assert (bundle / "app" / "data" / "run.sh").stat().st_mode & 0o777 == 0o755
     assert (bundle / "app" / "m.py").stat().st_mode & 0o777 == 0o644
-    unpack.remove(bundles, image.digest)
-    unpack.remove(bundles, image.digest)
+    unpack.remove(bundles, [image.digest])
+    unpack.remove(bundles, [image.digest])
     [layer] = store.manifest(image.digest)["layers"]
     path = store.blob_path(layer["digest"])
     path.write_bytes(path.read_bytes()[:-1] + b"!")

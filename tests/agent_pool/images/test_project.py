@@ -45,6 +45,10 @@ def tar(*members: tuple[str, str, str]) -> io.BytesIO:
         ([("fifo", "pipe", "")], "neither a file"),
         ([("file", "a", "x"), ("file", "a", "y")], "twice"),
         ([("file", "a", "x"), ("file", "./a", "y")], "twice"),
+        ([("file", "a", "x"), ("file", "a/b", "y")], "below a file"),
+        ([("dir", "a/b/c", ""), ("sym", "a/b/c/up", "../../.."), ("sym", "a/b/c/out", "up/../../x")], "another link"),
+        # The other way round in the tar, too.
+        ([("dir", "a/b/c", ""), ("sym", "a/b/c/out", "up/../../x"), ("sym", "a/b/c/up", "../../..")], "another link"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, members: list[tuple[str, str, str]], says: str) -> None:
@@ -93,3 +97,10 @@ def test_manifests_that_are_refused(tmp_path: Path, files: dict[str, str], says:
         (tmp_path / name).write_text(text)
     with pytest.raises(errors.InvalidManifest, match=says):
         project.checked_manifest(tmp_path)
+
+
+def test_a_manifest_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("name: a\nversion: '1'\nentrypoint: m:C\n")
+    (tmp_path / "agent.yaml").symlink_to("other.yaml")
+    with pytest.raises(errors.InvalidManifest, match="is a link"):
+        project.load_manifest(tmp_path)

@@ -5,16 +5,20 @@ import hashlib
 import io
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import requests
 from agentruntime import errors
 from agentruntime.home import Home
+from agentruntime.names import ImageReference
 
+from agent_pool.images import registry as distribution
 from agent_pool.images.catalog import Catalog
 from tests import registry
 from tests.agent_pool.harness import project
+from tests.agent_pool.images.test_registry_session import recording
 from tests.registry import Registry
 
 pytestmark = pytest.mark.integration
@@ -138,6 +142,49 @@ def digest_of(content: bytes) -> str:
 def put_blob(there: Registry, content: bytes) -> None:
     begun = requests.post(f"http://{there.host}/v2/other/blobs/uploads/", timeout=10)
     requests.put(begun.headers["Location"], content, params={"digest": digest_of(content)}, timeout=10)
+
+
+CONFIG = described("application/vnd.oci.image.config.v1+json", b"{}")
+LAYER = described("application/vnd.oci.image.layer.v1.tar+gzip", b"")
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "error"),
+    [
+        (CONFIG | {"size": 2**21}, [LAYER], errors.FailedPrecondition),
+        (CONFIG, [LAYER] * 17, errors.FailedPrecondition),
+        (CONFIG, [LAYER | {"size": 2**35}], errors.ResourceExhausted),
+    ],
+)
+def test_too_large_ones_are_not_fetched(
+    tmp_path: Path, config: dict[str, object], layers: list[dict[str, object]], error: type[errors.AgentError]
+) -> None:
+    manifest = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": layers}
+    with recording(200, {}, json.dumps(manifest).encode()) as there, pytest.raises(error):
+        distribution.pull(ImageReference.parse(f"{there.host}/x:1"), tmp_path, print, threading.Event())
+    assert len(there.asked) == 1
+
+
+async def test_a_deep_config_is_no_agent_s(elsewhere: Catalog, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    with registry.serving(tmp_path / "r") as there:
+        config = b"[" * 200_000
+        for content in (config, b"layer"):
+            put_blob(there, content)
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": described("application/vnd.oci.image.config.v1+json", config),
+            "layers": [described("application/vnd.oci.image.layer.v1.tar+gzip", b"layer")],
+        }
+        requests.put(
+            f"http://{there.host}/v2/other/manifests/1",
+            json.dumps(manifest),
+            headers={"Content-Type": str(manifest["mediaType"])},
+            timeout=10,
+        ).raise_for_status()
+        with pytest.raises(errors.FailedPrecondition, match="is no agent image"):
+            await elsewhere.pull(f"{there.host}/other:1", print)
 
 
 async def test_logins_are_docker_s(

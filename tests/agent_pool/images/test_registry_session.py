@@ -1,6 +1,7 @@
 """Who asks a registry, and what its answers mean: against a server that wants tokens, as the great registries do."""
 
 import base64
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -152,3 +153,125 @@ def test_docker_hub_s_login_has_its_old_name(docker_config: Path) -> None:
     docker_config.write_text(json.dumps({"auths": {"https://index.docker.io/v1/": {"auth": auth}}}))
     assert credentials("docker.io")["username"] == "me"
     assert credentials("r.example.com") == {}
+
+
+class Recorder(ThreadingHTTPServer):
+    """Answers all requests alike, and keeps what it was asked."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        super().__init__(("127.0.0.1", 0), _Recording)
+        self.host = f"127.0.0.1:{self.server_address[1]}"
+        self.answer = (status, headers, body)
+        # Path, header of who asks, body.
+        self.asked: list[tuple[str, str, bytes]] = []
+
+
+class _Recording(BaseHTTPRequestHandler):
+    server: Recorder
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.server.asked.append((self.path, self.headers.get("Authorization", ""), body))
+        status, headers, content = self.server.answer
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(content)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def recording(status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> Iterator[Recorder]:
+    with Recorder(status, headers or {}, body) as recorder:
+        thread = threading.Thread(target=recorder.serve_forever, daemon=True)
+        thread.start()
+        yield recorder
+        recorder.shutdown()
+        thread.join()
+
+
+def log_in(docker_config: Path, host: str, **more: str) -> None:
+    login = more or {"auth": base64.b64encode(b"me:pass").decode()}
+    docker_config.write_text(json.dumps({"auths": {host: login}}))
+
+
+def at(server: Recorder) -> RegistrySession:
+    return RegistrySession(ImageReference.parse(f"{server.host}/x:1"), "pull")
+
+
+def test_another_host_that_is_named_gets_no_password(docker_config: Path) -> None:
+    basic = {"WWW-Authenticate": 'Basic realm="x"'}
+    with recording(401, basic) as foreign, recording(307, {"Location": f"http://{foreign.host}/blob"}) as registry:
+        log_in(docker_config, registry.host)
+        for path in ("blobs/x", f"http://{foreign.host}/upload"):
+            with at(registry) as asking, pytest.raises(errors.Unauthenticated):
+                asking.request("GET", path)
+    assert [who for _, who, _ in foreign.asked + registry.asked] == ["", "", ""]
+
+
+def test_https_does_not_go_on_in_clear() -> None:
+    with RegistrySession(ImageReference.parse("r.example.com/x:1"), "pull") as asking:
+        for url in ("http://r.example.com/upload", "HTTP://r.example.com:443/upload"):
+            with pytest.raises(errors.FailedPrecondition, match="over plain HTTP"):
+                asking.request("PUT", url)
+
+
+def bearer(realm: str) -> dict[str, str]:
+    return {"WWW-Authenticate": f'Bearer realm="{realm}",service="tests"'}
+
+
+def test_a_login_is_not_redirected(docker_config: Path) -> None:
+    with (
+        recording(200, {}, b"{}") as foreign,
+        recording(307, {"Location": f"http://{foreign.host}/steal"}) as realm,
+        recording(401, bearer(f"http://{realm.host}/token")) as registry,
+    ):
+        for login in ({"identitytoken": "1d"}, {}):
+            log_in(docker_config, registry.host, **login)
+            with at(registry) as asking, pytest.raises(errors.FailedPrecondition, match="answers no token"):
+                asking.request("GET", "manifests/1")
+        assert (len(realm.asked), foreign.asked) == (2, [])
+
+
+def test_a_login_s_host_is_the_one_that_it_goes_to(docker_config: Path) -> None:
+    for realm in ("http://evil.example.com\\@localhost/", "ftp://localhost/", "http://r.example.com/", ""):
+        with recording(401, bearer(realm)) as registry, at(registry) as asking:
+            log_in(docker_config, registry.host)
+            with pytest.raises(errors.FailedPrecondition, match="over plain HTTP"):
+                asking.request("GET", "manifests/1")
+
+
+def test_a_netrc_is_not_read_after_a_redirect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password pass\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    with recording(200) as foreign, recording(307, {"Location": f"http://{foreign.host}/blob"}) as registry:
+        with at(registry) as asking:
+            assert asking.request("GET", "blobs/x").ok
+        assert foreign.asked == [("/blob", "", b"")]
+
+
+def test_a_refusal_and_a_token_are_short() -> None:
+    # Longer than what is sent: whoever reads it whole does not come to the end.
+    endless = {"Content-Length": str(2**40)}
+    start = b'{"errors": [], "token": "' + b"x" * 2**21
+    with (
+        recording(403, endless, start) as registry,
+        at(registry) as asking,
+        pytest.raises(errors.Unauthenticated, match="HTTP 403"),
+    ):
+        asking.request("GET", "manifests/1")
+    with (
+        recording(200, endless, start) as realm,
+        recording(401, bearer(f"http://{realm.host}/token")) as registry,
+        at(registry) as asking,
+        pytest.raises(errors.FailedPrecondition, match="answers no token"),
+    ):
+        asking.request("GET", "manifests/1")
