@@ -109,6 +109,8 @@ def private() -> Iterator[str]:
             try:
                 yield _answer(directory, daemon)
             finally:
+                if daemon.poll() is None:
+                    _remove_containers(directory)
                 _end(directory)
                 daemon.wait(_STOP_S)
                 if not had_bridge:
@@ -137,14 +139,18 @@ def _answer(directory: Path, daemon: subprocess.Popen[bytes]) -> str:
     return where
 
 
-def _end(directory: Path) -> None:
-    """Removes an engine's containers, its processes and its mounts; the files are left to the caller."""
+def _remove_containers(directory: Path) -> None:
+    """Of an engine that runs; one whose test run was killed ends by itself just then, with its containers."""
     where = f"unix://{directory}/s"
     if _answers(where):
         with contextlib.closing(docker.DockerClient(base_url=where, timeout=_STOP_S)) as client:
             for container in client.containers.list(all=True):
                 with contextlib.suppress(docker.errors.APIError):
                     container.remove(force=True)
+
+
+def _end(directory: Path) -> None:
+    """Removes an engine's processes and its mounts; the files are left to the caller."""
     with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
         daemon = psutil.Process(int((directory / "pidfile").read_text()))
         # The file may be older than the process that has the number now.
