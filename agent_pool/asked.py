@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from agentruntime.manifest import AgentManifest, HealthSection
 from agentruntime.sections import (
     DEFAULT_CACHE_BYTES,
+    AccessSection,
     CacheSection,
     IsolationSection,
     LoggingSection,
+    PermissionsSection,
     TrafficSection,
 )
 
@@ -39,6 +41,10 @@ def _flag(setting: str) -> str:
     """ "--memory-limit" of "memory_limit_bytes": as the command has it."""
     word = setting.removesuffix("_bytes").removesuffix("_millis").removesuffix("_bps").replace("_", "-")
     return "--" + {"gpus": "gpu"}.get(word, word)
+
+
+def _given(said: "Permissions") -> dict[str, tuple[str, ...]]:
+    return {name: names for name, names in vars(said).items() if names}
 
 
 def over(said: "Said", below: "Said") -> "Said":
@@ -131,6 +137,46 @@ class AskedCache:
 
 
 @dataclass(frozen=True)
+class Permissions:
+    """What an agent may use; one of these adds to another, so nothing is silent. The proto's Permissions."""
+
+    agents: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    # "host:port"
+    egress: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+
+    @classmethod
+    def of_manifest(cls, section: PermissionsSection) -> "Permissions":
+        return cls(**{name: tuple(names) for name, names in section})
+
+    def and_also(self, more: "Permissions") -> "Permissions":
+        """What either of the two gives, in order, each once."""
+        return Permissions(
+            **{
+                each.name: tuple(dict.fromkeys((*getattr(self, each.name), *getattr(more, each.name))))
+                for each in fields(self)
+            }
+        )
+
+
+@dataclass(frozen=True)
+class AskedAccess:
+    """What is demanded of callers."""
+
+    tls: bool | None = None
+    # API keys, by name or id.
+    keys: tuple[str, ...] | None = None
+    oauth2_client_id: str | None = None
+
+    @classmethod
+    def of_manifest(cls, section: AccessSection) -> "AskedAccess":
+        return cls(section.tls, tuple(section.keys) or None, section.oauth2_client_id)
+
+
+@dataclass(frozen=True)
 class AskedPolicies:
     """Settings that are the agent's own, and change without new workers."""
 
@@ -140,6 +186,7 @@ class AskedPolicies:
     traffic: AskedTraffic = field(default_factory=AskedTraffic)
     cache: AskedCache = field(default_factory=AskedCache)
     logging: AskedLogging = field(default_factory=AskedLogging)
+    access: AskedAccess = field(default_factory=AskedAccess)
 
     @classmethod
     def of_manifest(cls, manifest: AgentManifest) -> "AskedPolicies":
@@ -151,6 +198,7 @@ class AskedPolicies:
             traffic=AskedTraffic.of_manifest(manifest.traffic),
             cache=AskedCache.of_manifest(manifest.cache),
             logging=AskedLogging.of_manifest(manifest.logging),
+            access=AskedAccess.of_manifest(manifest.access),
         )
 
     def over(self, below: "AskedPolicies") -> "AskedPolicies":
@@ -162,6 +210,7 @@ class AskedPolicies:
             traffic=over(self.traffic, below.traffic),
             cache=self.cache.over(below.cache),
             logging=over(self.logging, below.logging),
+            access=over(self.access, below.access),
         )
 
 
@@ -181,6 +230,8 @@ class Asked:
     isolation: AskedIsolation = field(default_factory=AskedIsolation)
     # "text", "json" or "".
     log_format: str = ""
+    # That an operator adds to those of agent.yaml.
+    permissions: Permissions = field(default_factory=Permissions)
 
     def over(self, below: "Asked") -> "Asked":
         """This, and where it is silent what `below` says; of the environment, variable by variable."""
@@ -194,6 +245,7 @@ class Asked:
             mode=self.mode or below.mode,
             isolation=over(self.isolation, below.isolation),
             log_format=self.log_format or below.log_format,
+            permissions=Permissions(**{**vars(below.permissions), **_given(self.permissions)}),
         )
 
     def differs_from(self, running: "Asked") -> list[str]:
@@ -213,6 +265,9 @@ class Asked:
         if self.mode and self.mode != running.mode:
             # Its flags are its values.
             changed.append(self.mode)
+        for name, given in _given(self.permissions).items():
+            if given != getattr(running.permissions, name):
+                changed.append(name)
         if {**running.env, **self.env} != dict(running.env):
             changed.append("env")
         return [_flag(name) for name in changed]

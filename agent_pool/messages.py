@@ -17,6 +17,7 @@ from agent_pool.asked import (
     LoadBalancer,
     LogFormat,
     Mode,
+    Permissions,
     RestartMode,
     SecurityContext,
 )
@@ -150,7 +151,17 @@ def settings(of: Deployment) -> pb.AgentSettings:
             retention=_duration(policies.logging.retention_s),
             max_bytes=policies.logging.max_bytes,
         ),
+        permissions=_permissions(spec.asked.permissions),
+        access=pb.Access(
+            tls=policies.access.tls,
+            keys=policies.access.keys,
+            oauth2_client_id=policies.access.oauth2_client_id,
+        ),
     )
+
+
+def _permissions(of: Permissions) -> pb.Permissions:
+    return pb.Permissions(**vars(of))
 
 
 def _code(choices: Mapping[Code, str], name: str) -> Code:
@@ -251,6 +262,7 @@ def deployment(of: Deployment, stats: dict[str, Stats] | None = None) -> pb.Depl
         asleep=of.asleep,
         settings=settings(of),
         status=of.status or of.log_trouble,
+        permissions=_permissions(of.spec.permissions),
     )
 
 

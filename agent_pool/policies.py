@@ -35,6 +35,17 @@ class LoggingPolicy:
 
 
 @dataclass(frozen=True)
+class AccessPolicy:
+    """What an agent demands of its callers; the proto's Access."""
+
+    tls: bool = False
+    # API keys, by name or id; none for no such demand.
+    keys: tuple[str, ...] = ()
+    # "" for no such demand.
+    oauth2_client_id: str = ""
+
+
+@dataclass(frozen=True)
 class Policies:
     """All of one agent."""
 
@@ -44,6 +55,7 @@ class Policies:
     traffic: TrafficPolicy = field(default_factory=TrafficPolicy)
     cache: CachePolicy = field(default_factory=CachePolicy)
     logging: LoggingPolicy = field(default_factory=LoggingPolicy)
+    access: AccessPolicy = field(default_factory=AccessPolicy)
 
     @classmethod
     def of(cls, asked: AskedPolicies, concurrency: int, *, debug: bool = False) -> "Policies":
@@ -65,4 +77,5 @@ class Policies:
             traffic=TrafficPolicy(**spoken(asked.traffic)),
             cache=CachePolicy(**spoken(asked.cache)),
             logging=LoggingPolicy(**spoken(asked.logging)),
+            access=AccessPolicy(**spoken(asked.access)),
         )

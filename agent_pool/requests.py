@@ -6,10 +6,11 @@ from typing import TypeVar
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime.log import LEVELS
-from agentruntime.sections import LEAST_LOG_BYTES, is_aggregator
+from agentruntime.sections import LEAST_LOG_BYTES, egress_target, is_aggregator
 
 from agent_pool.asked import (
     Asked,
+    AskedAccess,
     AskedCache,
     AskedHealth,
     AskedIsolation,
@@ -17,6 +18,7 @@ from agent_pool.asked import (
     AskedPolicies,
     AskedServing,
     AskedTraffic,
+    Permissions,
 )
 from agent_pool.deployment import DEFAULT_GRACE_S, RunRequest
 from agent_pool.messages import (
@@ -137,6 +139,7 @@ def asked(message: pb.AgentSettings) -> Asked:
         mode=_chosen(MODES, message.mode, "runtime mode") or "",
         isolation=_asked_isolation(message.isolation),
         log_format=_chosen(LOG_FORMATS, message.log_format, "log format") or "",
+        permissions=_permissions(message.permissions),
     )
 
 
@@ -153,6 +156,7 @@ def asked_policies(message: pb.AgentSettings) -> AskedPolicies:
         traffic=_asked_traffic(message.traffic),
         cache=_asked_cache(message.cache),
         logging=_asked_logging(message.logging),
+        access=_asked_access(message.access),
     )
 
 
@@ -215,6 +219,23 @@ def _asked_logging(message: pb.Logging) -> AskedLogging:
     if max_bytes is not None and max_bytes < LEAST_LOG_BYTES:
         raise errors.InvalidArgument(f"{max_bytes} bytes of logs are less than {LEAST_LOG_BYTES}")
     return AskedLogging(aggregator, retention_s, max_bytes)
+
+
+def _permissions(message: pb.Permissions) -> Permissions:
+    for entry in message.egress:
+        try:
+            egress_target(entry)
+        except ValueError as error:
+            raise errors.InvalidArgument(f"egress: {error}") from None
+    return Permissions(**{field.name: tuple(value) for field, value in message.ListFields()})
+
+
+def _asked_access(message: pb.Access) -> AskedAccess:
+    return AskedAccess(
+        tls=message.tls if message.HasField("tls") else None,
+        keys=tuple(message.keys) or None,
+        oauth2_client_id=message.oauth2_client_id if message.HasField("oauth2_client_id") else None,
+    )
 
 
 def _chosen(choices: Mapping[Code, Choice], value: Code, what: str) -> Choice | None:

@@ -13,6 +13,7 @@ from agent_pool.asked import (
     Compression,
     LogFormat,
     Mode,
+    Permissions,
     SecurityContext,
     over,
     spoken,
@@ -61,6 +62,7 @@ class Program(BaseModel):
     log_format: LogFormat = "text"
     # What a container image of it is made from; "" for the pool's default.
     base_image: str = ""
+    permissions: Permissions = Permissions()
 
     @classmethod
     def of(cls, manifest: AgentManifest) -> "Program":
@@ -81,6 +83,7 @@ class Program(BaseModel):
             isolation=AskedIsolation.of_manifest(manifest.isolation),
             log_format=manifest.logging.format or "text",
             base_image=manifest.base_image or "",
+            permissions=Permissions.of_manifest(manifest.permissions),
         )
 
 
@@ -165,6 +168,11 @@ class Spec(BaseModel):
         return "json" if (self.asked.log_format or self.program.log_format) == "json" else "text"
 
     @property
+    def permissions(self) -> Permissions:
+        """Of agent.yaml, and what an operator added."""
+        return self.program.permissions.and_also(self.asked.permissions)
+
+    @property
     def env(self) -> dict[str, str]:
         return {**self.program.env, **self.asked.env}
 
@@ -231,4 +239,6 @@ class Spec(BaseModel):
             log_format=self.log_format,
             base_image=self.program.base_image,
             may_be_root=self.allow_unenforced,
+            egress=self.permissions.egress,
+            secrets=self.permissions.secrets,
         )

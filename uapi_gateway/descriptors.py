@@ -12,10 +12,14 @@ from typing import Any
 
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import (
+    access_pb2,
     agent_gateway_pb2,
     agent_pool_pb2,
     agent_registry_pb2,
+    audit_pb2,
     image_service_pb2,
+    secret_service_pb2,
+    system_calls_pb2,
     text_generation_pb2,
 )
 from google.protobuf import descriptor, descriptor_pb2, descriptor_pool, message_factory
@@ -32,15 +36,23 @@ REGISTRY = "uapi.v1.AgentRegistry"
 GATEWAY = "uapi.v1.AgentGateway"
 POOL = "uapi.v1.AgentPool"
 IMAGES = "uapi.v1.ImageService"
+ACCESS = "uapi.v1.AccessService"
+AUDIT = "uapi.v1.AuditService"
+SECRETS = "uapi.v1.SecretService"
+SYSTEM_CALLS = "uapi.v1.SystemCallService"
 TEXT_GENERATION = "uapi.v1.TextGenerationService"
 # Services of the platform itself: no agent's claim to serve them changes where they are routed.
-PLATFORM = frozenset((HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES))
+PLATFORM = frozenset((HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES, ACCESS, AUDIT, SECRETS, SYSTEM_CALLS))
 
 _MODULES = (
+    access_pb2,
     agent_gateway_pb2,
     agent_pool_pb2,
     agent_registry_pb2,
+    audit_pb2,
     image_service_pb2,
+    secret_service_pb2,
+    system_calls_pb2,
     text_generation_pb2,
     health_pb2,
     reflection_pb2,

@@ -79,6 +79,30 @@ class CachePolicy:
 
 
 @dataclass(frozen=True)
+class Permissions:
+    """What an agent may use; "*" for all. The proto's Permissions."""
+
+    agents: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    # Those of `egress` that an operator named: they may be on this machine, too.
+    operators_egress: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What an agent demands of its callers. The proto's Access."""
+
+    tls: bool = False
+    # API keys, by name or id.
+    keys: tuple[str, ...] = ()
+    oauth2_client_id: str = ""
+
+
+@dataclass(frozen=True)
 class Agent:
     """An agent that calls can be routed to."""
 
@@ -109,6 +133,8 @@ class Agent:
     health_check: str = ""
     # None for the pool's own.
     lease: Lease | None = None
+    permissions: Permissions = Permissions()
+    demands: Demands = Demands()
 
     @property
     def ready(self) -> bool:
@@ -187,7 +213,18 @@ def from_deployment(deployment: pool.Deployment) -> Agent:
         queue=serving.queue if serving.HasField("queue") else QUEUE,
         idempotent=deployment.idempotent,
         descriptors=deployment.descriptors,
+        permissions=_permissions(deployment),
+        demands=_demands(deployment.settings.access),
     )
+
+
+def _permissions(deployment: pool.Deployment) -> Permissions:
+    given = {entry.name: tuple(names) for entry, names in deployment.permissions.ListFields()}
+    return Permissions(**given, operators_egress=tuple(deployment.settings.permissions.egress))
+
+
+def _demands(access: pool.Access) -> Demands:
+    return Demands(access.tls, tuple(access.keys), access.oauth2_client_id)
 
 
 def _endpoint(worker: pool.Worker, deployment: pool.Deployment) -> Endpoint:

@@ -47,13 +47,16 @@ class Revision:
     # Only the system calls that a Python program with gRPC makes.
     restricted: bool = False
     read_only_root: bool = True
-    # In each direction; 0 for none.
     # "text" or "json".
     log_format: str = "text"
     # What a container image of it is made from; "" for the pool's default.
     base_image: str = ""
     # Whether to go on where this machine has no sandbox and the pool is root: somebody allowed it.
     may_be_root: bool = False
+    # "host:port" to which its workers may connect, though their network is isolated.
+    egress: tuple[str, ...] = ()
+    # Names of those that its workers find as files, as far as there are any for it.
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

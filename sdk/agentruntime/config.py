@@ -15,12 +15,14 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from agentruntime import errors
 from agentruntime.sections import (
+    AccessSection,
     CacheSection,
     Compression,
     Duration,
     HealthFailureAction,
     IsolationSection,
     LoggingSection,
+    PermissionsSection,
     ResourcesSection,
     RestartPolicy,
     RuntimeMode,
@@ -81,6 +83,8 @@ class RuntimeConfig(Section):
     cache: CacheSection = CacheSection()
     isolation: IsolationSection = IsolationSection()
     logging: LoggingSection = LoggingSection()
+    permissions: PermissionsSection = PermissionsSection()
+    access: AccessSection = AccessSection()
     # Calls that one worker handles at a time, and that wait beyond those.
     concurrency: int | None = Field(default=None, ge=1, le=10_000)
     queue: int | None = Field(default=None, ge=0, le=100_000)

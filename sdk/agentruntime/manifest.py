@@ -8,12 +8,14 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from agentruntime import errors, names
 from agentruntime.sections import (
+    AccessSection,
     CacheSection,
     Compression,
     Duration,
     HealthFailureAction,
     IsolationSection,
     LoggingSection,
+    PermissionsSection,
     ResourcesSection,
     RestartPolicy,
     ScalingSection,
@@ -68,6 +70,8 @@ class AgentManifest(Section):
     cache: CacheSection = CacheSection()
     isolation: IsolationSection = IsolationSection()
     logging: LoggingSection = LoggingSection()
+    permissions: PermissionsSection = PermissionsSection()
+    access: AccessSection = AccessSection()
     # What a container image of it is made from, as in a Dockerfile's FROM.
     base_image: str | None = None
     # Limit of a unary call that comes without a deadline, in seconds.

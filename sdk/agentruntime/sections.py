@@ -139,6 +139,48 @@ class IsolationSection(Section):
     network_limit_bps: Rate | None = Field(default=None, alias="network_limit", ge=0)
 
 
+def egress_target(entry: str) -> tuple[str, int]:
+    """("api.example.com", 443) of "api.example.com:443".
+
+    Raises:
+        ValueError: it is not host:port; IPv6 addresses are written in brackets.
+    """
+    match = re.fullmatch(
+        r"(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})", entry
+    )
+    if match is None or not 0 < int(match["port"]) < 2**16:
+        raise ValueError(f"'{entry}' is not host:port, like api.example.com:443")
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def _egress(entry: Any) -> str:
+    text = str(entry).lower()
+    egress_target(text)
+    return text
+
+
+class PermissionsSection(Section):
+    """What an agent may use; nothing that is not named, and "*" for all."""
+
+    # Other agents that it may call.
+    agents: list[str] = Field(default_factory=list)
+    models: list[str] = Field(default_factory=list)
+    topics: list[str] = Field(default_factory=list)
+    tools: list[str] = Field(default_factory=list)
+    # host:port
+    egress: list[Annotated[str, BeforeValidator(_egress)]] = Field(default_factory=list)
+    secrets: list[str] = Field(default_factory=list)
+
+
+class AccessSection(Section):
+    """What an agent demands of its callers."""
+
+    tls: bool | None = None
+    # API keys, by name or id; "*" is any.
+    keys: list[str] = Field(default_factory=list)
+    oauth2_client_id: str | None = None
+
+
 class LoggingSection(Section):
     """What becomes of log lines. Durations in seconds, sizes in bytes."""
 

@@ -64,6 +64,12 @@ def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
     _set(settings.logging, aggregator=logging.aggregator, max_bytes=logging.max_bytes)
     if logging.retention_s is not None:
         settings.logging.retention.CopyFrom(duration(logging.retention_s))
+    if permitted := {name: names for name, names in config.permissions if names}:
+        settings.permissions.CopyFrom(pool_pb2.Permissions(**permitted))
+    access = config.access
+    _set(settings.access, tls=access.tls, oauth2_client_id=access.oauth2_client_id)
+    if access.keys:
+        settings.access.keys.extend(access.keys)
     return settings
 
 

@@ -38,6 +38,15 @@ EVERYTHING = {
     "mode": "container",
     "isolation": {"security_context": "restricted", "read_only_root": True, "network_limit": "1Mbps"},
     "logging": {"format": "json", "aggregator": "fluentd", "retention": "1d", "max_size": "1MB"},
+    "permissions": {
+        "agents": ["other"],
+        "models": ["smollm2"],
+        "topics": ["orders"],
+        "tools": ["search"],
+        "egress": ["api.example.com:443"],
+        "secrets": ["openai"],
+    },
+    "access": {"tls": True, "keys": ["ci"], "oauth2_client_id": "chat"},
 }
 
 

@@ -81,6 +81,32 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
             "Nothing but /tmp can be written; refused where that cannot be enforced.",
         ),
     ),
+    "Who may call it, and whom it may": (
+        Flag(
+            "--api-key",
+            Environment,
+            "access.keys",
+            _REVISION,
+            "Callers must hold this API key; its name, or the key itself. May be repeated.",
+            "KEY",
+        ),
+        Flag(
+            "--oauth2-client-id",
+            str,
+            "access.oauth2_client_id",
+            _REVISION,
+            "Callers must bring a token issued to or for this client.",
+            "ID",
+        ),
+        Flag(
+            "--egress",
+            Environment,
+            "permissions.egress",
+            _REVISION,
+            "It may connect there, beside what agent.yaml says; also on this machine. May be repeated.",
+            "HOST:PORT",
+        ),
+    ),
     "Logs": (
         Flag("--log-level", str, "log_level", _REVISION, "DEBUG, INFO, WARNING or ERROR.", "LEVEL"),
         Flag("--log-format", LogFormat, "logging.format", _REVISION, "Of lines that are kept and sent; text."),

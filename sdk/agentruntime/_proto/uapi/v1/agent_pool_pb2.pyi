@@ -640,9 +640,98 @@ class Serving(_message.Message):
 Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
 @_typing.final
+class Permissions(_message.Message):
+    """What an agent may use beyond its own memory and CPU. Nothing that is not named; "*" alone stands for all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    TOPICS_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """It may call."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def egress(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"host:port" to which it may connect."""
+
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """That it finds as files below /run/secrets, as far as an operator has said that they are for it."""
+
+    def __init__(
+        self,
+        *,
+        agents: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        topics: _abc.Iterable[_builtins.str] | None = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+        egress: _abc.Iterable[_builtins.str] | None = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "egress", b"egress", "models", b"models", "secrets", b"secrets", "tools", b"tools", "topics", b"topics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Permissions: _TypeAlias = Permissions  # noqa: Y015
+
+@_typing.final
+class Access(_message.Message):
+    """What an agent demands of its callers, beyond what the platform does. The user of this machine's own socket is asked
+    for nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TLS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    OAUTH2_CLIENT_ID_FIELD_NUMBER: _builtins.int
+    tls: _builtins.bool
+    """They must come over TLS."""
+    oauth2_client_id: _builtins.str
+    """They must bring a token of an identity provider that was issued to or for this client."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """They must hold one of these API keys, by name or key_id; "*" is any. None: no key is demanded."""
+
+    def __init__(
+        self,
+        *,
+        tls: _builtins.bool | None = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        oauth2_client_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_oauth2_client_id", b"_oauth2_client_id", "_tls", b"_tls", "oauth2_client_id", b"oauth2_client_id", "tls", b"tls"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_oauth2_client_id", b"_oauth2_client_id", "_tls", b"_tls", "keys", b"keys", "oauth2_client_id", b"oauth2_client_id", "tls", b"tls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__oauth2_client_id: _TypeAlias = _typing.Literal["oauth2_client_id"]  # noqa: Y015
+    _WhichOneofArgType__oauth2_client_id: _TypeAlias = _typing.Literal["_oauth2_client_id", b"_oauth2_client_id"]  # noqa: Y015
+    _WhichOneofReturnType__tls: _TypeAlias = _typing.Literal["tls"]  # noqa: Y015
+    _WhichOneofArgType__tls: _TypeAlias = _typing.Literal["_tls", b"_tls"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oauth2_client_id) -> _WhichOneofReturnType__oauth2_client_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tls) -> _WhichOneofReturnType__tls | None: ...
+
+Global___Access: _TypeAlias = Access  # noqa: Y015
+
+@_typing.final
 class AgentSettings(_message.Message):
-    """Settings of an agent. Those from `resources` to `serving`, `mode`, `isolation` and `log_format` belong to a revision:
-    changing them takes new workers. The others are the agent's, and are taken up at once.
+    """Settings of an agent. Those from `resources` to `serving`, `mode`, `isolation`, `log_format` and `permissions` belong
+    to a revision: changing them takes new workers. The others are the agent's, and are taken up at once.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -682,6 +771,8 @@ class AgentSettings(_message.Message):
     ISOLATION_FIELD_NUMBER: _builtins.int
     LOG_FORMAT_FIELD_NUMBER: _builtins.int
     LOGGING_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     network: Global___NetworkMode.ValueType
     venv: _builtins.str
     """A Python virtual environment on the pool's machine to run in; empty takes the platform's own."""
@@ -711,6 +802,12 @@ class AgentSettings(_message.Message):
     def isolation(self) -> Global___Isolation: ...
     @_builtins.property
     def logging(self) -> Global___Logging: ...
+    @_builtins.property
+    def permissions(self) -> Global___Permissions:
+        """That an operator adds to those of agent.yaml. What an operator names in `egress` may be on this machine, too."""
+
+    @_builtins.property
+    def access(self) -> Global___Access: ...
     def __init__(
         self,
         *,
@@ -729,10 +826,12 @@ class AgentSettings(_message.Message):
         isolation: Global___Isolation | None = ...,
         log_format: Global___LogFormat.ValueType = ...,
         logging: Global___Logging | None = ...,
+        permissions: Global___Permissions | None = ...,
+        access: Global___Access | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "health_check", b"health_check", "isolation", b"isolation", "logging", b"logging", "resources", b"resources", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache", b"cache", "health_check", b"health_check", "isolation", b"isolation", "logging", b"logging", "permissions", b"permissions", "resources", b"resources", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "env", b"env", "health_check", b"health_check", "isolation", b"isolation", "log_format", b"log_format", "log_level", b"log_level", "logging", b"logging", "mode", b"mode", "network", b"network", "resources", b"resources", "restart_policy", b"restart_policy", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic", "venv", b"venv"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache", b"cache", "env", b"env", "health_check", b"health_check", "isolation", b"isolation", "log_format", b"log_format", "log_level", b"log_level", "logging", b"logging", "mode", b"mode", "network", b"network", "permissions", b"permissions", "resources", b"resources", "restart_policy", b"restart_policy", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic", "venv", b"venv"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1543,6 +1642,7 @@ class Deployment(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     CALLS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     image: _builtins.str
     """Of the current revision."""
@@ -1582,6 +1682,10 @@ class Deployment(_message.Message):
     def settings(self) -> Global___AgentSettings:
         """All settings as they are in force, defaults filled in."""
 
+    @_builtins.property
+    def permissions(self) -> Global___Permissions:
+        """In force: those of agent.yaml and those that an operator added."""
+
     def __init__(
         self,
         *,
@@ -1600,10 +1704,11 @@ class Deployment(_message.Message):
         settings: Global___AgentSettings | None = ...,
         status: _builtins.str = ...,
         calls_in_flight: _builtins.int | None = ...,
+        permissions: Global___Permissions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight", "calls_in_flight", b"calls_in_flight", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight", "calls_in_flight", b"calls_in_flight", "permissions", b"permissions", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight", "agent", b"agent", "asleep", b"asleep", "calls_in_flight", b"calls_in_flight", "descriptors", b"descriptors", "idempotent", b"idempotent", "image", b"image", "image_digest", b"image_digest", "notes", b"notes", "replicas", b"replicas", "revision", b"revision", "services", b"services", "settings", b"settings", "status", b"status", "stopped", b"stopped", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight", "agent", b"agent", "asleep", b"asleep", "calls_in_flight", b"calls_in_flight", "descriptors", b"descriptors", "idempotent", b"idempotent", "image", b"image", "image_digest", b"image_digest", "notes", b"notes", "permissions", b"permissions", "replicas", b"replicas", "revision", b"revision", "services", b"services", "settings", b"settings", "status", b"status", "stopped", b"stopped", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__calls_in_flight: _TypeAlias = _typing.Literal["calls_in_flight"]  # noqa: Y015
     _WhichOneofArgType__calls_in_flight: _TypeAlias = _typing.Literal["_calls_in_flight", b"_calls_in_flight"]  # noqa: Y015
