@@ -9,13 +9,15 @@ from agent_pool.drivers.base import Driver, Prepared, Revision
 from agent_pool.known import Known
 from agent_pool.policies import Policies
 from agent_pool.revision import Spec
+from agent_pool.secrets.vault import Vault
 
 
 class Loader:
     """Of one pool."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, vault: Vault) -> None:
         self._driver = driver
+        self._vault = vault
         self._known = Known()
 
     async def load(self, spec: Spec, asked: AskedPolicies, *, starts: bool, allow_unenforced: bool) -> Spec:
@@ -33,6 +35,7 @@ class Loader:
         spec = spec.model_copy(update={"allow_unenforced": allow_unenforced})
         policies = Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)
         revision = spec.driver_revision(policies.health.start_timeout_s)
+        self._vault.granted(revision.agent, revision.secrets)
         await self._driver.check(revision)
         enforced = await self._driver.enforcement(spec.mode)
         notes = enforcement.notes(enforced, spec)

@@ -35,6 +35,8 @@ class PoolSettings(BaseSettings):
     docker_host: str = Field("", validation_alias="DOCKER_HOST")
     # What container images are made from, of agents whose agent.yaml names no base_image.
     base_image: str = "python:3.12-slim"
+    # Where the key of the secrets is, as a systemd credential may be; "" for secrets.key in the runtime directory.
+    secrets_key_file: str = ""
     # What of the environment the agents' processes begin with.
     path: str = Field("/usr/local/bin:/usr/bin:/bin", validation_alias="PATH")
     lang: str = Field("C.UTF-8", validation_alias="LANG")

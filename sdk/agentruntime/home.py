@@ -1,6 +1,7 @@
 """The runtime directory: where the platform of one user on one machine keeps its sockets, state and logs.
 
 token               the operator's credential, mode 0600
+secrets.key         with which the agents' secrets are encrypted, mode 0600
 run/                sockets and pid files (elsewhere if the path would be too long for a socket)
 state/              databases of the pool and the gateway
 images/             an OCI image layout
@@ -63,6 +64,10 @@ class Home:
     @property
     def token_file(self) -> Path:
         return self.root / "token"
+
+    @property
+    def secrets_key(self) -> Path:
+        return self.root / "secrets.key"
 
     def token(self) -> str:
         """The operator's credential, or "" if there is none or it may not be read."""
