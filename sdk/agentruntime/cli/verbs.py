@@ -28,6 +28,7 @@ VERBS = {
     "push": "Copy an image to a registry.",
     "pull": "Copy an image from a registry.",
     "rmi": "Remove an image.",
+    "certs": "Make certificates for TLS: of the platform, of programs and of agents.",
     "doctor": "Say what this machine can enforce and what is missing.",
     "version": "Show the version.",
 }
