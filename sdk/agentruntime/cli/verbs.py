@@ -19,6 +19,7 @@ VERBS = {
     "logs": "Show what an agent's workers wrote, in order of time.",
     "metrics": "Show what an agent's workers use: CPU, memory, network, GPUs.",
     "monitor": "Follow what an agent's workers use, until Ctrl-C.",
+    "audit": "Show what was done on the platform and by whom, and what was refused.",
     "debug": "Attach a debugger to a worker that runs with --debug.",
     "init": "Write a new agent project that runs at once.",
     "build": "Build an image of a project.",
@@ -30,6 +31,7 @@ VERBS = {
     "sign": "Sign an image with a private key.",
     "verify": "Say who signed an image, or why nobody who counts did.",
     "rmi": "Remove an image.",
+    "certs": "Make certificates for TLS: of the platform, of programs and of agents.",
     "doctor": "Say what this machine can enforce and what is missing.",
     "version": "Show the version.",
 }

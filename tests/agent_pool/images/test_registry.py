@@ -245,7 +245,7 @@ def openssl_verifies(there: Registry, manifest: bytes, public: Path, directory: 
         payload, value = directory / "payload", directory / "value"
         payload.write_bytes(there.blob(layer["digest"]).read_bytes())
         value.write_bytes(base64.b64decode(layer["annotations"]["dev.cosignproject.cosign/signature"]))
-        argv = ["openssl", "dgst", "-sha256", "-verify", public, "-signature", value, payload]
+        argv = ["openssl", "dgst", "-sha256", "-verify", str(public), "-signature", str(value), str(payload)]
         done.append(subprocess.run(argv, check=False, capture_output=True, timeout=30))
     return any(each.returncode == 0 for each in done)
 
