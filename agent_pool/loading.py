@@ -1,23 +1,43 @@
 """A revision is checked against this machine, and its code is loaded, before anything runs from it."""
 
+from collections.abc import Callable
+
 from agentruntime import errors
 
 from agent_pool import enforcement
 from agent_pool.asked import AskedPolicies
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Driver, Prepared, Revision
+from agent_pool.images.catalog import Catalog
 from agent_pool.known import Known
 from agent_pool.policies import Policies
 from agent_pool.revision import Spec
 from agent_pool.secrets.vault import Vault
 
+Admit = Callable[[Spec], None]
+
+
+def admission(catalog: Catalog, vault: Vault) -> Admit:
+    """Raises for a revision that may not run here, before any of its code does: ImageNotTrusted or SecretNotSet."""
+
+    def admit(spec: Spec) -> None:
+        catalog.check_trust(spec.image, spec.image_digest)
+        vault.granted(spec.agent, spec.permissions.secrets)
+
+    return admit
+
 
 class Loader:
-    """Of one pool."""
+    """Of one pool.
 
-    def __init__(self, driver: Driver, vault: Vault) -> None:
+    Args:
+        driver: loads the code.
+        admit: raises for a revision that may not run here.
+    """
+
+    def __init__(self, driver: Driver, admit: Admit) -> None:
         self._driver = driver
-        self._vault = vault
+        self._admit = admit
         self._known = Known()
 
     async def load(self, spec: Spec, asked: AskedPolicies, *, starts: bool, allow_unenforced: bool) -> Spec:
@@ -32,10 +52,10 @@ class Loader:
         Raises:
             AgentError: it cannot be launched here, or its code fails; a template of it may be left.
         """
+        self._admit(spec)
         spec = spec.model_copy(update={"allow_unenforced": allow_unenforced})
         policies = Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)
         revision = spec.driver_revision(policies.health.start_timeout_s)
-        self._vault.granted(revision.agent, revision.secrets)
         await self._driver.check(revision)
         enforced = await self._driver.enforcement(spec.mode)
         notes = enforcement.notes(enforced, spec)

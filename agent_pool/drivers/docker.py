@@ -160,7 +160,6 @@ class DockerDriver(Driver):
         revision = launch_.revision
         loaded = await self._loaded.get(revision, slots.uid(revision.agent_index, 0))
         await self._settle()
-        self._vault.granted(revision.agent, revision.secrets)
         slot = self._slots.take(revision.agent)
         try:
             container = self._place(launch_, slot)
