@@ -122,6 +122,20 @@ class Home:
     def pool_socket(self) -> Path:
         return self.run / "pool.sock"
 
+    def kernel_dir(self, agent: str) -> Path:
+        """Where the workers of an agent find the sockets that the platform has for them.
+
+        The same for all where the platform is root, for there each worker has a uid of its own, which the kernel
+        tells. Otherwise the way that somebody came is what tells the agents apart.
+        """
+        shared = self.run / "k"
+        return shared if os.geteuid() == 0 else shared / short(agent)
+
+    @property
+    def peers(self) -> Path:
+        """Where the pool says which worker has which uid: a file for each, `launch.PeerFile` as JSON."""
+        return self.run / "peers"
+
     @property
     def envoy_admin_socket(self) -> Path:
         return self.run / "envoy.sock"
@@ -135,6 +149,11 @@ class Home:
     def supervisor_file(self) -> Path:
         """What `agent up` started: JSON of pid, start time and addresses."""
         return self.run / "supervisor.json"
+
+
+def short(name: str) -> str:
+    """Of an agent's directory and the like: socket paths hold at most 107 bytes (unix(7))."""
+    return hashlib.sha256(name.encode()).hexdigest()[:10]
 
 
 def _check_own(directory: Path) -> None:
