@@ -9,7 +9,7 @@ const DEVICE = "urn:ietf:params:oauth:grant-type:device_code";
 
 const none = { redirect_uris: [], response_types: [] };
 const clients = [
-  { client_id: "ci", client_secret: "ci's own secret: + % é", grant_types: ["client_credentials"], ...none },
+  { client_id: "ci", client_secret: "ci's own secret: + % &", grant_types: ["client_credentials"], ...none },
   { client_id: "chat", client_secret: "chat-secret", grant_types: ["client_credentials"], ...none },
   {
     client_id: "cli", token_endpoint_auth_method: "none", application_type: "native",
