@@ -6,6 +6,7 @@ run/                sockets and pid files (elsewhere if the path would be too lo
 state/              databases of the pool and the gateway
 images/             an OCI image layout
 bundles/<digest>/   images unpacked
+logins/             of this user to gateways, elsewhere too
 logs/               of the platform; below agents/<agent>/ those of workers
 """
 
@@ -99,6 +100,11 @@ class Home:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def logins(self) -> Path:
+        """What `agent login` keeps: a file for each endpoint, of this user alone."""
+        return self.root / "logins"
 
     @property
     def images(self) -> Path:
