@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc, audit_pb2_grpc
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
@@ -35,6 +35,8 @@ from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.kernel.audit import AuditLog
+from uapi_gateway.kernel.audit_service import AuditService
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
@@ -78,6 +80,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     ports = _ports(settings)
     registry = Registry()
     store = Store(home.state / "gateway.db")
+    audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
     _publish(settings, ports, registry, cache)
     envoy = Envoy(
@@ -98,6 +101,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
+        stack.push_async_callback(audit.close)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
@@ -110,6 +114,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(carrier.close)
         relay.add_generic_rpc_handlers((RelayHandler(carrier),))
         control = _control_server(registry, service, registrar, watch)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         control.add_generic_rpc_handlers((RunHandler(pool, discovery.routed), FallbackHandler(registry)))
         for grpc_server, path in (
             (xds, sockets.xds_socket(home)),
@@ -128,6 +133,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             watch.run(),
             held.watch(),
             carrier.caching.run(),
+            audit.run(),
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),

@@ -46,6 +46,7 @@ OPERATOR_PREFIXES = (
     f"/{descriptors.POOL}/",
     RUN_AGENT,
     f"/{descriptors.IMAGES}/",
+    f"/{descriptors.AUDIT}/",
     f"/{descriptors.REGISTRY}/RegisterAgent",
     f"/{descriptors.REGISTRY}/KeepAlive",
     f"/{descriptors.REGISTRY}/DeregisterAgent",
