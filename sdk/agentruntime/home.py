@@ -46,7 +46,7 @@ class Home:
         Raises:
             FailedPrecondition: another user has made the run directory.
         """
-        for directory in (self.root, self.run, self.state, self.logs, self.images, self.bundles):
+        for directory in (self.root, self.run, self.state, self.logs, self.images, self.bundles, self.certs):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
         _check_own(self.run)
