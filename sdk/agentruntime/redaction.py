@@ -51,6 +51,22 @@ class Redactor:
             return data
         return self._pattern.sub(lambda match: self._forms[match[0]], data)
 
+    def masks(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """What to write over the values, each as long as what it is for and with its newlines, and where."""
+        if self._pattern is None or not any(form in data for form in self._forms):
+            return
+        for match in self._pattern.finditer(data):
+            label = self._forms[match[0]].ljust(len(match[0]), b"*")
+            yield (
+                match.start(),
+                bytes(old if old in b"\r\n" else new for old, new in zip(match[0], label, strict=False)),
+            )
+
+    @property
+    def longest_bytes(self) -> int:
+        """Of what is looked for."""
+        return max(map(len, self._forms), default=0)
+
     def text(self, text: str) -> str:
         """The same of text."""
         if self._pattern is None:
