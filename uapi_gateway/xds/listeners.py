@@ -12,16 +12,13 @@ from agentruntime import status
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from uapi_gateway.xds import resources
+from uapi_gateway.xds import limits, resources
 from uapi_gateway.xds.resources import Resource, typed
 from uapi_gateway.xds.routes import AGENT_HEADER, CLUSTER_HEADER, UNREADABLE
 
 TCP = "tcp"
 UNIX = "unix"
 HOLD = "hold"
-# RFC 9113 recommends at least 100; a channel that wants more queues on the caller's side.
-_MOST_STREAMS = 4096
-_WINDOW_BYTES = 2**20
 # What stands in one line of the access log.
 _ACCESS_LOG = {
     "time": "%START_TIME%",
@@ -75,6 +72,7 @@ def _listener(name: str, address: dict[str, Any], **more: Any) -> Resource:
         codec_type="HTTP2",
         rds={"config_source": {"ads": {}, "resource_api_version": "V3"}, "route_config_name": name},
         http_filters=[
+            limits.whole_requests_filter(),
             {
                 "name": "envoy.filters.http.grpc_stats",
                 # Counted per cluster and code: names of services and methods are the caller's to invent.
@@ -88,17 +86,8 @@ def _listener(name: str, address: dict[str, Any], **more: Any) -> Resource:
             },
         ],
         local_reply_config={"mappers": _local_replies()},
-        stream_idle_timeout="0s",
-        request_headers_timeout="10s",
-        common_http_protocol_options={"idle_timeout": "3600s"},
-        http2_protocol_options={
-            "max_concurrent_streams": _MOST_STREAMS,
-            "initial_stream_window_size": _WINDOW_BYTES,
-            "initial_connection_window_size": 4 * _WINDOW_BYTES,
-            # One bad request ends its stream, not the connection that it shares with others.
-            "override_stream_error_on_invalid_http_message": True,
-        },
-        max_request_headers_kb=60,
+        **limits.manager_options(),
+        http2_protocol_options=limits.http2_options(),
         generate_request_id=False,
         use_remote_address=False,
         skip_xff_append=True,
@@ -111,7 +100,7 @@ def _listener(name: str, address: dict[str, Any], **more: Any) -> Resource:
         "address": address,
         # Else a second Envoy would share the port without a word.
         "enable_reuse_port": False,
-        "per_connection_buffer_limit_bytes": 2**20,
+        **limits.listener_options(for_everyone=name == TCP),
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
