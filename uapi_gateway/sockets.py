@@ -2,7 +2,9 @@
 
 import errno
 import socket
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from agentruntime.errors import FailedPrecondition, InvalidArgument
@@ -10,6 +12,14 @@ from agentruntime.home import Home
 
 _FREE_PORTS = "`agent up --grpc-port 0 --http-port 0` takes free ports"
 _IN_USE = f"is already in use by another program; {_FREE_PORTS}"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """On which Envoy listens."""
+
+    grpc: int
+    http: int
 
 
 def xds_socket(home: Home) -> Path:
@@ -20,6 +30,11 @@ def xds_socket(home: Home) -> Path:
 def relay_socket(home: Home) -> Path:
     """The relay. Not the control socket: there, a call to an agent could name a service of the gateway."""
     return home.run / "relay.sock"
+
+
+def http_socket(home: Home) -> Path:
+    """The HTTP pages, behind Envoy's HTTP listener."""
+    return home.run / "http.sock"
 
 
 def ejections_pipe(home: Home) -> Path:
@@ -62,8 +77,8 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def listen(host: str, port: int, what: str) -> socket.socket:
-    """A bound TCP socket that does not listen yet; port 0 takes a free one.
+def _bind(host: str, port: int, what: str) -> socket.socket:
+    """A bound TCP socket that does not listen; port 0 takes a free one.
 
     Raises:
         FailedPrecondition: another program has the port.
@@ -86,16 +101,25 @@ def listen(host: str, port: int, what: str) -> socket.socket:
     return bound
 
 
-def free_port(host: str, port: int, what: str) -> int:
-    """The port, or a free one for 0, checked to be open for another process to take.
+def bind_unix(path: Path) -> socket.socket:
+    """A bound Unix socket for this user alone, that does not listen yet."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound.bind(str(path))
+    path.chmod(0o600)
+    return bound
+
+
+@contextmanager
+def claimed(host: str, port: int, what: str) -> Iterator[int]:
+    """The port, or a free one for 0, kept from other programs meanwhile: afterwards it is another process's to take.
 
     Raises:
         FailedPrecondition: another program has it.
     """
-    with closing(listen(host, port, what)) as bound:
+    with closing(_bind(host, port, what)) as bound:
         # A socket bound with SO_REUSEADDR may share the port until it listens.
         try:
             bound.listen(1)
         except OSError as error:
             raise FailedPrecondition(f"{what} address {join(host, port)} {_IN_USE}") from error
-        return int(bound.getsockname()[1])
+        yield int(bound.getsockname()[1])

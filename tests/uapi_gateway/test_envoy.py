@@ -14,9 +14,9 @@ from uapi_gateway.settings import Settings
 
 def test_a_pid_alone_names_nobody() -> None:
     own, started = os.getpid(), processes.start_time(os.getpid())
-    assert EnvoyRecord(own, started, 1, "f").alive()
-    assert not EnvoyRecord(own, started - 5, 1, "f").alive()
-    assert not EnvoyRecord(2**22 + 1, 0.0, 1, "f").alive()
+    assert EnvoyRecord(own, started, 1, 2, "f").alive()
+    assert not EnvoyRecord(own, started - 5, 1, 2, "f").alive()
+    assert not EnvoyRecord(2**22 + 1, 0.0, 1, 2, "f").alive()
 
 
 def test_records_that_say_nothing_are_no_envoy(home: Home) -> None:
@@ -24,7 +24,13 @@ def test_records_that_say_nothing_are_no_envoy(home: Home) -> None:
     for content in ("", "[]", '{"pid": 1}'):
         record_file(home).write_text(content)
         assert read_record(home) is None
-    own = {"pid": os.getpid(), "started": processes.start_time(os.getpid()), "grpc_port": 7, "fingerprint": "f"}
+    own = {
+        "pid": os.getpid(),
+        "started": processes.start_time(os.getpid()),
+        "grpc_port": 7,
+        "http_port": 8,
+        "fingerprint": "f",
+    }
     record_file(home).write_text(json.dumps(own))
     found = read_record(home)
     assert found is not None

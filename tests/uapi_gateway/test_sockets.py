@@ -5,7 +5,7 @@ import socket
 import pytest
 from agentruntime.errors import FailedPrecondition, InvalidArgument
 
-from uapi_gateway.sockets import free_port, join, listen, split_endpoint
+from uapi_gateway.sockets import claimed, join, split_endpoint
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,16 @@ def test_join_writes_what_split_reads() -> None:
 def test_a_taken_port_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for claim in (listen, free_port):
-            with pytest.raises(
-                FailedPrecondition, match=f"gRPC address 127.0.0.1:{port} is already in use"
-            ) as refused:
-                claim("127.0.0.1", port, "gRPC")
-            assert refused.value.message.endswith("; `agent up --grpc-port 0 --http-port 0` takes free ports")
-    assert free_port("127.0.0.1", 0, "gRPC") > 0
-    with listen("127.0.0.1", 0, "HTTP") as bound:
-        assert bound.getsockname()[1] > 0
+        with (
+            pytest.raises(FailedPrecondition, match=f"gRPC address 127.0.0.1:{port} is already in use") as refused,
+            claimed("127.0.0.1", port, "gRPC"),
+        ):
+            pass
+        assert refused.value.message.endswith("; `agent up --grpc-port 0 --http-port 0` takes free ports")
+
+
+def test_two_claims_are_two_ports() -> None:
+    with claimed("127.0.0.1", 0, "gRPC") as first, claimed("127.0.0.1", 0, "HTTP") as second:
+        assert 0 < first != second > 0
+        with pytest.raises(FailedPrecondition, match="in use"), claimed("127.0.0.1", first, "HTTP"):
+            pass

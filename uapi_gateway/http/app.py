@@ -1,7 +1,6 @@
 """The HTTP port: health and metrics."""
 
 import contextlib
-import socket
 import time
 from collections.abc import Iterator
 
@@ -56,10 +55,13 @@ class Server(uvicorn.Server):
         yield
 
 
-def server(observer: Observer, bound: socket.socket) -> Server:
-    """A server for a bound socket; `serve(sockets=[bound])` runs it."""
-    port = bound.getsockname()[1]
+def server(observer: Observer, port: int) -> Server:
+    """A server behind the listener of that port; `serve(sockets=[bound])` runs it."""
     config = uvicorn.Config(
-        application(observer, port), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
+        application(observer, port),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=2,
     )
     return Server(config)

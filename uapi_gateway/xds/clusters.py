@@ -21,6 +21,8 @@ AGENT_PREFIX = "agent/"
 ONCE_PREFIX = "once/"
 CONTROL = "control"
 POOL = "pool"
+# The gateway's HTTP pages.
+HTTP = "http"
 # The relay by itself.
 RELAY = "relay"
 # Of calls that a cache may answer: the same agent by way of the relay.
@@ -32,6 +34,7 @@ LONGEST_EJECTION_S = 30.0
 _POLICIES: dict[int, str] = {pool.LOAD_BALANCER_ROUND_ROBIN: "ROUND_ROBIN", pool.LOAD_BALANCER_STICKY: "MAGLEV"}
 # One worker of a thousand that is well gets all calls.
 _NEVER_SHORT_PERCENT = 100_000
+_PROTOCOL = "typed_extension_protocol_options"
 # Queues live in the workers; Envoy only must not be a limit before them.
 _MOST_REQUESTS = 100_000
 
@@ -71,6 +74,12 @@ def cached_cluster(agent_id: str) -> Resource:
 def socket_cluster(name: str, path: Path) -> Resource:
     """A cluster that is one Unix socket."""
     return resources.make(resources.CLUSTER, name, _socket_content(name, path))
+
+
+def http_cluster(path: Path) -> Resource:
+    """The gateway's HTTP pages, on a Unix socket that speaks HTTP/1.1."""
+    content = {key: value for key, value in _socket_content(HTTP, path).items() if key != _PROTOCOL}
+    return resources.make(resources.CLUSTER, HTTP, content)
 
 
 def _socket_content(name: str, path: Path) -> dict[str, Any]:
@@ -185,7 +194,7 @@ def _common() -> dict[str, Any]:
                 }
             ]
         },
-        "typed_extension_protocol_options": {
+        _PROTOCOL: {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
                 explicit_http_config={"http2_protocol_options": limits.upstream_http2_options()},

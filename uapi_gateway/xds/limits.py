@@ -39,12 +39,14 @@ _FIRST_WORD_S = 10
 _PING = {"interval": "60s", "timeout": "20s"}
 # An answer that is complete may take so long to be read.
 _FLUSH_S = 300
+# Of pages over HTTP.
+_PAGE_S = 60
+_PAGE_BYTES = 2**20
 # All callers' buckets beyond those of keys: the least recently used goes first.
 _MOST_BUCKETS = 10_000
 
 
-def http2_options() -> dict[str, Any]:
-    """Of the callers' side."""
+def _http2_options() -> dict[str, Any]:
     return {
         "max_concurrent_streams": _MOST_STREAMS,
         "initial_stream_window_size": _WINDOW_BYTES,
@@ -63,15 +65,37 @@ def upstream_http2_options() -> dict[str, Any]:
     }
 
 
-def manager_options() -> dict[str, Any]:
-    """Of the HTTP connection manager of every listener."""
+def call_options() -> dict[str, Any]:
+    """Of the HTTP connection manager of a listener for gRPC."""
     return {
+        **_manager_options(idle_s=3600),
         # A stream may be quiet for hours: agents think long.
         "stream_idle_timeout": "0s",
         "stream_flush_timeout": f"{_FLUSH_S}s",
+    }
+
+
+def page_options() -> dict[str, Any]:
+    """Of the HTTP connection manager of the listener for pages: nothing there takes long, nor lasts."""
+    return {
+        **_manager_options(idle_s=_PAGE_S),
+        "stream_idle_timeout": f"{_PAGE_S}s",
+        "request_timeout": f"{_FIRST_WORD_S}s",
+    }
+
+
+def page_filter() -> dict[str, Any]:
+    """Refuses longer bodies of requests for pages, and has the others complete before uvicorn sees them."""
+    config = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=_PAGE_BYTES)
+    return {"name": "envoy.filters.http.buffer", "typed_config": config}
+
+
+def _manager_options(*, idle_s: int) -> dict[str, Any]:
+    return {
+        "http2_protocol_options": _http2_options(),
         "request_headers_timeout": f"{_FIRST_WORD_S}s",
         "max_request_headers_kb": _HEADERS_KIB,
-        "common_http_protocol_options": {"idle_timeout": "3600s", "max_headers_count": _MOST_HEADERS},
+        "common_http_protocol_options": {"idle_timeout": f"{idle_s}s", "max_headers_count": _MOST_HEADERS},
     }
 
 

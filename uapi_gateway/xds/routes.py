@@ -186,6 +186,14 @@ def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
+def http_configuration(name: str) -> Resource:
+    """The routes of the HTTP pages: all lead to the gateway, as soon as it is there."""
+    route = _route({"cluster": clusters.HTTP}, credential=False, patient=True)["action"]["typed_config"]
+    fields = {key: value for key, value in route.items() if key != "@type"}
+    host = {"name": name, "domains": ["*"], "routes": [fields]}
+    return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
 def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, Any]:
     by_header: dict[str, Any] = {"cluster_header": CLUSTER_HEADER, "cluster_not_found_response_code": "NOT_FOUND"}
     plain = _route(by_header, credential=credential)

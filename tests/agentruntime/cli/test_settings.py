@@ -83,12 +83,16 @@ REFUSED = [
     "agent deploy my-agent:latest --platform aws-lambda",
     "agent deploy my-agent:latest --platform kubernetes --helm",
     f"{RUN} --tls --cert /path/to/cert.pem",
-    f"{RUN} --api-key your-api-key",
-    f"{RUN} --oauth2-client-id your-client-id",
 ]
 
 # What else the flags say, as `agent run` and, where the verb takes the flag, as `agent update`.
 FLAGS: list[tuple[str, dict[str, Any]]] = [
+    ("--api-key ci --api-key cd", settings(access={"keys": ["ci", "cd"]})),
+    ("--oauth2-client-id your-client-id", settings(access={"oauth2_client_id": "your-client-id"})),
+    (
+        "--egress api.example.com:443 --egress localhost:5432",
+        settings(permissions={"egress": ["api.example.com:443", "localhost:5432"]}),
+    ),
     ("-e A=b=c --env D=", settings(env={"A": "b=c", "D": ""})),
     ("--log-level debug", settings(log_level="DEBUG")),
     ("--restart-policy on-failure", settings(restart_policy="RESTART_POLICY_ON_FAILURE")),

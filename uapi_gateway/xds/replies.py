@@ -1,0 +1,102 @@
+"""What Envoy answers by itself, as gRPC statuses with a reason."""
+
+import base64
+from typing import Any
+
+from agentruntime import status
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from uapi_gateway.xds.routes import AGENT_HEADER
+
+
+def local_replies() -> list[dict[str, Any]]:
+    """The mappers, the first that fits first."""
+    agent = f"%REQ({AGENT_HEADER}):63%"
+    return [
+        _reply(
+            {"response_flag_filter": {"flags": ["NC"]}},
+            code=5,
+            http=404,
+            reason="AGENT_NOT_FOUND",
+            message="agent not found",
+            text=f"agent '{agent}' not found",
+        ),
+        _reply(
+            {"response_flag_filter": {"flags": ["DT"]}},
+            code=4,
+            http=504,
+            reason="DEADLINE_EXCEEDED",
+            message="the call's deadline has passed",
+            text="the call's deadline has passed",
+        ),
+        _reply(
+            _both({"response_flag_filter": {"flags": ["UC"]}}, _has(AGENT_HEADER)),
+            code=14,
+            http=503,
+            reason="WORKER_LOST",
+            message="the worker ended during the call",
+            text=f"the worker of agent '{agent}' ended during the call",
+        ),
+        _reply(
+            _both({"response_flag_filter": {"flags": ["UF", "UH", "URX"]}}, _has(AGENT_HEADER)),
+            code=14,
+            http=503,
+            reason="AGENT_NOT_READY",
+            message="no worker could be reached",
+            text=f"no worker of agent '{agent}' could be reached",
+        ),
+        _reply(
+            _both({"response_flag_filter": {"flags": ["UF", "UH", "URX"]}}, _begins(":path", "/uapi.v1.AgentPool/")),
+            code=14,
+            http=503,
+            reason="POOL_UNAVAILABLE",
+            message="the pool does not answer; `agent status` says what runs",
+            text="the pool does not answer; `agent status` says what runs",
+        ),
+        _reply(
+            {
+                "status_code_filter": {
+                    "comparison": {"op": "EQ", "value": {"default_value": 431, "runtime_key": "uapi.headers"}}
+                }
+            },
+            code=8,
+            http=431,
+            reason="METADATA_TOO_LARGE",
+            message="the call's metadata is larger than 60 KiB",
+            text="the call's metadata is larger than 60 KiB",
+        ),
+    ]
+
+
+def _reply(match: dict[str, Any], *, code: int, http: int, reason: str, message: str, text: str) -> dict[str, Any]:
+    headers = {"grpc-status": str(code), status.DETAILS_KEY: _details(code, reason, message)}
+    return {
+        "filter": match,
+        "status_code": http,
+        "headers_to_add": [
+            {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+            for key, value in headers.items()
+        ],
+        "body_format_override": {"text_format_source": {"inline_string": text}},
+    }
+
+
+def _details(code: int, reason: str, message: str) -> str:
+    """`grpc-status-details-bin`; unpadded, as gRPC over HTTP/2 asks of senders of binary metadata."""
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=status.DOMAIN))
+    wire = status_pb2.Status(code=code, message=message, details=[detail]).SerializeToString()
+    return base64.b64encode(wire).decode().rstrip("=")
+
+
+def _both(*filters: dict[str, Any]) -> dict[str, Any]:
+    return {"and_filter": {"filters": list(filters)}}
+
+
+def _has(header: str) -> dict[str, Any]:
+    return {"header_filter": {"header": {"name": header, "present_match": True}}}
+
+
+def _begins(header: str, prefix: str) -> dict[str, Any]:
+    return {"header_filter": {"header": {"name": header, "string_match": {"prefix": prefix}}}}
