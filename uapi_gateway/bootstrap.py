@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime.files import write_atomically
-from agentruntime.home import Home
 
 from uapi_gateway.settings import Settings
 from uapi_gateway.sockets import ejections_pipe, xds_socket
@@ -80,8 +79,8 @@ def write_bootstrap(settings: Settings, path: Path) -> None:
 def _overload_manager(settings: Settings) -> dict[str, Any]:
     """What Envoy does about too many connections, and as its heap nears its limit.
 
-    First memory that is free is given back; then streams are ended, those that hold the most first; when that does not
-    help, calls are refused, and connections. The platform's own user gets in all the same.
+    First memory that is free is given back; then streams are ended, those that hold the most first; when that does
+    not help, calls are refused, and connections. The platform's own user gets in all the same.
     """
     connections = typed(
         "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",

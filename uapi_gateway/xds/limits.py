@@ -26,8 +26,8 @@ _MOST_STREAMS = 4096
 # What a caller that does not read keeps of each stream, on its side of Envoy.
 _WINDOW_BYTES = 2**18
 # Of the workers' side: an answer of the longest kind (4 MiB, a worker's own limit) leaves the worker at once, however
-# slowly it is read. Where streams that nobody reads add up, they meet the heap's limit, not the window that they share
-# with everybody's calls to that worker; this is the largest there is (RFC 9113, section 6.9.1).
+# slowly it is read. Where streams that nobody reads add up, they meet the heap's limit, not the window that they
+# share with everybody's calls to that worker; this is the largest there is (RFC 9113, section 6.9.1).
 _ANSWER_WINDOW_BYTES = 4 * 2**20 + 2**16
 _LARGEST_WINDOW_BYTES = 2**31 - 1
 # Envoy's default; more than 100 are refused.
@@ -103,8 +103,8 @@ def listener_options(*, for_everyone: bool) -> dict[str, Any]:
     """Of a listener.
 
     Args:
-        for_everyone: it is open to more than the platform's own user, whose connections are not counted and who gets in
-            when nobody else does.
+        for_everyone: it is open to more than the platform's own user, whose connections are not counted and who gets
+            in when nobody else does.
     """
     options: dict[str, Any] = {"per_connection_buffer_limit_bytes": 2**20}
     if not for_everyone:
@@ -145,7 +145,9 @@ def whole_requests(paths: Iterable[str], longest_bytes: int) -> dict[str, Any]:
     buffer = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=longest_bytes + _PREFIX_BYTES)
     action = _execute("whole", buffer)
     matcher = _by_header(":path", dict.fromkeys(sorted(paths), action))
-    return {WHOLE_FILTER: typed("envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute", xds_matcher=matcher)}
+    return {
+        WHOLE_FILTER: typed("envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute", xds_matcher=matcher)
+    }
 
 
 def rate_filter(rates: Mapping[str, float], others: float) -> dict[str, Any]:
