@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc, audit_pb2_grpc
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
@@ -34,6 +34,8 @@ from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.kernel.audit import AuditLog
+from uapi_gateway.kernel.audit_service import AuditService
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
@@ -72,6 +74,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     ports = _ports(settings)
     registry, cache = Registry(), Cache()
     store = Store(home.state / "gateway.db")
+    audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
     _publish(settings, ports, registry, cache)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
@@ -87,6 +90,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
+        stack.push_async_callback(audit.close)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
@@ -99,6 +103,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(carrier.close)
         relay.add_generic_rpc_handlers((RelayHandler(carrier),))
         control = _control_server(registry, service, registrar, watch)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         control.add_generic_rpc_handlers((RunHandler(pool, discovery.routed), FallbackHandler(registry)))
         for grpc_server, path in (
             (xds, sockets.xds_socket(home)),
@@ -114,6 +119,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         loops = (
             watch.run(),
             carrier.caching.run(),
+            audit.run(),
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),

@@ -47,6 +47,7 @@ OPERATOR_PREFIXES = (
     f"/{descriptors.POOL}/",
     RUN_AGENT,
     f"/{descriptors.IMAGES}/",
+    f"/{descriptors.AUDIT}/",
     f"/{descriptors.REGISTRY}/RegisterAgent",
     f"/{descriptors.REGISTRY}/KeepAlive",
     f"/{descriptors.REGISTRY}/DeregisterAgent",
