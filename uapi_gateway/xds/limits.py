@@ -118,6 +118,11 @@ def listener_options(*, for_everyone: bool) -> dict[str, Any]:
     }
 
 
+def handshake_options() -> dict[str, Any]:
+    """Of a listener's filter chain with TLS."""
+    return {"transport_socket_connect_timeout": f"{_FIRST_WORD_S}s"}
+
+
 def whole_requests_filter() -> dict[str, Any]:
     """Holds a request of one message back until it is complete, where `whole_requests` says so.
 

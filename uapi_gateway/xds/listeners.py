@@ -46,7 +46,9 @@ def hold_listener(path: Path) -> Resource:
 
 
 def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
-    return {"transport_socket": transport.downstream(tls, protocols)} if tls else {}
+    if tls is None:
+        return {}
+    return {"transport_socket": transport.downstream(tls, protocols), **limits.handshake_options()}
 
 
 def _socket(host: str, port: int) -> dict[str, Any]:

@@ -75,8 +75,8 @@ def local_replies() -> list[dict[str, Any]]:
             code=8,
             http=413,
             reason="MESSAGE_TOO_LARGE",
-            message="the request is longer than a message may be, which is 4194304 bytes",
-            text="the request is longer than a message may be, which is 4194304 bytes",
+            message="the request is larger than a message may be, which is 4194304 bytes",
+            text="the request is larger than a message may be, which is 4194304 bytes",
         ),
         _reply(
             _has_status(431),
