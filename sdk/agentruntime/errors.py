@@ -225,6 +225,12 @@ class WorkerDrained(Unavailable):
     reason = "WORKER_DRAINED"
 
 
+class SecretNotSet(FailedPrecondition):
+    """An agent needs a secret that is not set for it; says which, and with which command it is set."""
+
+    reason = "SECRET_NOT_SET"
+
+
 class AgentFailed(FailedPrecondition):
     """The agent's own code failed to import, to start or to become healthy. The message ends with its traceback."""
 

@@ -42,11 +42,14 @@ MISWRITTEN = (
 )
 # Goes to the pool by way of the gateway.
 RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
+# Of the pool's services.
+POOLS_PREFIXES = (f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/", f"/{descriptors.SECRETS}/")
 # Services that need the operator's credential over TCP, as a whole or by method.
 OPERATOR_PREFIXES = (
     f"/{descriptors.POOL}/",
     RUN_AGENT,
     f"/{descriptors.IMAGES}/",
+    f"/{descriptors.SECRETS}/",
     f"/{descriptors.AUDIT}/",
     f"/{descriptors.REGISTRY}/RegisterAgent",
     f"/{descriptors.REGISTRY}/KeepAlive",
@@ -240,7 +243,7 @@ def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[
             cacheable = {path for path in wanted.cacheable if path.startswith(prefix)}
             prefixes[prefix] = _by_path(cacheable, _unless_passed_by(relay, again), prefixes[prefix])
     for prefix in OPERATOR_PREFIXES:
-        pools_own = prefix.startswith((f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/")) and prefix != RUN_AGENT
+        pools_own = prefix.startswith(POOLS_PREFIXES) and prefix != RUN_AGENT
         allowed = pool if pools_own else control
         prefixes[prefix] = allowed if operator else _refusal(401, UNAUTHENTICATED)
     tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
