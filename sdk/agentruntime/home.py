@@ -2,6 +2,7 @@
 
 token               the operator's credential, mode 0600
 certs/              certificates that `agent certs` made, and their keys
+secrets.key         with which the agents' secrets are encrypted, mode 0600
 run/                sockets and pid files (elsewhere if the path would be too long for a socket)
 state/              databases of the pool and the gateway
 images/             an OCI image layout
@@ -65,6 +66,10 @@ class Home:
     @property
     def token_file(self) -> Path:
         return self.root / "token"
+
+    @property
+    def secrets_key(self) -> Path:
+        return self.root / "secrets.key"
 
     def token(self) -> str:
         """The operator's credential, or "" if there is none or it may not be read."""

@@ -7,7 +7,7 @@ changes is in routes, clusters, endpoints and secrets.
 from pathlib import Path
 from typing import Any
 
-from uapi_gateway.xds import managers, resources, transport
+from uapi_gateway.xds import limits, managers, resources, transport
 from uapi_gateway.xds.managers import Chain
 from uapi_gateway.xds.resources import Resource
 from uapi_gateway.xds.transport import Inbound
@@ -46,7 +46,9 @@ def hold_listener(path: Path) -> Resource:
 
 
 def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
-    return {"transport_socket": transport.downstream(tls, protocols)} if tls else {}
+    if tls is None:
+        return {}
+    return {"transport_socket": transport.downstream(tls, protocols), **limits.handshake_options()}
 
 
 def _socket(host: str, port: int) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def _listener(
         "address": address,
         # Else a second Envoy would share the port without a word.
         "enable_reuse_port": False,
-        "per_connection_buffer_limit_bytes": 2**20,
+        **limits.listener_options(for_everyone=name in (TCP, HTTP)),
         "filter_chains": [{"filters": [manager], **(more or {})}],
     }
     return resources.make(resources.LISTENER, name, content)
