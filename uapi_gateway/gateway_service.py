@@ -90,7 +90,7 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
         self._own = own
         self._began = time.monotonic()
         self._through = aio.insecure_channel(
-            f"unix:{home.gateway_socket}",
+            f"unix:{inner_socket(home)}",
             options=[
                 ("grpc.initial_reconnect_backoff_ms", 50),
                 # Not a back-off, despite its name, but the least time that a connection gets to be made.
@@ -112,6 +112,9 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
         metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_PASSED]
         metadata = [(key, value) for key, value in metadata if key != trace.HEADER]
         metadata.append((AGENT_HEADER, request.agent_id))
+        if not any(key == headers.PRINCIPAL for key, _ in metadata):
+            # It came by the control socket itself.
+            metadata.append((headers.PRINCIPAL, LOCAL))
         if context_now := trace.current.get():
             metadata.append((trace.HEADER, context_now.header()))
         call = self._through.unary_unary(
