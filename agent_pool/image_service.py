@@ -9,10 +9,12 @@ from typing import IO, Any, TypeVar
 from agentruntime import errors, units
 from agentruntime._proto.uapi.v1 import image_service_pb2 as pb
 from agentruntime._proto.uapi.v1 import image_service_pb2_grpc
+from agentruntime.signing import Signature
 from grpc import aio
 
 from agent_pool import messages
 from agent_pool.images.catalog import Catalog, Say
+from agent_pool.images.layout import StoredImage
 from agent_pool.images.project import LARGEST_BYTES
 from agent_pool.pool import Pool
 
@@ -43,7 +45,7 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
 
     async def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
         made = await self._catalog.container_images()
-        images = [messages.image(each, made.get(each.digest, "")) for each in self._catalog.images()]
+        images = [self._described(each, made.get(each.digest, "")) for each in self._catalog.images()]
         return pb.ListImagesResponse(images=images)
 
     async def RemoveImage(self, request: pb.RemoveImageRequest, context: Context) -> pb.RemoveImageResponse:
@@ -85,8 +87,35 @@ class ImageStoreService(image_service_pb2_grpc.ImageServiceServicer):
                 yield pb.PullImageResponse(progress=line)
             yield pb.PullImageResponse(image=messages.image(await work))
 
+    async def ListSignatures(self, request: pb.ListSignaturesRequest, context: Context) -> pb.ListSignaturesResponse:
+        image = self._catalog.find(request.reference)
+        refusal = ""
+        try:
+            if not image.built_in:
+                self._catalog.signed_by(request.reference, image.digest)
+        except errors.FailedPrecondition as error:
+            refusal = error.message
+        signatures = [
+            pb.Signature(payload=each.payload, value=each.value) for each in self._catalog.signatures(image.digest)
+        ]
+        return pb.ListSignaturesResponse(image=self._described(image), signatures=signatures, refusal=refusal)
+
+    async def AddSignature(self, request: pb.AddSignatureRequest, context: Context) -> pb.AddSignatureResponse:
+        signature = Signature(request.signature.payload, request.signature.value)
+        await self._catalog.add_signature(request.reference, signature)
+        return pb.AddSignatureResponse()
+
     async def GetDockerfile(self, request: pb.GetDockerfileRequest, context: Context) -> pb.GetDockerfileResponse:
         return pb.GetDockerfileResponse(dockerfile=await self._catalog.dockerfile(request.reference))
+
+    def _described(self, image: StoredImage, container_image: str = "") -> pb.Image:
+        """An image with what is known of its signatures."""
+        message = messages.image(image, container_image)
+        message.signatures = len(self._catalog.signatures(image.digest))
+        if message.signatures:
+            with contextlib.suppress(errors.FailedPrecondition):  # by no key, which is what "" says
+                message.signed_by = self._catalog.signed_by(image.reference, image.digest)
+        return message
 
     async def _build(self, archive: IO[bytes], spec: pb.BuildSpec, say: Say) -> pb.Image:
         if spec.container:

@@ -20,6 +20,7 @@ from agent_pool.health import HealthProbe, Verdict
 from agent_pool.ledger import Ledger
 from agent_pool.lifecycle import Event, State
 from agent_pool.restart import Backoff
+from agent_pool.revision import Spec
 from agent_pool.turns import Turns
 from agent_pool.worker import Worker
 
@@ -38,6 +39,7 @@ class Keeper:
     Args:
         changed: is called with the agent's name after each change of a worker.
         heard: comes back once whoever routes to workers can have heard of the changes until now.
+        admit: raises for a revision that may not run here.
         random: of the jitter.
     """
 
@@ -49,6 +51,7 @@ class Keeper:
         *,
         changed: Callable[[str], None],
         heard: Callable[[], Awaitable[None]],
+        admit: Callable[[Spec], None] = lambda _spec: None,
         random: Random | None = None,
     ) -> None:
         self._driver = driver
@@ -56,6 +59,7 @@ class Keeper:
         self._backoff = backoff
         self._changed = changed
         self._heard = heard
+        self._admit = admit
         self._random = random or Random()  # noqa: S311 — spreads restarts, guards nothing
         self._tasks: dict[str, asyncio.Task[None]] = {}
         # Of workers that drain; nobody's hanging up ends them.
@@ -182,6 +186,8 @@ class Keeper:
             await self._launch_now(deployment, worker, placed)
 
     async def _launch_now(self, deployment: Deployment, worker: Worker, placed: Placed | None) -> None:
+        # Also of those that are started again: keys come and go.
+        self._admit(deployment.spec_of(worker))
         worker.gpus = self._reserved(deployment, worker)
         worker.apply(Event.LAUNCH)
         worker.started_at_s = time.time()

@@ -1,21 +1,37 @@
 """A revision is checked against this machine, and its code is loaded, before anything runs from it."""
 
+from collections.abc import Callable
+
 from agentruntime import errors
 
 from agent_pool import enforcement
 from agent_pool.asked import AskedPolicies
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Driver, Prepared, Revision
+from agent_pool.images.catalog import Catalog
 from agent_pool.known import Known
 from agent_pool.policies import Policies
 from agent_pool.revision import Spec
 
+Admit = Callable[[Spec], None]
+
+
+def admission(catalog: Catalog) -> Admit:
+    """Raises ImageNotTrusted for a revision whose image may not run here, before any of its code does."""
+    return lambda spec: catalog.check_trust(spec.image, spec.image_digest)
+
 
 class Loader:
-    """Of one pool."""
+    """Of one pool.
 
-    def __init__(self, driver: Driver) -> None:
+    Args:
+        driver: loads the code.
+        admit: raises for a revision that may not run here.
+    """
+
+    def __init__(self, driver: Driver, admit: Admit) -> None:
         self._driver = driver
+        self._admit = admit
         self._known = Known()
 
     async def load(self, spec: Spec, asked: AskedPolicies, *, starts: bool, allow_unenforced: bool) -> Spec:
@@ -30,6 +46,7 @@ class Loader:
         Raises:
             AgentError: it cannot be launched here, or its code fails; a template of it may be left.
         """
+        self._admit(spec)
         spec = spec.model_copy(update={"allow_unenforced": allow_unenforced})
         policies = Policies.of(asked.over(spec.program.policies), spec.serving.concurrency)
         revision = spec.driver_revision(policies.health.start_timeout_s)

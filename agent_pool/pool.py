@@ -19,7 +19,7 @@ from agent_pool.drivers.base import Driver
 from agent_pool.images.catalog import Catalog
 from agent_pool.keeper import Keeper
 from agent_pool.ledger import Ledger
-from agent_pool.loading import Loader
+from agent_pool.loading import Loader, admission
 from agent_pool.logs import LogPolicy
 from agent_pool.rolling import Rolls
 from agent_pool.running import Runs
@@ -51,7 +51,8 @@ class Pool:
         self.changes = Changes()
         # How much the agents are called.
         self.book = LoadBook()
-        self.loader = Loader(driver)
+        admit = admission(catalog)
+        self.loader = Loader(driver, admit)
         self._state = state
         self._saver = Saver(state, self._saved)
         self._next_index = 0
@@ -61,7 +62,7 @@ class Pool:
         self._closing = False
         # Of runs in flight.
         self._held_digests: collections.Counter[str] = collections.Counter()
-        self._keeper = Keeper(driver, ledger, settings.backoff, changed=self.announce, heard=self._heard)
+        self._keeper = Keeper(driver, ledger, settings.backoff, changed=self.announce, heard=self._heard, admit=admit)
         self._crew = Crew(ledger, self._keeper)
         self._runs = Runs(self, self._crew)
         self.updates = Updates(self, Rolls(self, self._crew, self._keeper))

@@ -24,6 +24,7 @@ from agent_pool.drivers.process import ProcessDriver
 from agent_pool.drivers.slots import Slots
 from agent_pool.image_service import ImageStoreService
 from agent_pool.images.catalog import Catalog
+from agent_pool.images.trust import Trust
 from agent_pool.ledger import Ledger
 from agent_pool.logs import LogStore
 from agent_pool.logs import housekeeping as log_housekeeping
@@ -48,13 +49,15 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     """Runs the pool of a runtime directory until SIGTERM or SIGINT.
 
     Raises:
-        FailedPrecondition: another pool has that directory.
+        FailedPrecondition: another pool has that directory; or images are to be signed, and there are no keys.
         DataLoss: its state cannot be read.
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    trust = Trust(settings.trusted_keys, required=settings.require_signed)
+    trust.check()
     home.create()
     state = StateStore(home.state / "pool")
     mounts = detect.here()
@@ -75,6 +78,7 @@ async def serve(home: Home, settings: PoolSettings) -> None:
         lambda: pool.digests_in_use(),  # noqa: PLW0108 — each needs the other
         containers,
         settings.base_image,
+        trust=trust,
     )
     pool = Pool(settings, driver, ledger, catalog, state)
     await catalog.prepare()

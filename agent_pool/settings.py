@@ -1,5 +1,6 @@
 """All settings of the pool: read once, from AGENT_POOL_* and the command line, and handed on whole."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -35,6 +36,9 @@ class PoolSettings(BaseSettings):
     docker_host: str = Field("", validation_alias="DOCKER_HOST")
     # What container images are made from, of agents whose agent.yaml names no base_image.
     base_image: str = "python:3.12-slim"
+    # A file of public keys, or a directory with such files; and whether only images that one of them signed may run.
+    trusted_keys: Path | None = None
+    require_signed: bool = False
     # What of the environment the agents' processes begin with.
     path: str = Field("/usr/local/bin:/usr/bin:/bin", validation_alias="PATH")
     lang: str = Field("C.UTF-8", validation_alias="LANG")

@@ -17,13 +17,18 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from uapi_gateway import descriptors
+from uapi_gateway.access import headers
+from uapi_gateway.access.keys import LOCAL
 from uapi_gateway.envoy import Envoy
 from uapi_gateway.registry import Agent, Registry
+from uapi_gateway.sockets import inner_socket
 from uapi_gateway.xds.routes import AGENT_HEADER
 
 _STATUS_TIMEOUT_S = 1.0
 # Metadata that belongs to the caller's own call, or is set anew for the one to the agent.
-_NOT_PASSED = frozenset((AGENT_HEADER, "user-agent", "te", "content-type", "x-uapi-cluster", "x-forwarded-proto"))
+_NOT_PASSED = frozenset(
+    (AGENT_HEADER, headers.FOR, "user-agent", "te", "content-type", "x-uapi-cluster", "x-forwarded-proto")
+)
 
 
 def find_method(agent: Agent, service: str, method: str) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc, audit_pb2_grpc
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
@@ -27,7 +27,9 @@ from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
 from uapi_gateway.access.book import Book
-from uapi_gateway.access.operators import LogAudit, PoolHandler
+from uapi_gateway.access.checks import Checks
+from uapi_gateway.access.guard import Guard
+from uapi_gateway.access.operators import PoolHandler
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
 from uapi_gateway.ejections import Ejections, hearing
@@ -37,6 +39,8 @@ from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.kernel.audit import AuditLog
+from uapi_gateway.kernel.audit_service import AuditService
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
@@ -74,6 +78,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     ports = _ports(settings)
     registry, cache = Registry(), Cache()
     store = Store(home.state / "gateway.db")
+    audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
     book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
     book.publish(home)
@@ -96,6 +101,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
+        stack.push_async_callback(audit.close)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
@@ -107,8 +113,10 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         )
         stack.push_async_callback(carrier.close)
         relay.add_generic_rpc_handlers((RelayHandler(carrier),))
-        control = _control_server(registry, service, registrar, watch)
-        operators = PoolHandler(pool, discovery.routed, registry, lambda: book.policy, LogAudit())
+        checks = Checks(registry, lambda: book.policy, audit)
+        control = _control_server(registry, service, registrar, watch, checks)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
+        operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
         for grpc_server, path in (
             (xds, sockets.xds_socket(home)),
@@ -124,6 +132,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         loops = (
             watch.run(),
             carrier.caching.run(),
+            audit.run(),
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),
@@ -247,10 +256,10 @@ def _own_addresses(settings: Settings, grpc_port: int) -> Callable[[str], bool]:
 
 
 def _control_server(
-    registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch
+    registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch, checks: Checks
 ) -> aio.Server:
     """The gateway's own services."""
-    server = aio.server(interceptors=[ServerInterceptor()])
+    server = aio.server(interceptors=[ServerInterceptor(), Guard(checks)])
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)

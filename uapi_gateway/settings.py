@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     load_interval_s: float = Field(default=0.5, ge=0.1, le=10)
     # Size at which the access log is renamed to `.1` and begun anew.
     access_log_bytes: int = Field(default=64 * 2**20, ge=2**16)
+    # Size of the audit log at which its oldest records go.
+    audit_bytes: int = Field(default=256 * 2**20, ge=2**20)
 
     @property
     def home(self) -> Home:

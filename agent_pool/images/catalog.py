@@ -13,10 +13,12 @@ from agentruntime import errors, files, log
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
 from agentruntime.names import ImageReference
+from agentruntime.signing import Signature
 
-from agent_pool.images import build, builtin, project, recipe, unpack
+from agent_pool.images import build, builtin, project, recipe, signatures, unpack
 from agent_pool.images.layout import ImageLayout, StoredImage
 from agent_pool.images.thread import in_thread
+from agent_pool.images.trust import Trust
 
 if TYPE_CHECKING:
     from agent_pool.images.container import ContainerImages
@@ -51,6 +53,7 @@ class Catalog:
         in_use: tells the digests that agents run from.
         containers: the engine's images; raises FailedPrecondition if no engine answers.
         default_base: what container images are made from whose agent.yaml names no base_image.
+        trust: which images may run.
     """
 
     def __init__(
@@ -60,7 +63,10 @@ class Catalog:
         in_use: Callable[[], Collection[str]],
         containers: "Callable[[], Awaitable[ContainerImages]]" = no_engine,
         default_base: str = "",
+        *,
+        trust: Trust | None = None,
     ) -> None:
+        self._trust = trust or Trust()
         self._images = home.images
         self._store = ImageLayout(self._images)
         self._bundles = home.bundles
@@ -104,6 +110,43 @@ class Catalog:
 
     def images(self) -> list[StoredImage]:
         return self._store.images()
+
+    # --- signatures ----------------------------------------------------------------------------------------------
+
+    def check_trust(self, reference: str, digest: str) -> None:
+        """Checks that an image may run; the built-in ones may: they are the platform's own files.
+
+        Raises:
+            ImageNotTrusted: the pool demands signatures, and no trusted key signed this one under its name.
+            FailedPrecondition: the trusted keys cannot be read.
+        """
+        name = ImageReference.parse(reference).name
+        if self._trust.required and not self._store.is_built_in(name, digest):
+            self.signed_by(reference, digest)
+
+    def signed_by(self, reference: str, digest: str) -> str:
+        """The name of the trusted key that signed an image under its name. Raises as `Trust.signed_by`."""
+        return self._trust.signed_by(reference, digest, self._store.signatures(digest))
+
+    def signatures(self, digest: str) -> list[Signature]:
+        """All that lie beside an image, by whomever."""
+        return self._store.signatures(digest)
+
+    async def add_signature(self, reference: str, signature: Signature) -> None:
+        """Puts a signature beside an image, by whomever it is.
+
+        Raises:
+            ImageNotFound: there is no such image.
+            InvalidArgument: it is no signature of that image.
+            ResourceExhausted: the image has too many.
+        """
+        async with self._changing():
+            image = self._store.find(ImageReference.parse(reference))
+            signatures.check(signature, image.digest)
+            with files.room_in(self._images):
+                self._store.add_signatures(image.digest, [signature])
+
+    # --- build, tag, remove --------------------------------------------------------------------------------------
 
     async def build(
         self, archive: IO[bytes], reference: str, progress: Callable[[str], None], *, keep_requirements: bool = False
@@ -173,7 +216,8 @@ class Catalog:
             self._store.find(wanted)
             return LOCAL
         except errors.ImageNotFound:
-            if await self._obtain_from_engine(wanted):
+            # To take one out of the engine, pip is run as its agent.yaml says: not for what nobody vouches for.
+            if not self._trust.required and await self._obtain_from_engine(wanted):
                 return DOCKER
             if not wanted.registry:
                 raise
@@ -191,9 +235,11 @@ class Catalog:
         from agent_pool.images import registry  # noqa: PLC0415 — as above
 
         with files.room_in(self._images), tempfile.TemporaryDirectory(dir=self._images, prefix=_COMING) as scratch:
-            digest = await in_thread(lambda given_up: registry.pull(wanted, Path(scratch), progress, given_up))
+            digest, signed = await in_thread(
+                lambda given_up: registry.pull(wanted, Path(scratch), progress, given_up)
+            )
             async with self._changing():
-                return await in_thread(lambda _: self._store.adopt(wanted, digest, Path(scratch)))
+                return await in_thread(lambda _: self._store.adopt(wanted, digest, Path(scratch), signed))
 
     async def push(self, reference: str, destination: str, progress: Say) -> str:
         """Copies an image to a registry, and returns its digest. See `registry.push`.
@@ -273,16 +319,17 @@ class Catalog:
         """Around what changes tags; what was made of images that no tag and no agent needs any more goes then."""
         async with self._writing:
             yield
-            gone = self._unneeded()
+            kept = {image.digest for image in self._store.images()} | set(self._in_use())
+            self._store.keep_signatures(kept)
+            gone = self._unneeded(kept)
             for digest in gone:
                 self._manifests.pop(digest, None)
             await in_thread(lambda _: unpack.remove(self._bundles, gone))
         for digest in gone:
             await self._remove_container_image(digest)
 
-    def _unneeded(self) -> list[str]:
+    def _unneeded(self, kept: Collection[str]) -> list[str]:
         """The digests of bundles that nothing needs. A container image is made of a bundle."""
-        kept = {image.digest for image in self._store.images()} | set(self._in_use())
         kept_paths = {unpack.bundle_path(self._bundles, digest) for digest in kept}
         found = [path for path in self._bundles.iterdir() if path not in kept_paths and not path.name.startswith(".")]
         return [f"sha256:{path.name}" for path in found]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,9 @@ from typing import Any
 
 from agentruntime import errors, files, log
 from agentruntime.names import ImageReference
+from agentruntime.signing import MOST_SIGNATURES, Signature
+
+from agent_pool.images import signatures
 
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -24,6 +27,8 @@ LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 _REF_NAME = "org.opencontainers.image.ref.name"
 _CREATED = "org.opencontainers.image.created"
 _BUILT_IN = "agentruntime.built-in"
+# Annotation of the descriptor of an image's signatures: the digest of the image's manifest.
+_SIGNATURES_OF = "agentruntime.signatures-of"
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 # Blobs that are being made.
@@ -102,11 +107,20 @@ class ImageLayout:
         files.sync_directory(self._blobs)
         return digest, size_bytes
 
-    def adopt(self, reference: ImageReference, digest: str, directory: Path) -> StoredImage:
-        """Takes an image in under a tag; its blobs are the files in a directory of this file system, and move."""
+    def adopt(
+        self, reference: ImageReference, digest: str, directory: Path, signed: Iterable[Signature] = ()
+    ) -> StoredImage:
+        """Takes an image in under a tag, with its signatures, as far as there is room for them.
+
+        Its blobs are the files in a directory of this file system, and move.
+        """
         for path in directory.iterdir():
             self.add_file(path)
-        return self.tag(reference, digest, datetime.now(UTC))
+        image = self.tag(reference, digest, datetime.now(UTC))
+        there = self.signatures(digest)
+        new = [each for each in signed if each not in there]
+        self.add_signatures(digest, new[: MOST_SIGNATURES - len(there)])
+        return image
 
     def read_blob(self, digest: str) -> bytes:
         """The bytes of a small blob, verified.
@@ -143,15 +157,66 @@ class ImageLayout:
         annotations = {_REF_NAME: str(reference), _CREATED: created_at.isoformat()}
         if built_in:
             annotations[_BUILT_IN] = "true"
-        entry = {
-            "mediaType": MANIFEST_TYPE,
-            "digest": digest,
-            "size": self.blob_path(digest).stat().st_size,
-            "annotations": annotations,
-        }
-        self._write_index([*(e for e in self._entries() if _reference(e) != str(reference)), entry])
+        entry = {**self.descriptor(digest), "annotations": annotations}
+        others = [e for e in self._entries() if _reference(e) != str(reference)]
+        self._write_index([*others, entry, *self._signature_entries()])
         self.collect_garbage()
         return self._stored(entry)
+
+    def signatures(self, digest: str) -> list[Signature]:
+        """What lies beside an image; none if it is damaged, with a line in the log."""
+        entry = next((e for e in self._signature_entries() if e["annotations"][_SIGNATURES_OF] == digest), None)
+        if entry is None:
+            return []
+        try:
+            described = signatures.values(signatures.layers(self.read_blob(entry["digest"])))
+            return [Signature(self.read_blob(payload), value) for payload, value in described]
+        except (errors.DataLoss, errors.InvalidArgument) as error:
+            _log.error("the signatures of an image are damaged", image=digest, error=error.message)
+            return []
+
+    def add_signatures(self, digest: str, more: Iterable[Signature]) -> None:
+        """Puts signatures beside an image, those that are there already once.
+
+        Raises:
+            ResourceExhausted: they would be too many.
+        """
+        there = self.signatures(digest)
+        new = [each for each in dict.fromkeys(more) if each not in there]
+        if not new:
+            return
+        if len(there) + len(new) > MOST_SIGNATURES:
+            raise errors.ResourceExhausted(f"the image {digest} would have more than {MOST_SIGNATURES} signatures")
+        for each in new:
+            self.add_blob(each.payload)
+        manifest, config = signatures.manifest(self.descriptor(digest), [signatures.layer(e) for e in [*there, *new]])
+        self.add_blob(config)
+        entry = {
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": signatures.ARTIFACT_TYPE,
+            "digest": self.add_blob(manifest),
+            "size": len(manifest),
+            "annotations": {_SIGNATURES_OF: digest},
+        }
+        others = [e for e in self._signature_entries() if e["annotations"][_SIGNATURES_OF] != digest]
+        self._write_index([*self._entries(), *others, entry])
+        self.collect_garbage()
+
+    def keep_signatures(self, digests: Collection[str]) -> None:
+        """Drops the signatures of all images but these."""
+        kept = [e for e in self._signature_entries() if e["annotations"][_SIGNATURES_OF] in digests]
+        if len(kept) < len(self._signature_entries()):
+            self._write_index([*self._entries(), *kept])
+            self.collect_garbage()
+
+    def is_built_in(self, name: str, digest: str) -> bool:
+        """Whether an image came with the platform, by that name."""
+        own = [e for e in self._entries() if e["annotations"].get(_BUILT_IN) == "true"]
+        return any(e["digest"] == digest and _name(e) == name for e in own)
+
+    def descriptor(self, digest: str) -> dict[str, Any]:
+        """Of an image's manifest, which is there."""
+        return {"mediaType": MANIFEST_TYPE, "digest": digest, "size": self.blob_path(digest).stat().st_size}
 
     def images(self) -> list[StoredImage]:
         """All tags that can be read, by reference; one that is damaged is logged and takes no other with it."""
@@ -202,7 +267,8 @@ class ImageLayout:
                 return _name(entry) == reference.name and str(entry["digest"]) == reference.digest
             return _reference(entry) == tag
 
-        self._write_index([entry for entry in self._entries() if not goes(entry)])
+        stay = [entry for entry in self._entries() if not goes(entry)]
+        self._write_index([*stay, *self._signature_entries()])
         self.collect_garbage()
 
     def _stored(self, entry: dict[str, Any]) -> StoredImage:
@@ -222,9 +288,15 @@ class ImageLayout:
             ) from None
 
     def _entries(self) -> list[dict[str, Any]]:
-        index = json.loads((self._root / "index.json").read_text())
         # Another tool may have added descriptors without a tag of ours.
-        return [entry for entry in index["manifests"] if _REF_NAME in entry.get("annotations", {})]
+        return self._annotated(_REF_NAME)
+
+    def _signature_entries(self) -> list[dict[str, Any]]:
+        return self._annotated(_SIGNATURES_OF)
+
+    def _annotated(self, key: str) -> list[dict[str, Any]]:
+        index = json.loads((self._root / "index.json").read_text())
+        return [entry for entry in index["manifests"] if key in entry.get("annotations", {})]
 
     def _write_index(self, entries: list[dict[str, Any]]) -> None:
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
@@ -238,7 +310,7 @@ class ImageLayout:
                 path.unlink()
 
     def _referenced(self) -> Iterator[str]:
-        for entry in self._entries():
+        for entry in [*self._entries(), *self._signature_entries()]:
             yield entry["digest"]
             try:
                 manifest = self.manifest(entry["digest"])
@@ -247,7 +319,8 @@ class ImageLayout:
                     yield layer["digest"]
             except (errors.DataLoss, KeyError, TypeError) as error:
                 # What it needed cannot be known any more, and it cannot run without being built again.
-                _log.error("an image is damaged", image=_reference(entry), error=str(error))
+                what = entry["annotations"].get(_REF_NAME, entry["digest"])
+                _log.error("an image is damaged", image=what, error=str(error))
 
 
 def _reference(entry: dict[str, Any]) -> str:

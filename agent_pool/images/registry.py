@@ -15,9 +15,10 @@ import requests
 import urllib3
 from agentruntime import errors, units
 from agentruntime.names import ImageReference
+from agentruntime.signing import LONGEST_PAYLOAD_BYTES, Signature
 from pydantic import BaseModel, Field, ValidationError
 
-from agent_pool.images import project
+from agent_pool.images import project, signatures
 from agent_pool.images.layout import MANIFEST_TYPE, ImageLayout
 from agent_pool.images.registry_session import RegistrySession
 
@@ -77,6 +78,8 @@ def push(store: ImageLayout, digest: str, to: ImageReference, say: Say, given_up
         for blob in _parsed(content, f"the image {digest[:_SHOWN]}").blobs:
             _raise_if(given_up)
             _send_blob(session, store, blob, say)
+        # Before the image has its tag there: whoever demands a signature finds it.
+        _send_signatures(session, store, digest, to, say)
         put = session.request(
             "PUT", f"manifests/{to.digest or to.tag}", data=content, headers={"Content-Type": MANIFEST_TYPE}
         )
@@ -85,10 +88,10 @@ def push(store: ImageLayout, digest: str, to: ImageReference, say: Say, given_up
             raise errors.DataLoss(f"the registry {to.registry} has {there} now instead of {digest}; push it again")
 
 
-def pull(of: ImageReference, scratch: Path, say: Say, given_up: threading.Event) -> str:
+def pull(of: ImageReference, scratch: Path, say: Say, given_up: threading.Event) -> tuple[str, list[Signature]]:
     """Copies an image from a registry into an empty directory, as files whose names do not matter.
 
-    Returns the digest of its manifest.
+    Returns the digest of its manifest, and the signatures that the registry has of it, whoever made them.
 
     Raises:
         ImageNotFound: the registry has none.
@@ -106,7 +109,7 @@ def pull(of: ImageReference, scratch: Path, say: Say, given_up: threading.Event)
             _fetch_blob(session, blob, scratch / blob.digest.removeprefix("sha256:"), say, given_up)
         _check_agent(scratch / manifest.config.digest.removeprefix("sha256:"), of)
         (scratch / "manifest").write_bytes(content)
-        return digest
+        return digest, _fetch_signatures(session, of, digest, say)
 
 
 def _parsed(content: bytes, what: str) -> _Manifest:
@@ -156,20 +159,90 @@ def _digest_of(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _fetch_manifest(session: RegistrySession, of: ImageReference) -> tuple[bytes, str]:
-    response = session.request(
-        "GET", f"manifests/{of.digest or of.tag}", headers={"Accept": MANIFEST_TYPE}, stream=True
+def _send_signatures(session: RegistrySession, store: ImageLayout, digest: str, to: ImageReference, say: Say) -> None:
+    """Puts those that are here beside those that others put there."""
+    here = store.signatures(digest)
+    if not here:
+        return
+    tag = signatures.tag_of(digest)
+    there = _signature_layers(session, digest)
+    if there is None:
+        raise errors.FailedPrecondition(
+            f"the registry {session.host} has something else than signatures as {to.repository}:{tag}; "
+            "remove that first"
+        )
+    described = signatures.united(there, here)
+    if len(described) == len(there):
+        say("its signatures are there already")
+        return
+    say(f"sending {len(described) - len(there)} of its signatures")
+    manifest, config = signatures.manifest(store.descriptor(digest), described)
+    for content in (config, *(each.payload for each in here)):
+        _send_bytes(session, content)
+    session.request("PUT", f"manifests/{tag}", data=manifest, headers={"Content-Type": MANIFEST_TYPE})
+
+
+def _send_bytes(session: RegistrySession, content: bytes) -> None:
+    digest = signatures.digest_of(content)
+    if session.has(f"blobs/{digest}"):
+        return
+    place = session.request("POST", "blobs/uploads/").headers.get("Location", "")
+    session.request(
+        "PUT", place, data=content, params={"digest": digest}, headers={"Content-Type": "application/octet-stream"}
     )
-    content = b""
-    for piece in _pieces(session, response):
-        content += piece
-        if len(content) > _LONGEST_MANIFEST_BYTES:
-            raise errors.FailedPrecondition(f"the manifest of {of} is longer than any agent image's")
-    digest = "sha256:" + hashlib.sha256(content).hexdigest()
-    promised = of.digest or response.headers.get("Docker-Content-Digest", digest)
+
+
+def _signature_layers(session: RegistrySession, digest: str) -> list[dict[str, object]] | None:
+    """What a registry has beside an image; None if it is something else than signatures."""
+    tag = signatures.tag_of(digest)
+    if not session.has(f"manifests/{tag}", headers={"Accept": MANIFEST_TYPE}):
+        return []
+    try:
+        return signatures.layers(_manifest(session, tag, "the signatures")[0])
+    except errors.InvalidArgument:
+        return None
+
+
+def _fetch_signatures(session: RegistrySession, of: ImageReference, digest: str, say: Say) -> list[Signature]:
+    described = _signature_layers(session, digest)
+    if described is None:
+        say(f"what the registry has as signatures of {of} cannot be read; it counts as unsigned")
+        return []
+    found = []
+    for payload_digest, value in signatures.values(described):
+        response = session.request("GET", f"blobs/{payload_digest}", stream=True)
+        payload = _short(session, response, LONGEST_PAYLOAD_BYTES, f"a signature of {of}")
+        if signatures.digest_of(payload) != payload_digest:
+            raise _mismatch(session, payload_digest, signatures.digest_of(payload))
+        found.append(Signature(payload, value))
+    if found:
+        say(f"fetched {len(found)} of its signatures")
+    return found
+
+
+def _fetch_manifest(session: RegistrySession, of: ImageReference) -> tuple[bytes, str]:
+    content, named = _manifest(session, of.digest or of.tag, f"the manifest of {of}")
+    digest = signatures.digest_of(content)
+    promised = of.digest or named or digest
     if digest != promised:
         raise _mismatch(session, promised, digest)
     return content, digest
+
+
+def _manifest(session: RegistrySession, tag: str, what: str) -> tuple[bytes, str]:
+    """A manifest as it comes, and what digest the registry says that it has, or ""."""
+    response = session.request("GET", f"manifests/{tag}", headers={"Accept": MANIFEST_TYPE}, stream=True)
+    content = _short(session, response, _LONGEST_MANIFEST_BYTES, what)
+    return content, response.headers.get("Docker-Content-Digest", "")
+
+
+def _short(session: RegistrySession, response: requests.Response, longest_bytes: int, what: str) -> bytes:
+    content = b""
+    for piece in _pieces(session, response):
+        content += piece
+        if len(content) > longest_bytes:
+            raise errors.FailedPrecondition(f"{what} is longer than any agent image's")
+    return content
 
 
 def _fetch_blob(

@@ -65,9 +65,9 @@ class RegistrySession:
     ) -> None:
         self._session.close()
 
-    def has(self, path: str) -> bool:
-        """Whether there is something at a path below the repository."""
-        with self._ask("HEAD", path) as response:
+    def has(self, path: str, **more: Any) -> bool:
+        """Whether there is something at a path below the repository. `more` is as `requests` takes it."""
+        with self._ask("HEAD", path, **more) as response:
             return bool(response.status_code == requests.codes.ok)
 
     def request(

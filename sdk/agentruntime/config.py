@@ -44,6 +44,9 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "UAPI_ENDPOINT": ("uapi", "endpoint"),
     "UAPI_AUTH_TOKEN": ("uapi", "auth_token"),
     "UAPI_TIMEOUT": ("uapi", "timeout"),
+    "UAPI_TLS_CA": ("uapi", "tls_ca"),
+    "UAPI_TLS_CERT": ("uapi", "tls_cert"),
+    "UAPI_TLS_KEY": ("uapi", "tls_key"),
 }
 _BOOLEANS = {"true": 1, "1": 1, "yes": 1, "on": 1, "false": 0, "0": 0, "no": 0, "off": 0, "": 0}
 
@@ -65,6 +68,10 @@ class UapiSection(Section):
     endpoint: str | None = None
     auth_token: str | None = Field(default=None, repr=False)
     timeout_s: Duration = Field(default=DEFAULT_TIMEOUT_S, alias="timeout", gt=0)
+    # Files in PEM: whose certificates are trusted, and the caller's own certificate with its key.
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
 
 class RuntimeConfig(Section):
@@ -140,13 +147,16 @@ class RuntimeConfig(Section):
         return cls._from_layer(_paths(flags))
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Reads the environment only.
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, flags: Mapping[str, tuple[str, Any]] | None = None
+    ) -> Self:
+        """Reads the environment and, over it, flags given as to `load`; no file.
 
         Raises:
-            InvalidArgument: a variable cannot be read.
+            InvalidArgument: a variable or a flag cannot be read.
         """
-        return cls._from_layer(_from_environment(os.environ if environ is None else environ))
+        read = _from_environment(os.environ if environ is None else environ)
+        return cls._from_layer({**read, **_paths(flags or {})})
 
     @classmethod
     def load(

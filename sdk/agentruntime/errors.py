@@ -213,6 +213,12 @@ class NotEnforceable(FailedPrecondition):
     reason = "NOT_ENFORCEABLE"
 
 
+class ImageNotTrusted(FailedPrecondition):
+    """The pool runs only images that a key signed which it trusts, and no such key signed this one."""
+
+    reason = "IMAGE_NOT_TRUSTED"
+
+
 class InsufficientResources(ResourceExhausted):
     """The ledger refuses a reservation; says what is free."""
 

@@ -1,6 +1,7 @@
 """The runtime directory: where the platform of one user on one machine keeps its sockets, state and logs.
 
 token               the API key of this user, mode 0600; the gateway makes it
+certs/              certificates that `agent certs` made, and their keys
 run/                sockets and pid files (elsewhere if the path would be too long for a socket)
 state/              databases of the pool and the gateway
 images/             an OCI image layout
@@ -58,6 +59,10 @@ class Home:
             return self.token_file.read_text().strip()
         except OSError:
             return ""
+
+    @property
+    def certs(self) -> Path:
+        return self.root / "certs"
 
     @property
     def run(self) -> Path:

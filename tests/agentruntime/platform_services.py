@@ -53,6 +53,7 @@ class Record:
         # Where images come from, and what was made of them.
         self.image_source = "local"
         self.container_image = ""
+        self.signatures: list[image_service_pb2.Signature] = []
         self._changed = threading.Condition()
         self._statuses: list[agent_pool_pb2.Deployment] = []
 
@@ -320,6 +321,20 @@ class Images(image_service_pb2_grpc.ImageServiceServicer):
         self._record.add(request, context)
         yield image_service_pb2.PullImageResponse(progress="fetching the code")
         yield image_service_pb2.PullImageResponse(image=image(request.reference))
+
+    def ListSignatures(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        there = self._record.signatures
+        return image_service_pb2.ListSignaturesResponse(
+            image=image(request.reference),
+            signatures=there,
+            refusal="" if there else f"image '{request.reference}' is not signed",
+        )
+
+    def AddSignature(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        self._record.signatures.append(request.signature)
+        return image_service_pb2.AddSignatureResponse()
 
     def GetDockerfile(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)

@@ -13,7 +13,7 @@ from uapi_gateway.access.policy import AGENT_PREFIX, ANONYMOUS, CALL_ALL, EVERYT
 
 _SCOPE = re.compile(r"uapi\.(?P<role>call|operate|administer)(?::(?P<agent>[a-z0-9-]+))?")
 _ROLES = {"call": proto.ROLE_CALL, "operate": proto.ROLE_OPERATE, "administer": proto.ROLE_ADMINISTER}
-ROLE_NAMES = {role: name for name, role in _ROLES.items()}
+ROLE_NAMES: dict[int, str] = {role: name for name, role in _ROLES.items()}
 
 
 def caller_of(metadata: Iterable[tuple[str, Any]] | None, policy: Policy) -> Caller:
@@ -64,7 +64,7 @@ def refusal(caller: Caller, role: int, agents: Iterable[str]) -> AgentError:
     needed = f"the role {ROLE_NAMES[role]} for {f'agent {names}' if names else 'all agents'}"
     if caller.principal == ANONYMOUS:
         return Unauthenticated(
-            f"this needs {needed}: send an API key as 'authorization: Bearer uapi_…' (`agent keys create` makes one), "
+            f"this needs {needed}: send an API key as 'authorization: Bearer uapi_…' (`agent keys create` makes it), "
             "or use the gateway's socket on its own machine",
             reason="CREDENTIAL_MISSING",
         )

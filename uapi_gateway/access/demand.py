@@ -1,4 +1,4 @@
-"""What each method of the pool needs of its caller, and what of its answers a caller sees who may not see all."""
+"""What each method of the platform needs of its caller, and what of its answers a caller sees who may not see all."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any
 
 from agentruntime._proto.uapi.v1 import access_pb2 as access
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry
+from agentruntime._proto.uapi.v1 import audit_pb2 as audit
 from agentruntime._proto.uapi.v1 import image_service_pb2 as images
 from agentruntime._proto.uapi.v1 import secret_service_pb2 as secrets
 from agentruntime.names import ImageReference
@@ -68,7 +70,20 @@ def _event(answer: Any, seen: Seen) -> Any | None:
     return answer if not about or seen(about) else None
 
 
-_OPERATE = access.ROLE_OPERATE
+def _agents(answer: Any, seen: Seen) -> Any:
+    kept = [agent for agent in answer.agents if seen(agent.agent_id)]
+    del answer.agents[:]
+    answer.agents.extend(kept)
+    return answer
+
+
+def _agent_event(answer: Any, seen: Seen) -> Any | None:
+    about = answer.changed.agent_id if answer.HasField("changed") else answer.removed
+    return answer if not about or seen(about) else None
+
+
+_CALL, _OPERATE, _ADMINISTER = access.ROLE_CALL, access.ROLE_OPERATE, access.ROLE_ADMINISTER
+GET_CALLER = "/uapi.v1.AccessService/GetCaller"
 _POOL: Mapping[str, Need] = {
     "RunAgent": Need(_OPERATE, _run),
     **{name: Need(_OPERATE, _field("name")) for name in ("StopAgent", "RestartAgent", "UpdateAgent", "StreamLogs")},
@@ -82,22 +97,44 @@ _POOL: Mapping[str, Need] = {
     "WatchDeployments": Need(_OPERATE, _any, _event),
     "GetNode": Need(_OPERATE, _any),
     # The gateway's own, on the pool's socket.
-    "ReportLoad": Need(access.ROLE_ADMINISTER, _every),
+    "ReportLoad": Need(_ADMINISTER, _every),
 }
 
 
-def _needs() -> Iterable[tuple[str, tuple[MethodDescriptor, Need]]]:
-    for file, role, named in (
-        (pool, access.ROLE_ADMINISTER, _POOL),
-        (images, _OPERATE, {}),
-        (secrets, access.ROLE_ADMINISTER, {}),
-    ):
-        for service in file.DESCRIPTOR.services_by_name.values():
-            for method in service.methods:
-                # A method that nobody thought of here is for administrators.
-                need = named.get(method.name, Need(role, _every))
-                yield f"/{service.full_name}/{method.name}", (method, need)
+_REGISTRY: Mapping[str, Need] = {
+    "RegisterAgent": Need(_OPERATE, lambda request: (request.registration.agent_id,)),
+    "DeregisterAgent": Need(_OPERATE, _field("agent_id")),
+    # Whoever knows the lease may renew it: its id is random, and told to whoever registered.
+    "KeepAlive": Need(_OPERATE, _any),
+    "GetAgent": Need(_CALL, _field("agent_id")),
+    "ListAgents": Need(_CALL, _any, _agents),
+    "WatchAgents": Need(_CALL, _any, _agent_event),
+}
+
+
+def _needs(
+    file: Any, role: int, named: Mapping[str, Need] | None = None
+) -> Iterable[tuple[str, tuple[MethodDescriptor, Need]]]:
+    """Of all methods in a file; one that nobody thought of here needs the role for all agents."""
+    for service in file.DESCRIPTOR.services_by_name.values():
+        for method in service.methods:
+            yield f"/{service.full_name}/{method.name}", (method, (named or {}).get(method.name, Need(role, _every)))
 
 
 # "/service/Method" of all that the pool serves.
-NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = dict(_needs())
+POOL_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
+    **dict(_needs(pool, _ADMINISTER, _POOL)),
+    **dict(_needs(images, _OPERATE)),
+    **dict(_needs(secrets, _ADMINISTER)),
+}
+# Of what the gateway serves by itself. `GetCaller` and `AgentGateway` are for everyone; reflection and health look by
+# themselves.
+OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
+    path: found
+    for path, found in (
+        *_needs(registry, _ADMINISTER, _REGISTRY),
+        *_needs(audit, _ADMINISTER),
+        *_needs(access, _ADMINISTER),
+    )
+    if path != GET_CALLER
+}

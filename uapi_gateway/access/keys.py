@@ -1,6 +1,6 @@
 """API keys: how one is made, and what of it the platform keeps.
 
-A key is "uapi_" and a JWT (RFC 7519) signed with Ed25519 (RFC 8037). Its private half is made for it alone and is gone
+A key is "uapi_" and a JWT (RFC 7519), signed with Ed25519 (RFC 8037). Its private half is made for it alone, and gone
 when `mint` returns: what is kept can check the key, and can make neither it nor another.
 """
 
@@ -8,7 +8,7 @@ import base64
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
@@ -181,7 +181,7 @@ def belongs(secret: str, keys: Sequence[Key]) -> bool:
     return True
 
 
-def _encoded(content: dict[str, object]) -> str:
+def _encoded(content: Mapping[str, object]) -> str:
     return _base64(json.dumps(content, separators=(",", ":")).encode())
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from agentruntime._proto.uapi.v1 import access_pb2
 from envoy.config.rbac.v3 import rbac_pb2 as action_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.type.matcher.v3 import http_inputs_pb2
@@ -55,7 +56,7 @@ def http_rules(wanted: Policy) -> Any:
     operating = {
         key.key_id: ALLOW
         for key in wanted.keys.values()
-        if policy.Grant(key.role, key.agents).covers(policy.proto.ROLE_OPERATE, ALL)
+        if policy.Grant(key.role, key.agents).covers(access_pb2.ROLE_OPERATE, ALL)
     }
     known = {"local": ALLOW, **({policy.ANONYMOUS: ALLOW} if wanted.anonymous else {})}
     tree = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, known, DENY))

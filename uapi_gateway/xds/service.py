@@ -32,7 +32,9 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         """Waits until Envoy can route to an agent by its name, for at most so long; says whether it can."""
         by_name, by_route = (cluster_name(agent_id, idempotent=idempotent) for idempotent in (True, False))
         return await self._until(
-            lambda session: by_name in session.endpoints or (by_route in session.endpoints and session.in_force(ROUTE)),
+            lambda session: (
+                by_name in session.endpoints or (by_route in session.endpoints and session.in_force(ROUTE))
+            ),
             longest_s,
         )
 

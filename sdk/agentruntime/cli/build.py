@@ -12,9 +12,8 @@ import typer
 
 from agentruntime import errors, names, supervisor
 from agentruntime._proto.uapi.v1 import image_service_pb2 as image_pb2
-from agentruntime.cli import output, platform
+from agentruntime.cli import connection, output, platform
 from agentruntime.client.sync import Client
-from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
 from agentruntime.packing import left_out
@@ -48,7 +47,7 @@ def command(
     AgentManifest.load(path)
     if tag is not None:
         names.ImageReference.parse(tag)
-    settings = RuntimeConfig.from_env()
+    settings = connection.config()
     if platform.is_local(settings):
         with output.progress("starting the platform"):
             platform.start(Home.default(), supervisor.Listen())

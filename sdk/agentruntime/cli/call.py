@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from agentruntime import errors
-from agentruntime.cli import output, platform
+from agentruntime.cli import connection, output, platform
 from agentruntime.client.sync import Client
-from agentruntime.config import RuntimeConfig
 from agentruntime.units import parse_duration
 
 
@@ -34,7 +33,7 @@ def command(
     if bool(service) != bool(method):
         raise errors.InvalidArgument("--service and --method belong together; give both, and --data with the request")
     wait_s = parse_duration(timeout) if timeout else None
-    config = RuntimeConfig.from_env()
+    config = connection.config()
     with platform.connect(config) as client, _told_where_to_look(agent):
         if service and method:
             request = {"service": service, "method": method, "data": _json(data)}

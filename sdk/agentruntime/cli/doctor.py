@@ -6,8 +6,7 @@ from pathlib import Path
 
 from agentruntime import supervisor, units
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
-from agentruntime.cli import output, platform
-from agentruntime.config import RuntimeConfig
+from agentruntime.cli import connection, output, platform
 from agentruntime.home import Home
 
 # What the pool calls these, in words.
@@ -45,7 +44,7 @@ def command(format_: output.Output = None) -> None:
     What limits can be enforced is known once the platform runs; the rest without it.
     """
     findings = parts()
-    config = RuntimeConfig.from_env()
+    config = connection.config()
     if not platform.is_local(config) or supervisor.is_running(Home.default()):
         with platform.connect(config) as client:
             node = client.pool.GetNode(pool_pb2.GetNodeRequest())

@@ -33,14 +33,22 @@ def _print_help() -> int:
 def _run(argv: list[str]) -> int:
     typer = import_module("typer")
     failure = import_module("agentruntime.cli.failure")
-    output = import_module("agentruntime.cli.output")
+    connection = import_module("agentruntime.cli.connection")
     _check_text(argv)
     app = typer.Typer(name="agent", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
-    app.callback(help="Run AI agents as limited, supervised processes behind a gRPC gateway.")(output.set_default)
+    app.callback(help="Run AI agents as limited, supervised processes behind a gRPC gateway.")(connection.options)
     named = next((argument for argument in argv if argument in VERBS), None)
     # All of them where none is named: for completion, and to suggest one that was meant.
     for verb in [named] if named else VERBS:
-        app.command(verb)(failure.piped(import_module(f"agentruntime.cli.{verb}").command))
+        module = import_module(f"agentruntime.cli.{verb}")
+        if commands := getattr(module, "COMMANDS", None):
+            # A verb with verbs of its own.
+            group = typer.Typer(name=verb, help=VERBS[verb], no_args_is_help=True)
+            for name, command in commands.items():
+                group.command(name)(failure.piped(command))
+            app.add_typer(group)
+        else:
+            app.command(verb)(failure.piped(module.command))
     result = app(args=argv, prog_name="agent", standalone_mode=False)
     return result if isinstance(result, int) else 0
 

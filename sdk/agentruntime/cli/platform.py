@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from agentruntime import errors, supervisor
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
+from agentruntime.cli import connection
 from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
@@ -28,17 +29,22 @@ def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
     Raises:
         Unavailable: nothing answers there.
     """
-    config = config or RuntimeConfig.from_env()
+    config = config or connection.config()
     home = Home.default()
     if config.uapi.endpoint is None and not supervisor.is_running(home):
         raise errors.Unavailable("no platform runs on this machine; start it with `agent up`", reason="NO_PLATFORM")
     # Not whatever else may listen on the default port.
-    endpoint = config.uapi.endpoint or f"unix:{home.gateway_socket}"
-    with Client(endpoint, config.uapi.auth_token, config.uapi.timeout_s) as client:
+    uapi = config.uapi
+    endpoint = uapi.endpoint or f"unix:{home.gateway_socket}"
+    with Client(
+        endpoint, uapi.auth_token, uapi.timeout_s, ca=uapi.tls_ca, cert=uapi.tls_cert, key=uapi.tls_key
+    ) as client:
         try:
             # A part of the platform that died is back within a second or two; who waits longer wants to know why.
             client.await_connection(_CONNECTED_WITHIN_S)
-        except errors.Unavailable:
+        except errors.Unavailable as error:
+            if error.reason != "NOT_CONNECTED":
+                raise
             where = config.uapi.endpoint or f"the socket {home.gateway_socket}"
             raise errors.Unavailable(
                 f"nothing answers at {where}; `agent status` says what runs", reason="NO_ANSWER"

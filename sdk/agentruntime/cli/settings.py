@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from agentruntime import errors
+from agentruntime.cli import connection
 from agentruntime.config import RuntimeConfig
 from agentruntime.sections import Compression, HealthFailureAction, LoadBalancer, LogFormat, SecurityContext
 
@@ -213,7 +214,7 @@ class Given:
         Raises:
             InvalidArgument: something cannot be read; names the file and key, the variable or the flag.
         """
-        return RuntimeConfig.load(flags=self.values, file=file)
+        return RuntimeConfig.load(flags={**connection.flags(), **self.values}, file=file)
 
 
 def taken(verb: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -4,8 +4,7 @@ from typing import Any
 
 from agentruntime import errors, processes, supervisor, units
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
-from agentruntime.cli import output, platform
-from agentruntime.config import RuntimeConfig
+from agentruntime.cli import connection, output, platform
 from agentruntime.home import Home
 
 
@@ -51,7 +50,7 @@ def show(home: Home, as_json: bool) -> None:
 def _supervised(home: Home) -> list[dict[str, Any]]:
     """What the runtime directory itself says, for processes that the gateway does not name."""
     record = supervisor.read_record(home)
-    if not record or not platform.is_local(RuntimeConfig.from_env()) or not supervisor.is_running(home):
+    if not record or not platform.is_local(connection.config()) or not supervisor.is_running(home):
         return []
     own = {**record, "name": "supervisor"}
     return [

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -24,7 +25,7 @@ from agentruntime._proto.uapi.v1 import (
     text_generation_pb2_grpc,
 )
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
-from agentruntime.client import dynamic, policy, repeat, target
+from agentruntime.client import dynamic, handshake, policy, repeat, target
 from agentruntime.client.registration import Lease, register_request
 
 # The standard library's: a library leaves it to its program how logs are written.
@@ -37,8 +38,20 @@ _LOOK_S = 0.3
 class AsyncClient:
     """`Client` for asyncio: the same arguments, names and errors; belongs to one event loop."""
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None, timeout_s: float | None = None) -> None:
-        self._connection = _Connection(target.resolve(endpoint, token, timeout_s))
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        token: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+    ) -> None:
+        files = [str(path) if path else None for path in (ca, cert, key)]
+        self._connection = _Connection(
+            target.resolve(endpoint, token, timeout_s, ca=files[0], cert=files[1], key=files[2])
+        )
         self._agent = ""
         self._leases: dict[str, asyncio.Task[None]] = {}
 
@@ -133,7 +146,7 @@ class AsyncClient:
         """As `Client.await_connection`."""
         wait_s = self._connection.target.timeout_s if timeout_s is None else timeout_s
         if not await self._connection.connected(wait_s):
-            raise policy.not_connected(self._connection.target.address, wait_s)
+            raise await asyncio.to_thread(handshake.not_connected, self._connection.target, wait_s)
 
     async def close(self) -> None:
         """As `Client.close`."""
@@ -267,7 +280,7 @@ class _Call:
         if timeout_s is None or not isinstance(typed, errors.DeadlineExceeded):
             return typed
         if not await self._connection.connected(_LOOK_S):
-            return policy.not_connected(self._connection.target.address, timeout_s)
+            return await asyncio.to_thread(handshake.not_connected, self._connection.target, timeout_s)
         return typed
 
     async def until_next(self, error: grpc.RpcError) -> None:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
@@ -87,14 +88,6 @@ def failure(
     return errors.DeadlineExceeded(message, metadata={"before": before.message} if before else None)
 
 
-def not_connected(address: str, timeout_s: float) -> errors.Unavailable:
-    """The error where the gateway could not be reached in so many seconds."""
-    return errors.Unavailable(
-        f"nothing answered at {address} within {timeout_s:g} s; `agent status` says what runs, `agent up` starts it",
-        reason="NOT_CONNECTED",
-    )
-
-
 def channel_options(target: Target, version: str) -> list[tuple[str, str | int]]:
     """Of a channel to that target (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html)."""
     options: list[tuple[str, str | int]] = [("grpc.primary_user_agent", f"agentruntime/{version}")]
@@ -114,5 +107,23 @@ def channel_options(target: Target, version: str) -> list[tuple[str, str | int]]
 
 
 def credentials(target: Target) -> grpc.ChannelCredentials | None:
-    """Of a channel to that target: None is plain text."""
-    return grpc.ssl_channel_credentials() if target.secure else None
+    """Of a channel to that target: None is plain text.
+
+    Raises:
+        InvalidArgument: one of its files cannot be read.
+    """
+    if not target.secure:
+        return None
+    ca, key, cert = (_read(path) for path in (target.ca, target.key, target.cert))
+    return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def _read(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise errors.InvalidArgument(
+            f"{path} cannot be read: {error.strerror}; name another by --ca, --cert, --key or in UAPI_TLS_*"
+        ) from None

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -22,7 +23,7 @@ from agentruntime._proto.uapi.v1 import (
     text_generation_pb2_grpc,
 )
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
-from agentruntime.client import dynamic, policy, repeat, target
+from agentruntime.client import dynamic, handshake, policy, repeat, target
 from agentruntime.client.registration import Lease, register_request
 
 # The standard library's: a library leaves it to its program how logs are written.
@@ -42,6 +43,10 @@ class Client:
             directory's.
         timeout_s: seconds that a call without a timeout of its own may take, streams included (`timeout=math.inf`
             asks for none). By default `UAPI_TIMEOUT`, else 30.
+        ca: a file in PEM with the authorities whose certificates are trusted. By default `UAPI_TLS_CA`, else those
+            that gRPC brings along, and towards the runtime directory's own gateway that directory's.
+        cert, key: files in PEM with a certificate of your own, for a gateway that knows callers by theirs. By default
+            `UAPI_TLS_CERT` and `UAPI_TLS_KEY`.
 
     Every call waits for the gateway within its time, is repeated where that cannot do something twice, and raises the
     classes of `agentruntime.errors`: docs/client.md has the rules.
@@ -50,8 +55,20 @@ class Client:
         InvalidArgument: an argument, or a variable of the environment, cannot be read.
     """
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None, timeout_s: float | None = None) -> None:
-        self._connection = _Connection(target.resolve(endpoint, token, timeout_s))
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        token: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+    ) -> None:
+        files = [str(path) if path else None for path in (ca, cert, key)]
+        self._connection = _Connection(
+            target.resolve(endpoint, token, timeout_s, ca=files[0], cert=files[1], key=files[2])
+        )
         self._agent = ""
         self._leases: dict[str, _LeaseKeeper] = {}
 
@@ -181,7 +198,7 @@ class Client:
         """
         wait_s = self._connection.target.timeout_s if timeout_s is None else timeout_s
         if not self._connection.connected(wait_s, wait=True):
-            raise policy.not_connected(self._connection.target.address, wait_s)
+            raise handshake.not_connected(self._connection.target, wait_s)
 
     def close(self) -> None:
         """Ends the connection; agents registered here stay until their leases run out."""
@@ -428,5 +445,5 @@ class _TypedCall:
         if timeout_s is None or not isinstance(typed, errors.DeadlineExceeded):
             return typed
         if not self._connection.connected(_LOOK_S, wait=False):
-            return policy.not_connected(self._connection.target.address, timeout_s)
+            return handshake.not_connected(self._connection.target, timeout_s)
         return typed

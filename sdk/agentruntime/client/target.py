@@ -3,7 +3,8 @@
 import ipaddress
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from agentruntime import processes
 from agentruntime.config import RuntimeConfig
@@ -11,6 +12,7 @@ from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
 
 DEFAULT_ENDPOINT = "localhost:50051"
+_ANYWHERE = "0.0.0.0"  # noqa: S104 — compared, not bound
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):(?P<port>\d{1,5})")
 
 
@@ -20,7 +22,7 @@ class Target:
 
     # As gRPC names it: "localhost:50051", "unix:/path".
     address: str
-    # TLS with the system's certificate authorities.
+    # TLS.
     secure: bool
     # On this machine.
     local: bool
@@ -28,6 +30,11 @@ class Target:
     token: str
     # For calls that bring no deadline of their own.
     timeout_s: float
+    # Files in PEM, "" for none: whose certificates are trusted (else the authorities that gRPC brings along), and the
+    # caller's own certificate with its key.
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
 
 
 def resolve(
@@ -35,6 +42,9 @@ def resolve(
     token: str | None = None,
     timeout_s: float | None = None,
     *,
+    ca: str | None = None,
+    cert: str | None = None,
+    key: str | None = None,
     config: RuntimeConfig | None = None,
     home: Home | None = None,
 ) -> Target:
@@ -42,9 +52,10 @@ def resolve(
 
     Without an endpoint it is the platform that `agent up` started from this user's runtime directory, else
     `localhost:50051`. Without a token it is the runtime directory's, but only towards that directory's own gateway:
-    anybody may listen on a port of this machine. TLS is spoken to
+    anybody may listen on a port of this machine. Its socket needs none. TLS is spoken to
     every other machine, unless the endpoint begins with `http://`; a token then is refused, for it would cross the
-    network readable.
+    network readable. To this one it is spoken where the endpoint begins with `https://`, or the runtime directory's
+    own gateway listens there and speaks it; that gateway's authority is trusted without being named.
 
     Raises:
         InvalidArgument: the endpoint, the timeout or an environment variable cannot be read.
@@ -61,27 +72,59 @@ def resolve(
         raise InvalidArgument(
             f"a token would reach {given} unencrypted; use https://{address}", reason="INVALID_ENDPOINT"
         )
-    if own is None and (gateway := _own_gateway(address, home)):
-        address, own = gateway, home.token()
+    gateway = _own_gateway(address, home)
+    if gateway is not None:
+        if own is None and not address.startswith("unix:"):
+            own = home.token()
+        # Over TLS its certificate says who it is, by the name that was given.
+        address = address if gateway.tls else gateway.address
+        secure |= gateway.tls and "://" not in given
     wait_s = config.uapi.timeout_s if timeout_s is None else timeout_s
     if not wait_s > 0:
         raise InvalidArgument(f"a timeout of {wait_s:g} seconds leaves no time for an answer; use a positive number")
-    return Target(address, secure, local, own or "", wait_s)
+    trusted = ca or config.uapi.tls_ca or (gateway.ca if gateway else "")
+    files = cert or config.uapi.tls_cert or "", key or config.uapi.tls_key or ""
+    if bool(files[0]) != bool(files[1]):
+        raise InvalidArgument(
+            "a certificate and its key belong together; give both, by --cert and --key, "
+            "or UAPI_TLS_CERT and UAPI_TLS_KEY"
+        )
+    target = Target(address, secure, local, own or "", wait_s)
+    return replace(target, ca=trusted, cert=files[0], key=files[1]) if secure else target
 
 
-def _own_gateway(address: str, home: Home) -> str:
-    """The address, if the runtime directory's own gateway listens there, as that gateway writes it; else ""."""
+@dataclass(frozen=True)
+class _Gateway:
+    """The runtime directory's own gateway."""
+
+    # As it writes it itself.
+    address: str
+    tls: bool = False
+    # Of its certificate, if it is one of the runtime directory's own authority.
+    ca: str = ""
+
+
+def _own_gateway(address: str, home: Home) -> _Gateway | None:
+    """The runtime directory's own gateway, if it is what listens at an address."""
     if address == f"unix:{home.gateway_socket}":
-        return address
+        return _Gateway(address)
     try:
         supervisor = json.loads(home.supervisor_file.read_text())
-        gateway = str(json.loads(home.gateway_file.read_text())["grpc_address"])
+        announced = json.loads(home.gateway_file.read_text())
+        gateway = str(announced["grpc_address"])
         lives = processes.alive(int(supervisor["pid"]), float(supervisor["start_time"]))
+        tls = announced.get("tls")
+        own = tls is not None and Path(tls["cert"]).is_relative_to(home.certs)
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
+    host, _, port = gateway.rpartition(":")
     # `localhost` may be ::1, where somebody else may listen on the same port.
-    same = gateway == address or (address.startswith("localhost:") and gateway == f"127.0.0.1:{address[10:]}")
-    return gateway if lives and same else ""
+    reached = {gateway, f"127.0.0.1:{port}"} if host == _ANYWHERE else {gateway}
+    if address == f"localhost:{port}" and f"127.0.0.1:{port}" in reached:
+        address = f"127.0.0.1:{port}"
+    if not lives or address not in reached:
+        return None
+    return _Gateway(address, tls is not None, str(home.certs / "ca.pem") if own else "")
 
 
 def _parse(endpoint: str) -> tuple[str, bool, bool]:

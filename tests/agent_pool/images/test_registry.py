@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import requests
 from agentruntime import errors
 from agentruntime.home import Home
 from agentruntime.names import ImageReference
+from agentruntime.signing import Claim, PrivateKey
 
 from agent_pool.images import registry as distribution
 from agent_pool.images.catalog import Catalog
+from agent_pool.images.signatures import tag_of
+from agent_pool.images.trust import Trust
 from tests import registry
 from tests.agent_pool.harness import project
 from tests.agent_pool.images.test_registry_session import recording
@@ -223,3 +227,118 @@ async def test_logins_are_docker_s(
 
 def encoded(pair: str) -> str:
     return base64.b64encode(pair.encode()).decode()
+
+
+ACCEPT = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+
+
+async def signed(catalog: Catalog, reference: str, key: PrivateKey) -> None:
+    image = catalog.find(reference)
+    claim = Claim(ImageReference.parse(reference).name, image.digest)
+    await catalog.add_signature(reference, key.sign(claim))
+
+
+def openssl_verifies(there: Registry, manifest: bytes, public: Path, directory: Path) -> bool:
+    """Whether one of the signatures in a registry is a key's, as a program sees it that knows nothing of us."""
+    done = []
+    for layer in json.loads(manifest)["layers"]:
+        payload, value = directory / "payload", directory / "value"
+        payload.write_bytes(there.blob(layer["digest"]).read_bytes())
+        value.write_bytes(base64.b64decode(layer["annotations"]["dev.cosignproject.cosign/signature"]))
+        argv = ["openssl", "dgst", "-sha256", "-verify", str(public), "-signature", str(value), str(payload)]
+        done.append(subprocess.run(argv, check=False, capture_output=True, timeout=30))
+    return any(each.returncode == 0 for each in done)
+
+
+async def test_signatures_travel_and_other_programs_verify_them(
+    here: Catalog, elsewhere: Catalog, tmp_path: Path
+) -> None:
+    (tmp_path / "r").mkdir()
+    release, second = PrivateKey.generate(), PrivateKey.generate()
+    (tmp_path / "release.pub").write_bytes(release.public_pem())
+    (tmp_path / "second.pub").write_bytes(second.public_pem())
+    await built(here)
+    with registry.serving(tmp_path / "r") as there:
+        name = f"{there.host}/team/tester"
+        await here.tag("tester:1.0.0", f"{name}:1")
+        await signed(here, f"{name}:1", release)
+        said: list[str] = []
+        digest = await here.push(f"{name}:1", "", said.append)
+        assert "sending 1 of its signatures" in said
+        await here.push(f"{name}:1", "", said.append)
+        assert said[-1] == "its signatures are there already"
+
+        # Somebody else signs what they pulled; nothing of the first signature is lost.
+        await elsewhere.pull(f"{name}:1", said.append)
+        assert elsewhere.signatures(digest) == here.signatures(digest)
+        await signed(elsewhere, f"{name}:1", second)
+        await elsewhere.push(f"{name}:1", "", said.append)
+        await here.pull(f"{name}:1", said.append)
+        assert len(here.signatures(digest)) == 2
+
+        stored = requests.get(
+            f"http://{there.host}/v2/team/tester/manifests/{tag_of(digest)}", headers=ACCEPT, timeout=10
+        )
+        (tmp_path / "stranger.pub").write_bytes(PrivateKey.generate().public_pem())
+        for name, good in (("release", True), ("second", True), ("stranger", False)):
+            assert openssl_verifies(there, stored.content, tmp_path / f"{name}.pub", tmp_path) is good
+
+
+async def test_what_is_not_signed_by_who_counts_does_not_run(
+    here: Catalog, elsewhere: Catalog, tmp_path: Path
+) -> None:
+    (tmp_path / "r").mkdir()
+    release, stranger = PrivateKey.generate(), PrivateKey.generate()
+    (tmp_path / "release.pub").write_bytes(release.public_pem())
+    policy = Catalog(Home(tmp_path / "elsewhere"), [], set, trust=Trust(tmp_path / "release.pub", required=True))
+
+    async def refusal(reference: str) -> str:
+        await policy.pull(reference, print)
+        image = policy.find(reference)
+        with pytest.raises(errors.ImageNotTrusted) as raised:
+            policy.check_trust(image.reference, image.digest)
+        return raised.value.message
+
+    await built(here)
+    other = (await here.build(io.BytesIO(project("tester", body="x = 1")), "tester:2.0.0", print)).digest
+    with registry.serving(tmp_path / "r") as there:
+        name = f"{there.host}/tester"
+        for tag in ("1.0.0", "2.0.0"):
+            await here.tag(f"tester:{tag}", f"{name}:{tag}")
+        await signed(here, f"{name}:1.0.0", release)
+        await signed(here, f"{name}:2.0.0", stranger)
+        digest = await here.push(f"{name}:1.0.0", "", print)
+        await here.push(f"{name}:2.0.0", "", print)
+        await policy.pull(f"{name}:1.0.0", print)
+        policy.check_trust(f"{name}:1.0.0", digest)
+        assert "by none of the trusted keys" in await refusal(f"{name}:2.0.0")
+
+        # The tag that was signed, moved to something else.
+        await here.push(f"{name}:2.0.0", f"{name}:1.0.0", print)
+        assert "by none of the trusted keys" in await refusal(f"{name}:1.0.0")
+        # The signature of another image, put beside this one.
+        at = f"http://{there.host}/v2/tester/manifests/"
+        copied = requests.get(at + tag_of(digest), headers=ACCEPT, timeout=10)
+        copied.raise_for_status()
+        put = requests.put(at + tag_of(other), copied.content, headers={"Content-Type": ACCEPT["Accept"]}, timeout=10)
+        put.raise_for_status()
+        await policy.remove(f"{name}@{other}")
+        assert "has a signature that is of another image" in await refusal(f"{name}:1.0.0")
+        # The same image by a name for which nobody signed it.
+        await here.push(f"{name}@{digest}", f"{there.host}/wanted:1", print)
+        assert f"is signed as '{name}'" in await refusal(f"{there.host}/wanted:1")
+        # Something else than signatures.
+        put = requests.put(
+            at + tag_of(other),
+            there.blob(digest).read_bytes(),
+            headers={"Content-Type": ACCEPT["Accept"]},
+            timeout=10,
+        )
+        put.raise_for_status()
+        await policy.remove(f"{name}@{other}")
+        assert "is not signed" in await refusal(f"{name}:1.0.0")
+    # What came with the platform is trusted, what is built of the same name is not.
+    policy.check_trust("echo", policy.find("echo").digest)
+    await policy.build(io.BytesIO(project("tester")), "echo:latest", print)
+    with pytest.raises(errors.ImageNotTrusted):
+        policy.check_trust("echo", policy.find("echo").digest)

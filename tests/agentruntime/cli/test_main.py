@@ -29,11 +29,12 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
 def test_the_table_is_what_the_verbs_say() -> None:
     folder = Path(main_module.__file__).parent
     shared = {"__init__", "main", "verbs", "failure", "output", "platform", "settings", "deployment", "grace", "dev"}
-    shared |= {"figures", "screen"}
+    shared |= {"figures", "screen", "connection", "passphrase"}
     assert {path.stem for path in folder.glob("*.py")} - shared == set(VERBS)
     for verb, line in VERBS.items():
-        command = import_module(f"agentruntime.cli.{verb}").command
-        assert str(inspect.getdoc(command)).splitlines()[0] == line
+        module = import_module(f"agentruntime.cli.{verb}")
+        if not hasattr(module, "COMMANDS"):
+            assert str(inspect.getdoc(module.command)).splitlines()[0] == line
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -41,7 +42,9 @@ def test_each_verb_has_help_and_output(agent: Agent, verb: str) -> None:
     result = agent(verb, "--help")
     assert result.status == 0
     assert VERBS[verb] in " ".join(result.out.split())
-    assert "--output" in result.out
+    inner = getattr(import_module(f"agentruntime.cli.{verb}"), "COMMANDS", {})
+    for command in ([verb, name] for name in inner) if inner else [[verb]]:
+        assert "--output" in agent(*command, "--help").out
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,8 @@ def test_completion(
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(word))
     result = agent_process()
-    assert (result.status, result.out.split(), result.err) == (0, offered, "")
+    # Verbs with verbs of their own come last.
+    assert (result.status, sorted(result.out.split()), result.err) == (0, sorted(offered), "")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

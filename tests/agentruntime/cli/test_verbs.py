@@ -383,6 +383,48 @@ def test_build_makes_a_container_image_and_shows_how(agent: Agent, record: Recor
     assert "sha256:cdcdcdcdcdcd" in agent("images").out
 
 
+def test_a_key_pair_signs_and_verifies(agent: Agent, record: Record, tmp_path: Path) -> None:
+    made = agent("keypair", "release")
+    assert made.out.startswith("made release.key and release.pub\n")
+    assert (Path("release.key").stat().st_mode & 0o777, Path("release.pub").stat().st_mode & 0o777) == (0o600, 0o644)
+    again = agent("keypair", "release")
+    assert (again.status, again.err) == (16, "error: release.key is there already; choose another name\n")
+    assert (agent("verify", "my-agent").status, agent("verify", "my-agent", "--key", "release.pub").status) == (
+        19,
+        19,
+    )
+
+    digest = "sha256:" + "ab" * 32
+    assert agent("sign", "my-agent:1", "--key", "release.key").out == f"signed my-agent ({digest})\n"
+    assert record.requests[-1].reference == f"my-agent@{digest}"
+    said = agent("verify", "my-agent", "--key", "release.pub")
+    assert (said.status, said.out) == (0, f"my-agent ({digest}) is signed by release.pub\n")
+    # The same again says so and adds nothing.
+    assert agent("sign", "my-agent", "--key", "release.key").status == 0
+    assert len(record.signatures) == 1
+
+    other = agent("verify", "other", "--key", "release.pub")
+    assert (other.status, "is signed as 'my-agent'" in other.err) == (19, True)
+    assert agent("keypair", "stranger").status == 0
+    assert "by none of the trusted keys" in agent("verify", "my-agent", "--key", "stranger.pub").err
+    assert agent("verify", "my-agent", "--key", "release.key").status == 13
+    assert agent("sign", "my-agent", "--key", "none").err.startswith("error: the private key none cannot be read")
+
+
+def test_a_private_key_may_be_locked(agent: Agent, record: Record) -> None:
+    Path("word").write_text("let me in\n")
+    Path("wrong").write_text("let me out\n")
+    assert agent("keypair", "locked", "--passphrase-file", "word").status == 0
+    assert b"ENCRYPTED" in Path("locked.key").read_bytes()
+    sign = ("sign", "my-agent", "--key", "locked.key")
+    assert "with --passphrase-file" in agent(*sign).err
+    assert "not its passphrase" in agent(*sign, "--passphrase-file", "wrong").err
+    assert agent(*sign, "--passphrase-file", "word").status == 0
+    Path("word").write_text("\n")
+    assert "is empty" in agent(*sign, "--passphrase-file", "word").err
+    assert "cannot be read" in agent(*sign, "--passphrase-file", "none").err
+
+
 def test_run_says_where_an_image_comes_from(agent: Agent, record: Record) -> None:
     for source, says in (("local", ""), ("docker", "the container engine"), ("r.io:5000", "the registry r.io:5000")):
         record.image_source = source

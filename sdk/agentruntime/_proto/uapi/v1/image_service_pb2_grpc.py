@@ -65,6 +65,16 @@ class ImageServiceStub:
                 request_serializer=uapi_dot_v1_dot_image__service__pb2.PullImageRequest.SerializeToString,
                 response_deserializer=uapi_dot_v1_dot_image__service__pb2.PullImageResponse.FromString,
                 _registered_method=True)
+        self.ListSignatures = channel.unary_unary(
+                '/uapi.v1.ImageService/ListSignatures',
+                request_serializer=uapi_dot_v1_dot_image__service__pb2.ListSignaturesRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_image__service__pb2.ListSignaturesResponse.FromString,
+                _registered_method=True)
+        self.AddSignature = channel.unary_unary(
+                '/uapi.v1.ImageService/AddSignature',
+                request_serializer=uapi_dot_v1_dot_image__service__pb2.AddSignatureRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_image__service__pb2.AddSignatureResponse.FromString,
+                _registered_method=True)
         self.GetDockerfile = channel.unary_unary(
                 '/uapi.v1.ImageService/GetDockerfile',
                 request_serializer=uapi_dot_v1_dot_image__service__pb2.GetDockerfileRequest.SerializeToString,
@@ -127,6 +137,23 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSignatures(self, request, context):
+        """An image and the signatures that lie beside it, by whomever and under whatever name. Does not block.
+        Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddSignature(self, request, context):
+        """Puts a signature beside an image; made by the caller, whose key the pool never has.
+        Idempotent. Does not block. Errors: NOT_FOUND, INVALID_ARGUMENT (it is none, or of another image),
+        RESOURCE_EXHAUSTED (the image has 32).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDockerfile(self, request, context):
         """The Dockerfile by which a container image of an agent image is made. Does not block. Errors: NOT_FOUND.
         """
@@ -166,6 +193,16 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.PullImage,
                     request_deserializer=uapi_dot_v1_dot_image__service__pb2.PullImageRequest.FromString,
                     response_serializer=uapi_dot_v1_dot_image__service__pb2.PullImageResponse.SerializeToString,
+            ),
+            'ListSignatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSignatures,
+                    request_deserializer=uapi_dot_v1_dot_image__service__pb2.ListSignaturesRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_image__service__pb2.ListSignaturesResponse.SerializeToString,
+            ),
+            'AddSignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddSignature,
+                    request_deserializer=uapi_dot_v1_dot_image__service__pb2.AddSignatureRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_image__service__pb2.AddSignatureResponse.SerializeToString,
             ),
             'GetDockerfile': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDockerfile,
@@ -336,6 +373,60 @@ class ImageService:
             '/uapi.v1.ImageService/PullImage',
             uapi_dot_v1_dot_image__service__pb2.PullImageRequest.SerializeToString,
             uapi_dot_v1_dot_image__service__pb2.PullImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSignatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.ImageService/ListSignatures',
+            uapi_dot_v1_dot_image__service__pb2.ListSignaturesRequest.SerializeToString,
+            uapi_dot_v1_dot_image__service__pb2.ListSignaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddSignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.ImageService/AddSignature',
+            uapi_dot_v1_dot_image__service__pb2.AddSignatureRequest.SerializeToString,
+            uapi_dot_v1_dot_image__service__pb2.AddSignatureResponse.FromString,
             options,
             channel_credentials,
             insecure,

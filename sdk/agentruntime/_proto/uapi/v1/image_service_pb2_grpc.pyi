@@ -59,6 +59,15 @@ class ImageServiceStub:
     """Copies an image from a registry into the store; every byte is checked against its digest.
     Idempotent. Blocks while it comes. Errors: as PushImage; DATA_LOSS (a digest does not match; nothing is kept).
     """
+    ListSignatures: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.ListSignaturesRequest, _image_service_pb2.ListSignaturesResponse]
+    """An image and the signatures that lie beside it, by whomever and under whatever name. Does not block.
+    Errors: NOT_FOUND.
+    """
+    AddSignature: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.AddSignatureRequest, _image_service_pb2.AddSignatureResponse]
+    """Puts a signature beside an image; made by the caller, whose key the pool never has.
+    Idempotent. Does not block. Errors: NOT_FOUND, INVALID_ARGUMENT (it is none, or of another image),
+    RESOURCE_EXHAUSTED (the image has 32).
+    """
     GetDockerfile: _grpc.UnaryUnaryMultiCallable[_image_service_pb2.GetDockerfileRequest, _image_service_pb2.GetDockerfileResponse]
     """The Dockerfile by which a container image of an agent image is made. Does not block. Errors: NOT_FOUND."""
 
@@ -92,6 +101,15 @@ class ImageServiceAsyncStub(ImageServiceStub):
     PullImage: _aio.UnaryStreamMultiCallable[_image_service_pb2.PullImageRequest, _image_service_pb2.PullImageResponse]  # type: ignore[assignment]
     """Copies an image from a registry into the store; every byte is checked against its digest.
     Idempotent. Blocks while it comes. Errors: as PushImage; DATA_LOSS (a digest does not match; nothing is kept).
+    """
+    ListSignatures: _aio.UnaryUnaryMultiCallable[_image_service_pb2.ListSignaturesRequest, _image_service_pb2.ListSignaturesResponse]  # type: ignore[assignment]
+    """An image and the signatures that lie beside it, by whomever and under whatever name. Does not block.
+    Errors: NOT_FOUND.
+    """
+    AddSignature: _aio.UnaryUnaryMultiCallable[_image_service_pb2.AddSignatureRequest, _image_service_pb2.AddSignatureResponse]  # type: ignore[assignment]
+    """Puts a signature beside an image; made by the caller, whose key the pool never has.
+    Idempotent. Does not block. Errors: NOT_FOUND, INVALID_ARGUMENT (it is none, or of another image),
+    RESOURCE_EXHAUSTED (the image has 32).
     """
     GetDockerfile: _aio.UnaryUnaryMultiCallable[_image_service_pb2.GetDockerfileRequest, _image_service_pb2.GetDockerfileResponse]  # type: ignore[assignment]
     """The Dockerfile by which a container image of an agent image is made. Does not block. Errors: NOT_FOUND."""
@@ -159,6 +177,27 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_image_service_pb2.PullImageResponse], _abc.AsyncIterator[_image_service_pb2.PullImageResponse]]:
         """Copies an image from a registry into the store; every byte is checked against its digest.
         Idempotent. Blocks while it comes. Errors: as PushImage; DATA_LOSS (a digest does not match; nothing is kept).
+        """
+
+    @_abc_1.abstractmethod
+    def ListSignatures(
+        self,
+        request: _image_service_pb2.ListSignaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_service_pb2.ListSignaturesResponse, _abc.Awaitable[_image_service_pb2.ListSignaturesResponse]]:
+        """An image and the signatures that lie beside it, by whomever and under whatever name. Does not block.
+        Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def AddSignature(
+        self,
+        request: _image_service_pb2.AddSignatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_service_pb2.AddSignatureResponse, _abc.Awaitable[_image_service_pb2.AddSignatureResponse]]:
+        """Puts a signature beside an image; made by the caller, whose key the pool never has.
+        Idempotent. Does not block. Errors: NOT_FOUND, INVALID_ARGUMENT (it is none, or of another image),
+        RESOURCE_EXHAUSTED (the image has 32).
         """
 
     @_abc_1.abstractmethod

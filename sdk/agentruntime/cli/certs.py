@@ -1,0 +1,114 @@
+"""`agent certs`: a certificate authority of one's own, for one platform."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentruntime import authority, certificates, errors, names
+from agentruntime.authority import Wanted
+from agentruntime.cli import output
+from agentruntime.home import Home
+
+
+def init(
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME", help="Callers connect by this name, too. May be repeated."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make all anew, the authority too: callers need its new certificate.")
+    ] = False,
+    format_: output.Output = None,
+) -> None:
+    """Make a certificate authority, and certificates of the gateway and the pool.
+
+    Where there are some already, the authority stays, and a certificate is made anew if its hosts are others or it
+    ends soon; a platform that runs takes it up at once, and no connection is dropped.
+    """
+    home = Home.default()
+    home.create()
+    made = _initialize(home.certs, host, dt.datetime.now(dt.UTC), force=force)
+    _say(home.certs, made, format_)
+    if not output.wants_json(format_):
+        print(f"Start the platform with:  agent up --tls\nCallers trust:            {home.certs / 'ca.pem'}")
+
+
+def client(
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a program: spiffe://agentruntime/client/NAME.")
+    ] = None,
+    agent: Annotated[
+        str | None, typer.Option(metavar="AGENT", help="Of an agent: spiffe://agentruntime/agent/AGENT.")
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME", help="It is called by this name, too. May be repeated."),
+    ] = None,
+    format_: output.Output = None,
+) -> None:
+    """Make a certificate by which a program or an agent is known to the gateway."""
+    if (name is None) == (agent is None):
+        raise errors.InvalidArgument("give either --name NAME for a program or --agent AGENT for an agent")
+    kind, whose = ("client", name) if name is not None else ("agent", agent)
+    identity = names.check_agent_name(whose or "")
+    hosts = host or []
+    wanted = Wanted(f"{kind}-{identity}", hosts, [f"spiffe://agentruntime/{kind}/{identity}"], bool(hosts))
+    directory = Home.default().certs
+    if not authority.authority_file(directory).exists():
+        raise errors.FailedPrecondition(f"there is no authority in {directory}; make one with `agent certs init`")
+    made = authority.issue(directory, wanted, dt.datetime.now(dt.UTC))
+    _say(directory, [made], format_)
+
+
+def _initialize(
+    directory: Path, hosts: list[str] | None, now: dt.datetime, *, force: bool
+) -> list[certificates.Files]:
+    made = []
+    # Without --host, those that there were stay.
+    kept = _hosts(authority.files(directory, "server")) if hosts is None else hosts
+    served = [host for host in dict.fromkeys(kept) if host not in authority.LOCAL_HOSTS]
+    if force or not authority.authority_file(directory).exists():
+        authority.make_authority(directory, now)
+        made.append(authority.files(directory, "ca"))
+        force = True
+    for wanted in (
+        Wanted("server", [*authority.LOCAL_HOSTS, *served], serves=True),
+        Wanted("gateway", uris=[certificates.GATEWAY]),
+        Wanted("pool", [*authority.LOCAL_HOSTS, *served], [certificates.POOL], serves=True),
+    ):
+        if force or not _stands(authority.files(directory, wanted.name), wanted, now):
+            made.append(authority.issue(directory, wanted, now))
+    return made
+
+
+def _stands(files: certificates.Files, wanted: Wanted, now: dt.datetime) -> bool:
+    """Whether a certificate is as wanted, and for a while."""
+    try:
+        pair = certificates.read_pair(files)
+    except errors.FailedPrecondition:
+        return False
+    same = set(pair.names) == {*wanted.hosts, *wanted.uris}
+    return same and not certificates.warning(files.cert, pair.ends, now.timestamp())
+
+
+def _hosts(files: certificates.Files) -> list[str]:
+    """Those that a certificate is for, if it is there."""
+    try:
+        return certificates.hosts_in(certificates.read_pair(files).names)
+    except errors.FailedPrecondition:
+        return []
+
+
+def _say(directory: Path, made: list[certificates.Files], format_: output.Format | None) -> None:
+    if output.wants_json(format_):
+        output.print_json([{"cert": str(files.cert), "key": str(files.key)} for files in made])
+        return
+    for files in made:
+        print(f"{files.cert}  key: {files.key.name}")
+    if not made:
+        print(f"nothing to do: the certificates in {directory} are good for a while")
+
+
+COMMANDS = {"init": init, "client": client}
