@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from agentruntime import seccomp
-from agentruntime.launch import SANDBOX_WORKERS_DIR, UIDS_PER_AGENT, SandboxSpec
+from agentruntime.launch import KERNEL_DIR, SANDBOX_WORKERS_DIR, SYSTEM_CALLS, UIDS_PER_AGENT, SandboxSpec
 
 from agent_worker import linux
 
@@ -124,6 +124,13 @@ def workers_dir(spec: SandboxSpec) -> Path:
     return Path(SANDBOX_WORKERS_DIR) if spec.isolated else Path(spec.workers_dir)
 
 
+def system_calls(spec: SandboxSpec) -> str:
+    """Where the processes of the sandbox find the socket for system calls; "" where there is none."""
+    if not spec.kernel_dir:
+        return ""
+    return str(Path(KERNEL_DIR if spec.isolated else spec.kernel_dir) / SYSTEM_CALLS)
+
+
 def _own_namespaces(spec: SandboxSpec) -> int:
     return linux.CLONE_NEWIPC | (0 if spec.host_network else linux.CLONE_NEWNET)
 
@@ -137,6 +144,7 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
     python_paths = _python_paths()
     # Followed now, while links lead where they mean to.
     bundle, workers = os.path.realpath(bundle), os.path.realpath(spec.workers_dir)
+    kernel = os.path.realpath(spec.kernel_dir) if spec.kernel_dir else ""
     network_files = {f"/etc/{name}": os.path.realpath(f"/etc/{name}") for name in _ETC_NETWORK if spec.host_network}
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755,size=1m")  # noqa: S108 — a mount point
@@ -149,6 +157,8 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
         _show(path, target)
     _show(bundle, BUNDLE)
     _show(workers, str(SANDBOX_WORKERS_DIR), writable=True)
+    if kernel:
+        _show(kernel, str(KERNEL_DIR))
     for device in (*(f"/dev/{name}" for name in _DEVICES), *spec.devices):
         _show(device, devices=True)
     for number, name in enumerate(("stdin", "stdout", "stderr")):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentruntime import errors, launch, log, processes
-from agentruntime.home import Home
+from agentruntime.home import Home, short
 from agentruntime.launch import CONTAINER_CONTROL, TemplateSpec
 
 from agent_pool import gpus
@@ -30,6 +30,7 @@ from agent_pool.drivers import control, docker_calls, docker_network, docker_req
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.docker_images import Images, LoadedRevisions
+from agent_pool.drivers.peers import Peers, kernel_dir
 from agent_pool.drivers.reports import Reports
 from agent_pool.drivers.slots import Slots
 from agent_pool.drivers.worker_process import WorkerProcess
@@ -82,7 +83,9 @@ class DockerDriver(Driver):
     ) -> None:
         self._logs = logs
         self._engine = engine
+        self._home = home
         self._slots = worker_slots
+        self._peers = Peers(home)
         # Other than the processes': their templates have those in their view of the file system.
         self._places = home.run / "c"
         # Names this pool among others of the same engine.
@@ -194,7 +197,12 @@ class DockerDriver(Driver):
     async def _create(self, container: _Container, image: str) -> None:
         process = container.process
         config = docker_request.worker(
-            process.launch, image=image, user=slots.user(container.uid), directory=process.directory, pool=self._pool
+            process.launch,
+            image=image,
+            user=slots.user(container.uid),
+            directory=process.directory,
+            kernel_dir=kernel_dir(self._home, process.launch.revision.agent),
+            pool=self._pool,
         )
         container.creating = asyncio.ensure_future(
             self._engine.ask(partial(docker_calls.launched, config, container.name))
@@ -208,6 +216,7 @@ class DockerDriver(Driver):
             ) from None
         if pid:
             await self._attach(container, pid)
+            self._peers.tell(container.uid, process.launch, container.id)
             if bits_per_s := process.launch.revision.limits.network_bps:
                 # It waits to be told who it is, and has run nothing of the agent's.
                 await asyncio.to_thread(docker_network.limit, container.id, pid, bits_per_s)
@@ -326,6 +335,7 @@ class DockerDriver(Driver):
 
     def _free(self, container: _Container) -> None:
         process = container.process
+        self._peers.forget(container.uid)
         self._slots.free(process.launch.revision.agent, process.slot)
         with contextlib.suppress(OSError):  # others have theirs there
             process.directory.parent.rmdir()
@@ -432,7 +442,7 @@ class DockerDriver(Driver):
         return replace(running, handle={**running.handle, "container": container.id})
 
     def _directory(self, agent: str, slot: int) -> Path:
-        return self._places / doors.short(agent) / str(slot)
+        return self._places / short(agent) / str(slot)
 
 
 def _clear(places: Path, kept: Collection[Path]) -> None:

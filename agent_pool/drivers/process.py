@@ -20,6 +20,7 @@ from agent_pool.cgroups.base import Counters, Hierarchy, Limits
 from agent_pool.drivers import doors, endings, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.control import ControlClosed, Message
+from agent_pool.drivers.peers import Peers
 from agent_pool.drivers.reports import Reports
 from agent_pool.drivers.slots import Slots
 from agent_pool.drivers.spares import Spare, Spares
@@ -61,6 +62,7 @@ class ProcessDriver(Driver):
         self._venvs = Venvs(environment)
         self._templates = Templates(home, logs, hierarchy, environment)
         self._slots = slots or Slots()
+        self._peers = Peers(home)
         self._spares = Spares(hierarchy, self._slots)
         self._sockets = home.run / "w"
 
@@ -187,7 +189,9 @@ class ProcessDriver(Driver):
         self._templates.forget_exit(process.launch.revision.key, process.pid)
         if self._workers.get(key) is process:
             del self._workers[key]
-            self._slots.free(process.launch.revision.agent, process.slot)
+            revision = process.launch.revision
+            self._peers.forget(self._templates.uid_base(revision) + process.slot)
+            self._slots.free(revision.agent, process.slot)
 
     async def recover(
         self,
@@ -231,11 +235,13 @@ class ProcessDriver(Driver):
         revision = launch_.revision
         log_start = self._logs.size(revision.agent, launch_.worker_id)
         directory = self._templates.workers_dir(revision.agent) / str(slot)
-        doors.make(directory, self._uid(revision, slot, template))
+        uid = self._uid(revision, slot, template)
+        doors.make(directory, uid)
         group = spare.group if spare else None
         if group is None and self._hierarchy is not None:
             # A name used once: the group of an earlier worker of this id may still be leaving.
             group = self._hierarchy.create(f"{launch_.worker_id}.{secrets.token_hex(3)}", revision.limits)
+        self._peers.tell(uid, launch_, group.name if group else "")
         return WorkerProcess(launch_, slot, group, directory, log_start)
 
     def _uid(self, revision: Revision, slot: int, template: ImageTemplate) -> int:

@@ -71,6 +71,10 @@ MOST_DESCRIPTORS = 16
 SANDBOX_WORKERS_DIR = PurePosixPath("/run/agent")
 # In a container, the pool's socket; beside it the worker's own.
 CONTAINER_CONTROL = str(SANDBOX_WORKERS_DIR / "control")
+# Where a worker sees the sockets that the platform has for it.
+KERNEL_DIR = PurePosixPath("/run/uapi")
+# There, for system calls.
+SYSTEM_CALLS = "s"
 # A uid range for each agent, above what systemd gives to containers (systemd.io/UIDS-GIDS).
 UID_BASE = 0x70000000
 UIDS_PER_AGENT = 4096
@@ -91,6 +95,8 @@ class SandboxSpec:
     uid_base: int = 0
     # Host directory with a subdirectory per worker, which holds its socket.
     workers_dir: str = ""
+    # Host directory with the sockets that the platform has for the agent's workers; "" for none.
+    kernel_dir: str = ""
     # More host paths that are visible, read-only.
     read_only_paths: list[str] = field(default_factory=list)
     # Device nodes that are visible, for GPUs.
@@ -154,6 +160,17 @@ class WorkerSpec:
 def socket_name(slot: int) -> str:
     """Of a worker's socket, relative to workers_dir."""
     return f"{slot}/s"
+
+
+@dataclass(frozen=True)
+class PeerFile:
+    """What the pool tells the gateway of who has a uid, see `Home.peers`."""
+
+    agent: str
+    worker_id: str
+    revision: int
+    # Part of the name of the control group that its processes are in; "" where there is none, or none yet.
+    group: str = ""
 
 
 def encode(message: dict[str, Any]) -> bytes:

@@ -62,6 +62,9 @@ class Book:
         self._publish_rules()
         self._registry.listeners.append(self._changed)
 
+    def close(self) -> None:
+        self._store.close()
+
     def keys(self) -> list[Key]:
         """All keys, by name."""
         return [self._keys[name] for name in sorted(self._keys)]

@@ -21,6 +21,8 @@ VERBS = {
     "monitor": "Follow what an agent's workers use, until Ctrl-C.",
     "audit": "Show what was done on the platform and by whom, and what was refused.",
     "debug": "Attach a debugger to a worker that runs with --debug.",
+    "login": "Log in at an identity provider, for a platform elsewhere.",
+    "logout": "Forget a login.",
     "init": "Write a new agent project that runs at once.",
     "build": "Build an image of a project.",
     "images": "List images.",
