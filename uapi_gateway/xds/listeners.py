@@ -10,7 +10,7 @@ from typing import Any
 
 from uapi_gateway.access.keys import LOCAL
 from uapi_gateway.access.policy import ANONYMOUS
-from uapi_gateway.xds import filters, managers, resources, transport
+from uapi_gateway.xds import filters, limits, managers, resources, transport
 from uapi_gateway.xds.managers import Chain
 from uapi_gateway.xds.resources import Resource
 from uapi_gateway.xds.transport import Inbound
@@ -64,7 +64,9 @@ def _outer(nobody: str) -> Chain:
 
 
 def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
-    return {"transport_socket": transport.downstream(tls, protocols)} if tls else {}
+    if tls is None:
+        return {}
+    return {"transport_socket": transport.downstream(tls, protocols), **limits.handshake_options()}
 
 
 def _socket(host: str, port: int) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def _listener(
         "address": address,
         # Else a second Envoy would share the port without a word.
         "enable_reuse_port": False,
-        "per_connection_buffer_limit_bytes": 2**20,
+        **limits.listener_options(for_everyone=name in (TCP, HTTP)),
         "filter_chains": [{"filters": [manager], **(more or {})}],
     }
     return resources.make(resources.LISTENER, name, content)
