@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import access_pb2_grpc, agent_gateway_pb2_grpc, agent_registry_pb2_grpc, audit_pb2_grpc
+from agentruntime._proto.uapi.v1 import (
+    access_pb2_grpc,
+    agent_gateway_pb2_grpc,
+    agent_registry_pb2_grpc,
+    audit_pb2_grpc,
+)
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically

@@ -127,8 +127,8 @@ POOL_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     **dict(_needs(images, _OPERATE)),
     **dict(_needs(secrets, _ADMINISTER)),
 }
-# Of what the gateway serves by itself. `AgentGateway` and a few methods are for everyone; reflection and health look by
-# themselves.
+# Of what the gateway serves by itself. `AgentGateway` and a few methods are for everyone; reflection and health look
+# by themselves.
 OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     path: found
     for path, found in (

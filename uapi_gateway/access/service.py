@@ -1,6 +1,6 @@
 """AccessService: keys made, listed and ended; and whom the gateway takes a caller for."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from agentruntime import log
@@ -24,11 +24,18 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     Args:
         book: the keys.
         guarded: waits until Envoy decides by the present keys, for at most so many seconds; says whether it does.
+        providers: the identity providers whose tokens are taken.
     """
 
-    def __init__(self, book: Book, guarded: Callable[[float], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        book: Book,
+        guarded: Callable[[float], Awaitable[bool]],
+        providers: Sequence[proto.IdentityProvider] = (),
+    ) -> None:
         self._book = book
         self._guarded = guarded
+        self._providers = providers
 
     async def CreateKey(
         self, request: proto.CreateKeyRequest, context: aio.ServicerContext[Any, Any]
@@ -49,7 +56,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     async def ListKeys(
         self, request: proto.ListKeysRequest, context: aio.ServicerContext[Any, Any]
     ) -> proto.ListKeysResponse:
-        return proto.ListKeysResponse(keys=[key.message() for key in self._book.keys()])
+        return proto.ListKeysResponse(keys=[key.message() for key in self._book.every()])
 
     async def RevokeKey(
         self, request: proto.RevokeKeyRequest, context: aio.ServicerContext[Any, Any]
@@ -69,3 +76,8 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
         caller = caller_of(context.invocation_metadata(), self._book.policy)
         grants = [proto.Grant(role=grant.role, agents=grant.agents) for grant in caller.grants]  # type: ignore[arg-type]  # as in Key.message
         return proto.GetCallerResponse(principal=caller.principal, grants=grants)
+
+    async def ListIdentityProviders(
+        self, request: proto.ListIdentityProvidersRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.ListIdentityProvidersResponse:
+        return proto.ListIdentityProvidersResponse(providers=self._providers)

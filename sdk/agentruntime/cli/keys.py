@@ -34,12 +34,8 @@ def create(
     expires: Annotated[
         str | None, typer.Option(metavar="DURATION", help="After which it is refused, like 30d; by default never.")
     ] = None,
-    rate: Annotated[
-        str | None, typer.Option(metavar="CALLS/s", help="The most calls, like 10/s or 600/m.")
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=0, help="The most calls in flight; 0 is no limit of its own.")
-    ] = 0,
+    rate: Annotated[str | None, typer.Option(metavar="CALLS/s", help="The most calls, like 10/s or 600/m.")] = None,
+    concurrency: Annotated[int, typer.Option(min=0, help="The most calls in flight; 0 is no limit of its own.")] = 0,
     format_: output.Output = None,
 ) -> None:
     """Make an API key. It is shown this once; callers bring it in UAPI_AUTH_TOKEN."""
