@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc, audit_pb2_grpc
+from agentruntime._proto.uapi.v1 import (
+    access_pb2_grpc,
+    agent_gateway_pb2_grpc,
+    agent_registry_pb2_grpc,
+    audit_pb2_grpc,
+)
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
@@ -30,6 +35,7 @@ from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
 from uapi_gateway.access.operators import PoolHandler
+from uapi_gateway.access.service import AccessService
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
 from uapi_gateway.ejections import Ejections, hearing
@@ -115,6 +121,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded), control)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
         for grpc_server, path in (
