@@ -150,6 +150,8 @@ class WorkerSpec:
     concurrency: int = 64
     # Calls that wait beyond those; more are refused.
     queue: int = 1024
+    # Of the requests that wait or are handled; more are refused.
+    held_bytes: int = 128 * 2**20
     # Of responses: "none" or "gzip".
     compression: str = "none"
     # Gather the pieces of StreamText.
