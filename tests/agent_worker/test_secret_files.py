@@ -5,6 +5,7 @@ import os
 import socket
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -82,9 +83,13 @@ def test_what_it_prints_has_no_value(base: templates.Base) -> None:
         assert worker.event() == {"event": "listening"}
         with pytest.raises(grpc.RpcError):
             ask(worker, "raise")
-        until(lambda log=worker.log: "ValueError: [secret openai]" in log.read_text())
+        until(partial(_holds, worker.log, "ValueError: [secret openai]"))
         assert "printed [secret openai] and [secret openai]" in worker.log.read_text()
         assert VALUE not in worker.log.read_text()
+
+
+def _holds(log: Path, text: str) -> bool:
+    return text in log.read_text()
 
 
 def test_one_that_imports_after_the_fork_has_them_at_import(base: templates.Base) -> None:

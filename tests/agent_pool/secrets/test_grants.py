@@ -65,7 +65,7 @@ def test_values_are_in_no_text() -> None:
 
 
 def test_outdated() -> None:
-    workers = [
+    workers: list[tuple[str, grants.Versions, list[grants.Versions]]] = [
         ("has-it", {"k": "2"}, [{"k": "2"}]),
         ("older", {"k": "2"}, [{"k": "2"}, {"k": "1"}]),
         ("lacks-it", {"k": "2"}, [{}]),
