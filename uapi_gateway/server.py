@@ -26,6 +26,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
+from uapi_gateway.access.allowances import Allowances
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
@@ -88,8 +89,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
-    book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
-    book.publish(home)
+    book = _book(settings, registry, cache)
     _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
@@ -225,6 +225,16 @@ def _inbound(settings: Settings) -> Inbound | None:
 
 def _door(settings: Settings, ports: sockets.Ports) -> Door:
     return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
+
+
+def _book(settings: Settings, registry: Registry, cache: Cache) -> Book:
+    """The keys, and what Envoy is told of them."""
+    book = Book(KeyStore(settings.home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
+    book.publish(settings.home)
+    allowances = Allowances(cache, settings.calls_per_second)
+    allowances.publish(book.keys())
+    book.listeners.append(allowances.publish)
+    return book
 
 
 def _access_log(settings: Settings) -> Path:
