@@ -241,7 +241,7 @@ def _book(settings: Settings, registry: Registry, cache: Cache) -> Book:
     book = Book(KeyStore(settings.home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
     book.publish(settings.home)
     allowances = Allowances(cache, settings.calls_per_second)
-    allowances.publish(book.keys())
+    allowances.publish(book.every())
     book.listeners.append(allowances.publish)
     return book
 

@@ -77,13 +77,13 @@ def parse_rate(text: str) -> int:
 
 
 def parse_calls(text: str) -> float:
-    """Calls per second of "10/s", "90/m", "1000/h".
+    """Calls per second of "10/s", "90/m", "1000/h" or a bare number.
 
     Raises:
         InvalidUnit: the text is none of these, or is less than one call in a day.
     """
-    match = re.fullmatch(_NUMBER + r"\s*/\s*([smh])", text.strip())
-    rate = float(match[1]) / _SECONDS[match[2]] if match else 0.0
+    match = re.fullmatch(_NUMBER + r"(?:\s*/\s*([smh]))?", text.strip())
+    rate = float(match[1]) / _SECONDS[match[2] or "s"] if match else 0.0
     if not _LEAST_CALLS_PER_SECOND <= rate <= _MOST_CALLS_PER_SECOND:
         raise InvalidUnit(
             f"'{text}' is not a rate of calls; write calls per second, minute or hour, like 10/s or 90/m"

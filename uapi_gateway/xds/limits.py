@@ -49,6 +49,8 @@ _PAGE_S = 60
 _PAGE_BYTES = 2**20
 # All callers' buckets beyond those of keys: the least recently used goes first.
 _MOST_BUCKETS = 10_000
+# What Envoy takes of either end: its buckets are of 32 bits.
+_LEAST_PER_SECOND, _MOST_PER_SECOND = 1e-6, 1e9
 
 
 def _http2_options() -> dict[str, Any]:
@@ -220,6 +222,7 @@ def _bucket(principal: str, rate: float) -> dict[str, Any]:
 
 def _tokens(rate: float) -> dict[str, Any]:
     """A second's calls may come at once; of less than one a second, one."""
+    rate = min(max(rate, _LEAST_PER_SECOND), _MOST_PER_SECOND)
     burst = max(1, round(rate))
     return {"max_tokens": burst, "tokens_per_fill": burst, "fill_interval": f"{max(0.05, burst / rate):.6f}s"}
 

@@ -40,7 +40,7 @@ def test_without_limits_nothing_is_counted() -> None:
     assert not message.descriptors
 
 
-@pytest.mark.parametrize("rate", [0.0001, 1 / 3, 1.0, 7.5, 1e6])
+@pytest.mark.parametrize("rate", [0.0001, 1 / 3, 1.0, 7.5, 1e6, 1e9])
 def test_envoy_takes_any_rate(rate: float) -> None:
     (bucket,) = limits.rates({"key:a": rate}, 0).descriptors
     tokens = bucket.token_bucket
