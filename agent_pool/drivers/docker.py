@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentruntime import errors, launch, log, processes
 from agentruntime.home import Home, short
-from agentruntime.launch import CONTAINER_CONTROL, TemplateSpec
+from agentruntime.launch import CONTAINER_CONTROL, KERNEL_DIR, SandboxSpec, TemplateSpec
 
 from agent_pool import gpus
 from agent_pool.cgroups import detect
@@ -270,6 +270,7 @@ class DockerDriver(Driver):
             services=list(revision.services),
             env=dict(revision.env),
             log_level=revision.log_level,
+            sandbox=SandboxSpec(kernel_dir=str(KERNEL_DIR)),
         )
         message = {**launch.spec_message("become", spec), "template": launch.spec_message("", template)["spec"]}
         log_fd = self._logs.open(revision.agent, launch_.worker_id)
