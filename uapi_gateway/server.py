@@ -26,6 +26,11 @@ from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
+from uapi_gateway.access.book import Book
+from uapi_gateway.access.checks import Checks
+from uapi_gateway.access.guard import Guard
+from uapi_gateway.access.operators import PoolHandler
+from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
 from uapi_gateway.ejections import Ejections, hearing
 from uapi_gateway.envoy import Envoy, read_record
@@ -33,6 +38,7 @@ from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
+from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
@@ -44,12 +50,13 @@ from uapi_gateway.reflection import ReflectionService
 from uapi_gateway.registry import Registry, from_deployment
 from uapi_gateway.registry_service import HealthLoop, RegistryService
 from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
-from uapi_gateway.run_handler import RunHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
+from uapi_gateway.tls import Certificates
 from uapi_gateway.xds import listeners, resources
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.service import DiscoveryService, LoadService
+from uapi_gateway.xds.transport import Inbound
 
 _log = log.get("uapi_gateway")
 _GRACE_S = 1.0
@@ -71,11 +78,16 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 async def _run(settings: Settings, stop: asyncio.Event) -> None:
     home = settings.home
     # Whatever is taken is found before anything is started.
+    cache = Cache()
+    held = Certificates(settings.sources, cache)
+    held.load()
     ports = _ports(settings)
-    registry, cache = Registry(), Cache()
+    registry = Registry()
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
+    book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
+    book.publish(home)
     _publish(settings, ports, registry, cache)
     envoy = Envoy(
         home,
@@ -98,21 +110,17 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(audit.close)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
-        xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
+        stack.callback(book.close)
         discovery = DiscoveryService(cache)
-        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, xds)
-        lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(LoadService(load, settings.load_interval_s), xds)
-        relay = aio.server(
-            interceptors=[ServerInterceptor()], options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)]
-        )
         stack.push_async_callback(carrier.close)
-        relay.add_generic_rpc_handlers((RelayHandler(carrier),))
-        control = _control_server(registry, service, registrar, watch)
+        checks = Checks(registry, lambda: book.policy, audit)
+        control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
-        control.add_generic_rpc_handlers((RunHandler(pool, discovery.routed), FallbackHandler(registry)))
+        operators = PoolHandler(pool, discovery.routed, checks)
+        control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
         for grpc_server, path in (
-            (xds, sockets.xds_socket(home)),
-            (relay, sockets.relay_socket(home)),
+            (_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
+            (_relay_server(carrier), sockets.relay_socket(home)),
             (control, home.control_socket),
         ):
             await stack.enter_async_context(_serving(grpc_server, path))
@@ -120,19 +128,23 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        await stack.enter_async_context(_http(http_server(observer, ports.http), sockets.http_socket(home)))
+        await stack.enter_async_context(
+            _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
+        )
         loops = (
             watch.run(),
+            held.watch(),
             carrier.caching.run(),
             audit.run(),
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),
+            book.run(),
             health_loop.run(),
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
         await stack.enter_async_context(_running(stop, *loops))
-        _announce(home.gateway_file, own)
+        _announce(settings, own)
         stack.callback(home.gateway_file.unlink, missing_ok=True)
         _log.info("gateway ready", addresses=list(own.addresses))
         await stop.wait()
@@ -193,12 +205,27 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
     """Fills the cache, and has it follow the registry."""
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
-    publisher = Publisher(registry, cache, relay=relay, hold=hold, token=home.token())
+    publisher = Publisher(registry, cache, relay=relay, hold=hold)
     publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
     publisher.publish_listeners(
-        host=settings.address, ports=ports, socket=home.gateway_socket, access_log=_access_log(settings)
+        host=settings.address,
+        ports=ports,
+        socket=home.gateway_socket,
+        inner=sockets.inner_socket(home),
+        access_log=_access_log(settings),
+        tls=_inbound(settings),
     )
     publisher.publish_all()
+
+
+def _inbound(settings: Settings) -> Inbound | None:
+    if not settings.serves_tls:
+        return None
+    return Inbound(verifies=settings.sources.callers is not None, requires=settings.tls_require_client_cert)
+
+
+def _door(settings: Settings, ports: sockets.Ports) -> Door:
+    return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
 
 
 def _access_log(settings: Settings) -> Path:
@@ -216,13 +243,14 @@ def _fingerprint(settings: Settings, cache: Cache) -> str:
 
 
 def _own_status(settings: Settings, ports: sockets.Ports) -> ProcessStatus:
+    grpc, http = ("https://", "https") if settings.serves_tls else ("", "http")
     return ProcessStatus(
         name="gateway",
         pid=os.getpid(),
         version=version("agentruntime"),
         addresses=[
-            sockets.join(settings.address, ports.grpc),
-            f"http://{sockets.join(settings.address, ports.http)}",
+            grpc + sockets.join(settings.address, ports.grpc),
+            f"{http}://{sockets.join(settings.address, ports.http)}",
             f"unix:{settings.home.control_socket}",
         ],
     )
@@ -242,11 +270,28 @@ def _own_addresses(settings: Settings, grpc_port: int) -> Callable[[str], bool]:
     return is_own
 
 
+def _xds_server(discovery: DiscoveryService, load: LoadService) -> aio.Server:
+    """What Envoy asks."""
+    server = aio.server(options=[("grpc.max_receive_message_length", -1)])
+    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
+    lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(load, server)
+    return server
+
+
+def _relay_server(carrier: Relay) -> aio.Server:
+    """What carries calls that have to wait."""
+    server = aio.server(
+        interceptors=[ServerInterceptor()], options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)]
+    )
+    server.add_generic_rpc_handlers((RelayHandler(carrier),))
+    return server
+
+
 def _control_server(
-    registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch
+    registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch, checks: Checks
 ) -> aio.Server:
     """The gateway's own services."""
-    server = aio.server(interceptors=[ServerInterceptor()])
+    server = aio.server(interceptors=[ServerInterceptor(), Guard(checks)])
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)
@@ -305,12 +350,16 @@ async def _running(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> As
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _announce(path: Path, own: ProcessStatus) -> None:
+def _announce(settings: Settings, own: ProcessStatus) -> None:
+    sources = settings.sources
     content = {
         "pid": own.pid,
         "version": own.version,
-        "grpc_address": own.addresses[0],
+        "grpc_address": own.addresses[0].removeprefix("https://"),
         "http_address": own.addresses[1],
         "started": time.time(),
     }
-    write_atomically(path, json.dumps(content).encode())
+    if sources.server is not None:
+        ca = str(sources.callers) if sources.callers else ""
+        content["tls"] = {"cert": str(sources.server.cert), "key": str(sources.server.key), "ca": ca}
+    write_atomically(settings.home.gateway_file, json.dumps(content).encode())
