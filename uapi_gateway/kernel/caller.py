@@ -9,11 +9,20 @@ from typing import Any
 
 from agentruntime.errors import Internal
 
-# What a worker says of itself in these is removed, and none of it reaches an agent.
+# What a worker says of itself in these is removed.
 AGENT = "x-uapi-caller-agent"
 WORKER = "x-uapi-caller-worker"
 REVISION = "x-uapi-caller-revision"
-PRIVATE = (AGENT, WORKER, REVISION)
+# By which the gateway tells Envoy the same of a connection: "PP2_TYPE_MIN_CUSTOM" of the PROXY protocol and what follows.
+TLV_AGENT, TLV_WORKER, TLV_REVISION = 0xE0, 0xE1, 0xE2
+# "caller>called", for the routes.
+EDGE = "x-uapi-caller-edge"
+# What no agent is told.
+PRIVATE = (AGENT, WORKER, REVISION, EDGE)
+# Agents that a call may come by; a circle ends here at the latest.
+MOST_HOPS = 16
+# Of a value that Envoy does not have.
+_MISSING = "-"
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ def caller_of(metadata: Iterable[tuple[str, Any]] | None) -> Caller:
     Raises:
         Internal: the call did not come by way of Envoy.
     """
-    told = {key: str(value) for key, value in metadata or () if key in PRIVATE}
+    told = {key: str(value) for key, value in metadata or () if key in PRIVATE and value != _MISSING}
     if not told.get(AGENT):
         raise Internal("a system call came without its caller")
     revision = told.get(REVISION, "")

@@ -12,10 +12,9 @@ import struct
 from pathlib import Path
 
 from uapi_gateway.egress.pump import Pump
+from uapi_gateway.kernel.caller import TLV_AGENT, TLV_REVISION, TLV_WORKER
 from uapi_gateway.kernel.peers import Peer
 
-# "PP2_TYPE_MIN_CUSTOM" and what follows: whose connection it is.
-TLV_AGENT, TLV_WORKER, TLV_REVISION = 0xE0, 0xE1, 0xE2
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 # Version 2, command PROXY; then TCP over IPv4, for Envoy knows no other kind that may have an address.
 _PROXY_V2, _TCP4 = 0x21, 0x11

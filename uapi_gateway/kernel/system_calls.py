@@ -14,11 +14,9 @@ from uapi_gateway import descriptors
 from uapi_gateway.forwarding import bytes_handler
 from uapi_gateway.kernel import permissions
 from uapi_gateway.kernel.audit import AuditLog
-from uapi_gateway.kernel.caller import Caller, caller_of
+from uapi_gateway.kernel.caller import MOST_HOPS, Caller, caller_of
 from uapi_gateway.registry import Agent, Registry
 
-# Agents that a call may come by; a circle ends here at the latest.
-MOST_HOPS = 16
 # Of a worker's name, names.worker_id.
 _NUMBER = re.compile(r"-[0-9]{2,}$")
 AGENT_KEY = "x-uapi-agent"
