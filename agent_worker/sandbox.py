@@ -18,6 +18,8 @@ from typing import cast
 
 from agentruntime import seccomp
 from agentruntime.launch import KERNEL_DIR, SANDBOX_WORKERS_DIR, SYSTEM_CALLS, UIDS_PER_AGENT, SandboxSpec
+from agentruntime.sealed import MOST_BYTES
+from agentruntime.secrets import DIRECTORY as SECRETS_DIR
 
 from agent_worker import linux
 
@@ -90,8 +92,12 @@ def id_map(spec: SandboxSpec) -> str:
     return f"0 {spec.uid_base} {UIDS_PER_AGENT}"
 
 
-def separate(spec: SandboxSpec) -> None:
+def separate(spec: SandboxSpec, slot: int) -> None:
     """Moves a freshly forked process out of the namespaces that it shares with its template.
+
+    Args:
+        spec: of its template.
+        slot: the worker's, for which it makes the place of its secrets.
 
     Raises:
         OSError: the kernel refuses; the process must end.
@@ -100,6 +106,11 @@ def separate(spec: SandboxSpec) -> None:
         return
     linux.unshare(_own_namespaces(spec) | linux.CLONE_NEWNS)
     _mount_scratch()
+    if spec.secrets:
+        # Its own in this mount namespace only: neither the template nor another worker sees what is written there.
+        owner = slot if spec.uid_base else 0
+        options = f"mode=0700,uid={owner},gid={owner},size={2 * MOST_BYTES},nr_inodes=1k"
+        linux.mount("tmpfs", str(SECRETS_DIR), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
     if not spec.host_network:
         linux.loopback_up()
 
@@ -122,6 +133,11 @@ def become_worker(spec: SandboxSpec, slot: int) -> None:
 def workers_dir(spec: SandboxSpec) -> Path:
     """Where the processes of the sandbox find the directories that hold their sockets."""
     return Path(SANDBOX_WORKERS_DIR) if spec.isolated else Path(spec.workers_dir)
+
+
+def secrets_dir(spec: SandboxSpec, slot: int) -> Path:
+    """Where a worker's secrets go: beside its socket if it has no view of its own."""
+    return SECRETS_DIR if spec.isolated else Path(spec.workers_dir, str(slot), "secrets")
 
 
 def system_calls(spec: SandboxSpec) -> str:
@@ -166,6 +182,8 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
     Path("/dev/fd").symlink_to("/proc/self/fd")
     for scratch in _scratch():
         Path(scratch).mkdir(parents=True)
+    if spec.secrets:
+        SECRETS_DIR.mkdir(parents=True)
     _mount_scratch()
     _mount_proc()
     linux.unmount(_OLD_ROOT, linux.MNT_DETACH)

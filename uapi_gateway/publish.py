@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime.home import Home
 
 from uapi_gateway.registry import Agent, Endpoint, Registry
-from uapi_gateway.sockets import Ports
+from uapi_gateway.sockets import Ports, inner_socket, system_calls_socket
 from uapi_gateway.xds import clusters, listeners, resources, routes
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.transport import Inbound

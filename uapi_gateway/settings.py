@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     # Threads of Envoy that carry calls.
     envoy_concurrency: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
+    # What Envoy may have of memory. Before it gets there it ends the streams that hold the most.
+    envoy_heap_bytes: int = Field(default=2**30, ge=2**27)
+    # From callers by TCP, to all ports together.
+    max_connections: int = Field(default=10_000, ge=1)
     # How long calls in flight may take to finish when the gateway is told to end.
     drain_s: float = Field(default=5.0, ge=0)
     # How long a call waits for a worker to become ready, if the caller's deadline allows it.

@@ -35,6 +35,7 @@ from agent_pool.drivers.reports import Reports
 from agent_pool.drivers.slots import Slots
 from agent_pool.drivers.worker_process import WorkerProcess
 from agent_pool.logs import LogStore
+from agent_pool.secrets.vault import Vault
 
 if TYPE_CHECKING:
     import docker
@@ -69,6 +70,7 @@ class DockerDriver(Driver):
         engine: makes them.
         images: makes their images, given a client of the engine.
         worker_slots: of all drivers of the pool: no two workers of an agent may have one uid.
+        vault: what workers get their secrets from.
     """
 
     name = "docker"
@@ -80,8 +82,11 @@ class DockerDriver(Driver):
         engine: Engine,
         images: "Callable[[docker.DockerClient], Images]",
         worker_slots: Slots,
+        *,
+        vault: Vault,
     ) -> None:
         self._logs = logs
+        self._vault = vault
         self._engine = engine
         self._home = home
         self._slots = worker_slots
@@ -178,7 +183,7 @@ class DockerDriver(Driver):
             listener.close()
             door.unlink(missing_ok=True)
         process.reports = Reports(connection)
-        await self._tell_who(launch_, slot, connection)
+        await self._tell_who(process, connection)
         await process.until_listening(partial(endings.failure, self._logs, process))
         process.close_door(container.uid)
         return self._running(container)
@@ -253,14 +258,18 @@ class DockerDriver(Driver):
             + (f"\n{words}" if words else "")
         )
 
-    async def _tell_who(self, launch_: Launch, slot: int, connection: socket.socket) -> None:
-        """Says to a container which worker it is, and hands it its log."""
+    async def _tell_who(self, process: WorkerProcess, connection: socket.socket) -> None:
+        """Says to a container which worker it is, and hands it its log and its secrets."""
+        launch_ = process.launch
         revision = launch_.revision
+        handed = self._vault.hand_over(revision.agent, revision.secrets)
+        process.secrets = handed.versions
         spec = replace(
-            spares.any_worker(revision, slot),
+            spares.any_worker(revision, process.slot),
             worker_id=launch_.worker_id,
             # The container sees no other GPUs, and counts its own from 0.
             env=gpus.environment(tuple(range(len(launch_.gpus)))),
+            secrets=bool(handed.descriptors),
         )
         template = TemplateSpec(
             key=revision.key,
@@ -273,15 +282,16 @@ class DockerDriver(Driver):
             sandbox=SandboxSpec(kernel_dir=str(KERNEL_DIR)),
         )
         message = {**launch.spec_message("become", spec), "template": launch.spec_message("", template)["spec"]}
-        log_fd = self._logs.open(revision.agent, launch_.worker_id)
+        descriptors = [self._logs.open(revision.agent, launch_.worker_id), *handed.descriptors]
         try:
             connection.settimeout(_SEND_TIMEOUT_S)
-            await asyncio.to_thread(launch.send, connection, message, [log_fd])
+            await asyncio.to_thread(launch.send, connection, message, descriptors)
         except OSError as error:
             raise errors.AgentFailed(f"worker {launch_.worker_id} did not hear who it is: {error}") from None
         finally:
             connection.setblocking(False)
-            os.close(log_fd)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     async def wait(self, key: str) -> Exit:
         return await self._containers[key].process.wait()
@@ -389,6 +399,7 @@ class DockerDriver(Driver):
         agent, slot, ident = launch_.revision.agent, int(handle["slot"]), str(handle["container"])
         log_start = self._logs.size(agent, launch_.worker_id)
         process = WorkerProcess(launch_, slot, None, self._directory(agent, slot), log_start)
+        process.secrets = dict(handle.get("secrets", {}))
         container = _Container(process, slots.uid(launch_.revision.agent_index, slot), ident, id=ident)
         await self._attach(container, handle["pid"])
         self._slots.claim(agent, slot)

@@ -11,6 +11,8 @@ from typing import Any
 
 from agentruntime import seccomp
 from agentruntime.launch import CONTAINER_CONTROL, KERNEL_DIR
+from agentruntime.sealed import MOST_BYTES
+from agentruntime.secrets import DIRECTORY as SECRETS_DIR
 
 from agent_pool.cgroups.base import CPU_PERIOD_US, Limits
 from agent_pool.drivers.base import Launch, Revision
@@ -52,6 +54,10 @@ def worker(launch: Launch, *, image: str, user: str, directory: Path, kernel_dir
         _bound(kernel_dir, KERNEL_DIR, read_only=True),
     ]
     config["Cmd"] = ["--worker"]
+    if revision.secrets:
+        owner = user.partition(":")
+        options = f"mode=0700,uid={owner[0]},gid={owner[2]},size={2 * MOST_BYTES},nr_inodes=1k"
+        host["Tmpfs"][str(SECRETS_DIR)] = f"rw,noexec,nosuid,nodev,{options}"
     if revision.host_network:
         host["NetworkMode"] = "host"
     if launch.gpus:

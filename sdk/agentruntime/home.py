@@ -2,6 +2,7 @@
 
 token               the API key of this user, mode 0600; the gateway makes it
 certs/              certificates that `agent certs` made, and their keys
+secrets.key         with which the agents' secrets are encrypted, mode 0600
 run/                sockets and pid files (elsewhere if the path would be too long for a socket)
 state/              databases of the pool and the gateway
 images/             an OCI image layout
@@ -53,6 +54,10 @@ class Home:
     @property
     def token_file(self) -> Path:
         return self.root / "token"
+
+    @property
+    def secrets_key(self) -> Path:
+        return self.root / "secrets.key"
 
     def token(self) -> str:
         """This user's own API key, or "" if there is none yet or it may not be read."""

@@ -23,6 +23,14 @@ AGENT_KEY = "x-uapi-agent"
 _Context = aio.ServicerContext[Any, Any]
 
 
+def server(registry: Registry, audit: AuditLog) -> aio.Server:
+    """What answers on the kernel socket."""
+    own = aio.server(interceptors=[interceptors.ServerInterceptor()])
+    system_calls_pb2_grpc.add_SystemCallServiceServicer_to_server(SystemCallService(registry, audit), own)
+    own.add_generic_rpc_handlers((RefusalHandler(registry, audit),))
+    return own
+
+
 class SystemCallService(system_calls_pb2_grpc.SystemCallServiceServicer):
     """What every worker may ask."""
 

@@ -28,7 +28,9 @@ class Edges:
 
     def allowed(self) -> str:
         """Of "caller>called" where both are named."""
-        return _any(f"{re.escape(caller)}>{_any(map(re.escape, called))}" for caller, called in sorted(self.named.items()))
+        return _any(
+            f"{re.escape(caller)}>{_any(map(re.escape, called))}" for caller, called in sorted(self.named.items())
+        )
 
     def from_everywhere(self) -> str:
         """Of "caller>called" where the caller may call every agent."""

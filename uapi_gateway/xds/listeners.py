@@ -15,7 +15,7 @@ from uapi_gateway.access.keys import LOCAL
 from uapi_gateway.access.policy import AGENT_PREFIX, ANONYMOUS
 from uapi_gateway.kernel import caller
 from uapi_gateway.kernel.caller import TLV_AGENT, TLV_REVISION, TLV_WORKER
-from uapi_gateway.xds import filters, managers, resources, transport
+from uapi_gateway.xds import filters, limits, managers, resources, transport
 from uapi_gateway.xds.managers import Chain
 from uapi_gateway.xds.resources import Resource, typed
 from uapi_gateway.xds.routes import AGENT_HEADER
@@ -95,7 +95,9 @@ def _outer(nobody: str) -> Chain:
 
 
 def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
-    return {"transport_socket": transport.downstream(tls, protocols)} if tls else {}
+    if tls is None:
+        return {}
+    return {"transport_socket": transport.downstream(tls, protocols), **limits.handshake_options()}
 
 
 def _socket(host: str, port: int) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _listener(
         "address": address,
         # Else a second Envoy would share the port without a word.
         "enable_reuse_port": False,
-        "per_connection_buffer_limit_bytes": 2**20,
+        **limits.listener_options(for_everyone=name in (TCP, HTTP)),
         "filter_chains": [{"filters": [manager], **(more or {})}],
         **(first or {}),
     }

@@ -11,10 +11,15 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.access_loggers.file.v3 import file_pb2
+from envoy.extensions.common.matching.v3 import extension_matcher_pb2
+from envoy.extensions.filters.http.buffer.v3 import buffer_pb2
+from envoy.extensions.filters.http.composite.v3 import composite_pb2
 from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2 as header_filter_pb2
 from envoy.extensions.filters.http.header_to_metadata.v3 import header_to_metadata_pb2
+from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
@@ -44,8 +49,13 @@ _TYPES: dict[str, Any] = {
 # Types that stand inside `Any`s: json_format finds them only once their modules are imported.
 _WITHIN = (
     file_pb2,
-    grpc_stats_pb2,
+    extension_matcher_pb2,
+    buffer_pb2,
+    composite_pb2,
     header_filter_pb2,
+    local_rate_limit_pb2,
+    http_inspector_pb2,
+    grpc_stats_pb2,
     header_to_metadata_pb2,
     router_pb2,
     http_connection_manager_pb2,
