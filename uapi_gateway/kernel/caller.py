@@ -13,7 +13,7 @@ from agentruntime.errors import Internal
 AGENT = "x-uapi-caller-agent"
 WORKER = "x-uapi-caller-worker"
 REVISION = "x-uapi-caller-revision"
-# By which the gateway tells Envoy the same of a connection: "PP2_TYPE_MIN_CUSTOM" of the PROXY protocol and what follows.
+# By which the gateway tells Envoy the same: from "PP2_TYPE_MIN_CUSTOM" of the PROXY protocol on.
 TLV_AGENT, TLV_WORKER, TLV_REVISION = 0xE0, 0xE1, 0xE2
 # "caller>called", for the routes.
 EDGE = "x-uapi-caller-edge"

@@ -65,7 +65,7 @@ def inner_listener(path: Path, access_log: Path) -> Resource:
 
 
 def system_call_listener(path: Path, access_log: Path) -> Resource:
-    """The listener for the connections of workers. Each begins with a header by which the gateway says whose it is."""
+    """The listener for the connections of workers. Each begins with the gateway's word on whose it is."""
     worker = "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:{})%"
     said = {
         headers.PRINCIPAL: f"{AGENT_PREFIX}{worker.format('agent')}",

@@ -80,7 +80,7 @@ class RoutePlan:
     # "/service/Method" of methods whose requests are one message.
     whole: frozenset[str] = frozenset()
     # Which agent may call which.
-    edges: Edges = Edges()
+    edges: Edges = field(default_factory=Edges)
 
 
 def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
