@@ -11,8 +11,8 @@ from typing import Any
 
 from uapi_gateway.kernel.permissions import ALL
 
-# Matches nothing.
-_NONE = "[^\\x00-\\x{10FFFF}]"
+# Of no agent: names hold no such sign.
+_NONE = ">"
 
 
 @dataclass(frozen=True)
