@@ -5,9 +5,10 @@ from pathlib import Path
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime.home import Home
 
+from uapi_gateway.outward import Outward
 from uapi_gateway.registry import Agent, Endpoint, Registry
-from uapi_gateway.sockets import Ports, inner_socket, system_calls_socket
-from uapi_gateway.xds import clusters, listeners, resources, routes
+from uapi_gateway.sockets import TLS_SCHEME, Ports, inner_socket, split_endpoint, system_calls_socket
+from uapi_gateway.xds import clusters, listeners, resources, routes, transport
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.transport import Inbound
 
@@ -15,11 +16,12 @@ from uapi_gateway.xds.transport import Inbound
 class Publisher:
     """Listens to the registry and writes to the cache. Without `publish_all` nothing is there to be served."""
 
-    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path) -> None:
+    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path, outward: Outward) -> None:
         self._registry = registry
         self._cache = cache
         self._relay = relay
         self._hold = hold
+        self._outward = outward
         self._plan: routes.RoutePlan | None = None
         # Clusters published for an agent: its own, and one for each of its workers.
         self._names: dict[str, set[str]] = {}
@@ -92,7 +94,10 @@ class Publisher:
             self._remove(clusters.CACHED_PREFIX + agent_id)
 
     def _put(self, name: str, agent: Agent, endpoints: tuple[Endpoint, ...]) -> None:
-        cluster = clusters.agent_cluster(name, agent.traffic, idempotent=agent.idempotent)
+        # An agent from outside has one endpoint.
+        over_tls = next((e.address for e in endpoints if e.address.startswith(TLS_SCHEME)), "")
+        socket = transport.upstream(split_endpoint(over_tls)[0], known=self._outward.shows_own) if over_tls else None
+        cluster = clusters.agent_cluster(name, agent.traffic, idempotent=agent.idempotent, tls=socket)
         self._cache.put(resources.CLUSTER, cluster)
         addresses = _weights(agent, endpoints)
         self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(cluster.name, addresses, self._hold))

@@ -47,6 +47,7 @@ from uapi_gateway.kernel.audit_service import AuditService
 from uapi_gateway.kernel.carrying import Carrier
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
+from uapi_gateway.outward import Outward
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
 from uapi_gateway.publish import Publisher
 from uapi_gateway.reflection import ReflectionService
@@ -84,6 +85,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     cache = Cache()
     held = Certificates(settings.sources, cache)
     held.load()
+    outward = Outward(held)
     ports = _ports(settings)
     registry = Registry()
     store = Store(home.state / "gateway.db")
@@ -91,16 +93,18 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     _restore(registry, store)
     book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
     book.publish(home)
-    _publish(settings, ports, registry, cache)
+    _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own)
-    registrar = RegistryService(registry, store, is_own=_own_addresses(settings, ports.grpc))
-    health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
+    registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
+    health_loop = HealthLoop(
+        registry, outward, interval_s=settings.health_interval_s, failures=settings.health_failures
+    )
     load, ejections = Load(registry), Ejections(registry)
-    carrier = Relay(registry, pool, load, ejections, settings)
+    carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
     observer = Observer(registry, envoy, pool, carrier)
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
@@ -202,11 +206,11 @@ def _restore(registry: Registry, store: Store) -> None:
         _log.info("registry restored", pool=len(deployments), registered=len(registered))
 
 
-def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache) -> None:
+def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache, outward: Outward) -> None:
     """Fills the cache, and has it follow the registry."""
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
-    publisher = Publisher(registry, cache, relay=relay, hold=hold)
+    publisher = Publisher(registry, cache, relay=relay, hold=hold, outward=outward)
     publisher.publish_platform(
         control=home.control_socket,
         pool=home.pool_socket,
