@@ -131,8 +131,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        calls = Carrier(sockets.system_calls_socket(home))
-        await stack.enter_async_context(doors.Door(home, registry, SYSTEM_CALLS, calls.carry).open())
+        await stack.enter_async_context(_system_calls(home, registry).open())
         await stack.enter_async_context(
             _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
         )
@@ -306,6 +305,11 @@ def _control_server(
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)
     server.add_generic_rpc_handlers(ReflectionService(registry).handlers())
     return server
+
+
+def _system_calls(home: Home, registry: Registry) -> doors.Door:
+    """Where workers make system calls."""
+    return doors.Door(home, registry, SYSTEM_CALLS, Carrier(sockets.system_calls_socket(home)).carry)
 
 
 @contextlib.asynccontextmanager
