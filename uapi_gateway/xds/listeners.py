@@ -25,9 +25,9 @@ TCP = "tcp"
 UNIX = "unix"
 HTTP = "http"
 HOLD = "hold"
+POOL_LINK = "pool-link"
 INNER = "inner"
 CALLS = "calls"
-NAMES = (TCP, UNIX, HTTP, HOLD, INNER, CALLS)
 
 
 def tcp_listener(host: str, port: int, access_log: Path, tls: Inbound | None = None) -> Resource:
@@ -86,6 +86,11 @@ def system_call_listener(path: Path, access_log: Path) -> Resource:
     first = {"listener_filters": [{"name": "envoy.filters.listener.proxy_protocol", "typed_config": proxied}]}
     manager = managers.grpc_manager(CALLS, chain, access_log)
     return _listener(CALLS, _pipe(path), manager, first=first)
+
+
+def pool_listener(path: Path) -> Resource:
+    """The listener for the gateway's own calls to a pool on another machine."""
+    return _listener(POOL_LINK, _pipe(path), managers.grpc_manager(POOL_LINK, Chain()))
 
 
 def _outer(nobody: str) -> Chain:
