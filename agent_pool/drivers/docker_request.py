@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentruntime import seccomp
+from agentruntime import egress, seccomp
 from agentruntime.launch import CONTAINER_CONTROL
 
 from agent_pool.cgroups.base import CPU_PERIOD_US, Limits
@@ -52,6 +52,8 @@ def worker(launch: Launch, *, image: str, user: str, directory: Path, pool: str)
     config["Cmd"] = ["--worker"]
     if revision.host_network:
         host["NetworkMode"] = "host"
+    else:
+        host["ExtraHosts"] = [f"{name}:{address}" for name, address in egress.hosts(revision.egress)]
     if launch.gpus:
         host["DeviceRequests"] = [
             {"DeviceIDs": [str(index) for index in launch.gpus], "Capabilities": [["gpu", "compute", "utility"]]}
