@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentruntime import egress
+from agentruntime.launch import KERNEL_DIR
 
 from agent_worker import linux
 
 # The gateway's socket, as a worker sees it.
-GATEWAY = Path("/run/uapi", egress.SOCKET_NAME)
+GATEWAY = Path(KERNEL_DIR, egress.SOCKET_NAME)
 # Connections that wait while the gateway is away; the kernel's default bound of it (net.core.somaxconn, tcp(7)).
 _BACKLOG = 4096
 # Between two tries to reach the gateway. It is away for a second or so when it is restarted.

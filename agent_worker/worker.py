@@ -16,7 +16,7 @@ from typing import Any, cast
 from agentruntime import errors, log
 from agentruntime.launch import MOST_DESCRIPTORS, TemplateSpec, WorkerSpec, socket_name
 
-from agent_worker import egress, linux, loader, output, sandbox
+from agent_worker import egress, linux, loader, output, sandbox, secret_files
 from agent_worker.debugging import Debugger
 from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
@@ -113,6 +113,7 @@ def run(
     *,
     bundle: str,
     channel: PoolChannel,
+    secrets_fd: int | None = None,
 ) -> int:
     """Runs the worker until it ends; returns its exit status.
 
@@ -123,6 +124,7 @@ def run(
         loaded: the agent, if the template has imported it; None to import it here.
         bundle: where this process sees the unpacked image.
         channel: to the pool.
+        secrets_fd: what the pool handed over of secrets.
     """
     linux.name_process(spec.worker_id)
     take_environment({**template.env, **spec.env})
@@ -132,8 +134,11 @@ def run(
     log.configure(spec.log_level, worker_id=spec.worker_id, agent=spec.agent, revision=spec.revision)
     if readied.ways_out:
         egress.keep_handed_over(readied.ways_out)
-    stage = "import"
+    stage = "secrets"
     try:
+        if secrets_fd is not None:
+            secret_files.take(secrets_fd, sandbox.secrets_dir(template.sandbox, spec.slot))
+        stage = "import"
         if loaded is None:
             loaded = loader.load(bundle, template.entrypoint, template.services)
         stage = "start"

@@ -8,6 +8,7 @@ from uapi_gateway.registry import Agent, Endpoint, Registry
 from uapi_gateway.sockets import Ports
 from uapi_gateway.xds import clusters, listeners, resources, routes
 from uapi_gateway.xds.cache import Cache
+from uapi_gateway.xds.transport import Inbound
 
 
 class Publisher:
@@ -31,11 +32,13 @@ class Publisher:
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
         self._cache.put(resources.CLUSTER, clusters.relay_cluster(self._relay))
 
-    def publish_listeners(self, *, host: str, ports: Ports, socket: Path, access_log: Path) -> None:
+    def publish_listeners(
+        self, *, host: str, ports: Ports, socket: Path, access_log: Path, tls: Inbound | None = None
+    ) -> None:
         """The listeners, once and for all."""
-        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log))
+        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log, tls))
         self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
-        self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http))
+        self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http, tls))
         self._cache.put(resources.ROUTE, routes.http_configuration(listeners.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
 

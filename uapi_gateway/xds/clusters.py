@@ -12,7 +12,7 @@ from google.protobuf import json_format
 
 from uapi_gateway.registry import Traffic
 from uapi_gateway.sockets import split_endpoint
-from uapi_gateway.xds import resources
+from uapi_gateway.xds import limits, resources
 from uapi_gateway.xds.resources import Resource, typed
 
 AGENT_PREFIX = "agent/"
@@ -197,7 +197,7 @@ def _common() -> dict[str, Any]:
         _PROTOCOL: {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                explicit_http_config={"http2_protocol_options": {}},
+                explicit_http_config={"http2_protocol_options": limits.upstream_http2_options()},
             )
         },
     }

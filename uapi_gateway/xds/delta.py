@@ -10,10 +10,10 @@ from typing import Any
 from envoy.service.discovery.v3 import discovery_pb2
 
 from uapi_gateway.xds.cache import Cache
-from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE
+from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET
 
 # Made before broken: what is named is sent before what names it.
-_ORDER = (CLUSTER, ENDPOINTS, LISTENER, ROUTE)
+_ORDER = (SECRET, CLUSTER, ENDPOINTS, LISTENER, ROUTE)
 _WILDCARD = "*"
 
 

@@ -7,9 +7,10 @@ changes is in routes, clusters, endpoints and secrets.
 from pathlib import Path
 from typing import Any
 
-from uapi_gateway.xds import managers, resources
+from uapi_gateway.xds import limits, managers, resources, transport
 from uapi_gateway.xds.managers import Chain
 from uapi_gateway.xds.resources import Resource
+from uapi_gateway.xds.transport import Inbound
 
 TCP = "tcp"
 UNIX = "unix"
@@ -18,10 +19,10 @@ HOLD = "hold"
 NAMES = (TCP, UNIX, HTTP, HOLD)
 
 
-def tcp_listener(host: str, port: int, access_log: Path) -> Resource:
+def tcp_listener(host: str, port: int, access_log: Path, tls: Inbound | None = None) -> Resource:
     """The listener for the calls of everyone."""
     manager = managers.grpc_manager(TCP, Chain(managers.grpc_mutations()), access_log)
-    return _listener(TCP, _socket(host, port), manager)
+    return _listener(TCP, _socket(host, port), manager, _transport(tls, ["h2"]))
 
 
 def unix_listener(path: Path, access_log: Path) -> Resource:
@@ -30,9 +31,10 @@ def unix_listener(path: Path, access_log: Path) -> Resource:
     return _listener(UNIX, _pipe(path), manager)
 
 
-def http_listener(host: str, port: int) -> Resource:
+def http_listener(host: str, port: int, tls: Inbound | None = None) -> Resource:
     """The listener for the HTTP pages."""
-    return _listener(HTTP, _socket(host, port), managers.http_manager(HTTP, Chain(managers.http_mutations())))
+    manager = managers.http_manager(HTTP, Chain(managers.http_mutations()))
+    return _listener(HTTP, _socket(host, port), manager, _transport(tls, ["h2", "http/1.1"]))
 
 
 def hold_listener(path: Path) -> Resource:
@@ -43,6 +45,12 @@ def hold_listener(path: Path) -> Resource:
     return _listener(HOLD, _pipe(path), managers.grpc_manager(HOLD, Chain()))
 
 
+def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    return {"transport_socket": transport.downstream(tls, protocols), **limits.handshake_options()}
+
+
 def _socket(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
 
@@ -51,13 +59,15 @@ def _pipe(path: Path) -> dict[str, Any]:
     return {"pipe": {"path": str(path), "mode": 0o600}}
 
 
-def _listener(name: str, address: dict[str, Any], manager: dict[str, Any]) -> Resource:
+def _listener(
+    name: str, address: dict[str, Any], manager: dict[str, Any], more: dict[str, Any] | None = None
+) -> Resource:
     content = {
         "name": name,
         "address": address,
         # Else a second Envoy would share the port without a word.
         "enable_reuse_port": False,
-        "per_connection_buffer_limit_bytes": 2**20,
-        "filter_chains": [{"filters": [manager]}],
+        **limits.listener_options(for_everyone=name in (TCP, HTTP)),
+        "filter_chains": [{"filters": [manager], **(more or {})}],
     }
     return resources.make(resources.LISTENER, name, content)

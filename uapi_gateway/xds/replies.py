@@ -55,11 +55,31 @@ def local_replies() -> list[dict[str, Any]]:
             text="the pool does not answer; `agent status` says what runs",
         ),
         _reply(
-            {
-                "status_code_filter": {
-                    "comparison": {"op": "EQ", "value": {"default_value": 431, "runtime_key": "uapi.headers"}}
-                }
-            },
+            {"response_flag_filter": {"flags": ["RL"]}},
+            code=8,
+            http=429,
+            reason="RATE_LIMITED",
+            message="the caller makes more calls than it may; try again in a second",
+            text="the caller makes more calls than it may; try again in a second",
+        ),
+        _reply(
+            {"response_flag_filter": {"flags": ["OM"]}},
+            code=14,
+            http=503,
+            reason="GATEWAY_OVERLOADED",
+            message="the gateway has no memory for more calls; try again later",
+            text="the gateway has no memory for more calls; try again later",
+        ),
+        _reply(
+            _has_status(413),
+            code=8,
+            http=413,
+            reason="MESSAGE_TOO_LARGE",
+            message="the request is larger than a message may be, which is 4194304 bytes",
+            text="the request is larger than a message may be, which is 4194304 bytes",
+        ),
+        _reply(
+            _has_status(431),
             code=8,
             http=431,
             reason="METADATA_TOO_LARGE",
@@ -92,6 +112,11 @@ def _details(code: int, reason: str, message: str) -> str:
 
 def _both(*filters: dict[str, Any]) -> dict[str, Any]:
     return {"and_filter": {"filters": list(filters)}}
+
+
+def _has_status(code: int) -> dict[str, Any]:
+    comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"uapi.status_{code}"}}
+    return {"status_code_filter": {"comparison": comparison}}
 
 
 def _has(header: str) -> dict[str, Any]:

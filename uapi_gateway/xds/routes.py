@@ -20,7 +20,7 @@ from typing import Any
 from agentruntime import status
 
 from uapi_gateway import descriptors
-from uapi_gateway.xds import clusters, resources
+from uapi_gateway.xds import clusters, limits, resources
 from uapi_gateway.xds.resources import Resource, typed
 
 AGENT_HEADER = "x-uapi-agent"
@@ -31,6 +31,7 @@ CONVERSATION_HEADER = "x-uapi-conversation"
 # In a response: whether it came from the cache. In a request, whatever it says: the cache is passed by.
 CACHE_HEADER = "x-uapi-cache"
 LONGEST_DEADLINE_S = 24 * 3600
+LONGEST_MESSAGE_BYTES = 4 * 2**20
 UNAUTHENTICATED = (
     "this needs the operator's credential: send 'authorization: Bearer <token>' with the token from the "
     "runtime directory, or use its gateway socket"
@@ -41,11 +42,14 @@ MISWRITTEN = (
 )
 # Goes to the pool by way of the gateway.
 RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
+# Of the pool's services.
+POOLS_PREFIXES = (f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/", f"/{descriptors.SECRETS}/")
 # Services that need the operator's credential over TCP, as a whole or by method.
 OPERATOR_PREFIXES = (
     f"/{descriptors.POOL}/",
     RUN_AGENT,
     f"/{descriptors.IMAGES}/",
+    f"/{descriptors.SECRETS}/",
     f"/{descriptors.AUDIT}/",
     f"/{descriptors.REGISTRY}/RegisterAgent",
     f"/{descriptors.REGISTRY}/KeepAlive",
@@ -82,6 +86,8 @@ class RoutePlan:
     cached: frozenset[str] = frozenset()
     # "/service/Method" of methods whose answers may be kept.
     cacheable: frozenset[str] = frozenset()
+    # "/service/Method" of methods whose requests are one message.
+    whole: frozenset[str] = frozenset()
 
 
 def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
@@ -95,6 +101,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
     serving: dict[str, list[Any]] = {}
     repeatable: dict[str, bool] = {}
     streaming = set()
+    whole: dict[str, bool] = {}
     for agent in agents:
         for service in agent.services:
             if service not in descriptors.PLATFORM:
@@ -104,7 +111,9 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
             if method.service not in descriptors.PLATFORM:
                 repeatable[method.path] = repeatable.get(method.path, True) and method.idempotent
                 streaming |= {method.path} if method.streams else set()
+                whole[method.path] = whole.get(method.path, True) and method.whole
     for method in descriptors.methods_of(descriptors.platform_set()):
+        whole[method.path] = method.whole
         if method.service == descriptors.TEXT_GENERATION:
             repeatable.setdefault(method.path, method.idempotent)
             streaming |= {method.path} if method.streams else set()
@@ -122,6 +131,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
         opted_out=frozenset(out | {worker for worker, agent in workers.items() if agent in out}),
         cached=with_cache,
         cacheable=frozenset(path for path in idempotent - streaming if with_cache and not path.endswith(_HEALTH)),
+        whole=frozenset(path for path, yes in whole.items() if yes),
     )
 
 
@@ -155,7 +165,12 @@ def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all
         },
         "on_no_match": _tree(wanted, operator=open_to_all, credential=False),
     }
-    host = {"name": name, "domains": ["*"], "matcher": matcher}
+    host = {
+        "name": name,
+        "domains": ["*"],
+        "matcher": matcher,
+        "typed_per_filter_config": limits.whole_requests(wanted.whole, LONGEST_MESSAGE_BYTES),
+    }
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
@@ -228,7 +243,7 @@ def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[
             cacheable = {path for path in wanted.cacheable if path.startswith(prefix)}
             prefixes[prefix] = _by_path(cacheable, _unless_passed_by(relay, again), prefixes[prefix])
     for prefix in OPERATOR_PREFIXES:
-        pools_own = prefix.startswith((f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/")) and prefix != RUN_AGENT
+        pools_own = prefix.startswith(POOLS_PREFIXES) and prefix != RUN_AGENT
         allowed = pool if pools_own else control
         prefixes[prefix] = allowed if operator else _refusal(401, UNAUTHENTICATED)
     tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}

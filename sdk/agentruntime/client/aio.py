@@ -41,7 +41,7 @@ class AsyncClient:
     def __init__(
         self,
         endpoint: str | None = None,
-        token: str | None = None,
+        token: target.TokenSource | None = None,
         timeout_s: float | None = None,
         *,
         ca: str | Path | None = None,
@@ -247,13 +247,13 @@ class _Call:
         of: policy.CallPolicy,
         connection: _Connection,
         given: aio.ClientCallDetails,
+        metadata: policy.Metadata,
         *,
         streamed: bool = False,
     ) -> None:
         self._given = given
         self._connection = connection
-        # grpc.aio's Metadata yields its pairs when iterated, which its stub does not say.
-        self._metadata = of.metadata(cast("Any", given.metadata))
+        self._metadata = metadata
         self._waits = given.wait_for_ready is not False
         method = given.method.decode() if isinstance(given.method, bytes) else given.method
         self.attempts = repeat.Attempts(
@@ -305,18 +305,25 @@ class _Interceptor:
         self._policy = of
         self._connection = connection
 
-    def _call(self, given: aio.ClientCallDetails, *, streamed: bool = False) -> _Call:
-        return _Call(self._policy, self._connection, given, streamed=streamed)
+    async def _call(self, given: aio.ClientCallDetails, *, streamed: bool = False) -> _Call:
+        # grpc.aio's Metadata yields its pairs when iterated, which its stub does not say.
+        own = cast("Any", given.metadata)
+        if isinstance(self._policy.token, str):
+            metadata = self._policy.metadata(own)
+        else:
+            # The trace goes along into the thread.
+            metadata = await asyncio.to_thread(self._policy.metadata, own)
+        return _Call(self._policy, self._connection, given, metadata, streamed=streamed)
 
 
 class _UnaryUnary(_Interceptor, aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await _answered(continuation, self._call(client_call_details), request)
+        return await _answered(continuation, await self._call(client_call_details), request)
 
 
 class _UnaryStream(_Interceptor, aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        call = self._call(client_call_details)
+        call = await self._call(client_call_details)
         # The call is made here: grpc.aio wants to cancel it even if nobody reads the stream.
         attempt = await continuation(call.details(), request)
         while call.attempts.repeatable:
@@ -335,14 +342,14 @@ class _UnaryStream(_Interceptor, aio.UnaryStreamClientInterceptor):
 
 class _StreamUnary(_Interceptor, aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await _answered(continuation, self._call(client_call_details, streamed=True), request_iterator)
+        return await _answered(continuation, await self._call(client_call_details, streamed=True), request_iterator)
 
 
 class _StreamStream(_Interceptor, aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(
         self, continuation: Any, client_call_details: Any, request_iterator: Any
     ) -> Any:
-        call = self._call(client_call_details, streamed=True)
+        call = await self._call(client_call_details, streamed=True)
         return _streamed(await continuation(call.details(), request_iterator), [], call)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 
 from agentruntime import errors, names, status, trace
-from agentruntime.client.target import Target
+from agentruntime.client.target import Target, TokenSource
 
 AGENT_KEY = "x-uapi-agent"
 # Between the gateway's clock for a deadline and ours.
@@ -26,7 +26,7 @@ Metadata = list[tuple[str, str | bytes]]
 class CallPolicy:
     """What is added to the calls of one channel."""
 
-    token: str
+    token: TokenSource
     timeout_s: float
     # The agent or worker that calls go to; "" leaves it to the gateway.
     agent: str = ""
@@ -46,14 +46,18 @@ class CallPolicy:
         return None if math.isinf(wait_s) else wait_s
 
     def metadata(self, given: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
-        """The caller's metadata and ours; where both name a key, the caller's stays."""
+        """The caller's metadata and ours; where both name a key, the caller's stays.
+
+        Blocks where the token comes of a source that must ask for it, and raises what that raises.
+        """
         result: Metadata = [(key, value) for key, value in given or ()]
         present = {key for key, _ in result}
         current = trace.current.get()
+        token = self.token if isinstance(self.token, str) else self.token()
         ours = {
             trace.HEADER: (current.child() if current else trace.TraceContext.new()).header(),
             AGENT_KEY: self.agent,
-            "authorization": f"Bearer {self.token}" if self.token else "",
+            "authorization": f"Bearer {token}" if token else "",
         }
         result.extend((key, value) for key, value in ours.items() if value and key not in present)
         return result

@@ -39,8 +39,9 @@ class Client:
     Args:
         endpoint: "host:port", "unix:/path", "https://host:port" or, unencrypted, "http://host:port". By default
             `UAPI_ENDPOINT`, else the platform of this user's runtime directory, else localhost:50051.
-        token: the operator's credential. By default `UAPI_AUTH_TOKEN`, else, towards this machine, the runtime
-            directory's.
+        token: the caller's credential, or what gives it when called, such as `oauth2.client_credentials(…)`. By
+            default `UAPI_AUTH_TOKEN`, else that of `agent login` to this endpoint, else, towards the runtime
+            directory's own gateway, that directory's.
         timeout_s: seconds that a call without a timeout of its own may take, streams included (`timeout=math.inf`
             asks for none). By default `UAPI_TIMEOUT`, else 30.
         ca: a file in PEM with the authorities whose certificates are trusted. By default `UAPI_TLS_CA`, else those
@@ -58,7 +59,7 @@ class Client:
     def __init__(
         self,
         endpoint: str | None = None,
-        token: str | None = None,
+        token: target.TokenSource | None = None,
         timeout_s: float | None = None,
         *,
         ca: str | Path | None = None,
@@ -199,6 +200,11 @@ class Client:
         wait_s = self._connection.target.timeout_s if timeout_s is None else timeout_s
         if not self._connection.connected(wait_s, wait=True):
             raise handshake.not_connected(self._connection.target, wait_s)
+
+    @property
+    def target(self) -> target.Target:
+        """Where it connects."""
+        return self._connection.target
 
     def close(self) -> None:
         """Ends the connection; agents registered here stay until their leases run out."""

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from agentruntime import processes
 from agentruntime.config import RuntimeConfig
 from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
+from agentruntime.oauth2.logins import LoginFile
 
 DEFAULT_ENDPOINT = "localhost:50051"
 _ANYWHERE = "0.0.0.0"  # noqa: S104 — compared, not bound
+# A credential, or what gives the one that is good now, which may block.
+TokenSource = str | Callable[[], str]
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):(?P<port>\d{1,5})")
 
 
@@ -26,8 +30,8 @@ class Target:
     secure: bool
     # On this machine.
     local: bool
-    # The operator's credential; "" for none.
-    token: str
+    # The caller's credential; "" for none.
+    token: TokenSource
     # For calls that bring no deadline of their own.
     timeout_s: float
     # Files in PEM, "" for none: whose certificates are trusted (else the authorities that gRPC brings along), and the
@@ -39,7 +43,7 @@ class Target:
 
 def resolve(
     endpoint: str | None = None,
-    token: str | None = None,
+    token: TokenSource | None = None,
     timeout_s: float | None = None,
     *,
     ca: str | None = None,
@@ -51,8 +55,8 @@ def resolve(
     """The target that arguments, environment and runtime directory name, in that order.
 
     Without an endpoint it is the platform that `agent up` started from this user's runtime directory, else
-    `localhost:50051`. Without a token it is the runtime directory's, but only towards that directory's own gateway:
-    anybody may listen on a port of this machine. TLS is spoken to
+    `localhost:50051`. Without a token it is that of `agent login` to this endpoint, else the runtime directory's, but
+    only towards that directory's own gateway: anybody may listen on a port of this machine. TLS is spoken to
     every other machine, unless the endpoint begins with `http://`; a token then is refused, for it would cross the
     network readable. To this one it is spoken where the endpoint begins with `https://`, or the runtime directory's
     own gateway listens there and speaks it; that gateway's authority is trusted without being named.
@@ -74,10 +78,12 @@ def resolve(
         )
     gateway = _own_gateway(address, home)
     if gateway is not None:
-        own = home.token() if own is None else own
         # Over TLS its certificate says who it is, by the name that was given.
         address = address if gateway.tls else gateway.address
         secure |= gateway.tls and "://" not in given
+    if own is None:
+        login = LoginFile(home.logins, written(address, secure))
+        own = login if login.exists() else home.token() if gateway else ""
     wait_s = config.uapi.timeout_s if timeout_s is None else timeout_s
     if not wait_s > 0:
         raise InvalidArgument(f"a timeout of {wait_s:g} seconds leaves no time for an answer; use a positive number")
@@ -88,8 +94,13 @@ def resolve(
             "a certificate and its key belong together; give both, by --cert and --key, "
             "or UAPI_TLS_CERT and UAPI_TLS_KEY"
         )
-    target = Target(address, secure, local, own or "", wait_s)
+    target = Target(address, secure, local, own, wait_s)
     return replace(target, ca=trusted, cert=files[0], key=files[1]) if secure else target
+
+
+def written(address: str, secure: bool) -> str:
+    """An endpoint as logins are kept by it."""
+    return address if address.startswith("unix:") else f"{'https' if secure else 'http'}://{address}"
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ class AccessServiceStub:
                 request_serializer=uapi_dot_v1_dot_access__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=uapi_dot_v1_dot_access__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.ListIdentityProviders = channel.unary_unary(
+                '/uapi.v1.AccessService/ListIdentityProviders',
+                request_serializer=uapi_dot_v1_dot_access__pb2.ListIdentityProvidersRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_access__pb2.ListIdentityProvidersResponse.FromString,
+                _registered_method=True)
         self.GetCaller = channel.unary_unary(
                 '/uapi.v1.AccessService/GetCaller',
                 request_serializer=uapi_dot_v1_dot_access__pb2.GetCallerRequest.SerializeToString,
@@ -83,6 +88,14 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListIdentityProviders(self, request, context):
+        """The identity providers whose tokens are taken, and how one logs in there. Anybody may ask, without a credential, too;
+        but who does not operate all agents is not told how the gateway gets on with them. Does not block.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCaller(self, request, context):
         """Whom the gateway takes the caller for, and what that one may do. Any caller may ask. Does not block.
         """
@@ -107,6 +120,11 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.RevokeKey,
                     request_deserializer=uapi_dot_v1_dot_access__pb2.RevokeKeyRequest.FromString,
                     response_serializer=uapi_dot_v1_dot_access__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'ListIdentityProviders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListIdentityProviders,
+                    request_deserializer=uapi_dot_v1_dot_access__pb2.ListIdentityProvidersRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_access__pb2.ListIdentityProvidersResponse.SerializeToString,
             ),
             'GetCaller': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCaller,
@@ -195,6 +213,33 @@ class AccessService:
             '/uapi.v1.AccessService/RevokeKey',
             uapi_dot_v1_dot_access__pb2.RevokeKeyRequest.SerializeToString,
             uapi_dot_v1_dot_access__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListIdentityProviders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AccessService/ListIdentityProviders',
+            uapi_dot_v1_dot_access__pb2.ListIdentityProvidersRequest.SerializeToString,
+            uapi_dot_v1_dot_access__pb2.ListIdentityProvidersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class AccessServiceStub:
     """Ends a key. Answered when the gateway refuses it. Streams that it opened go on to their end. Does not block.
     Errors: NOT_FOUND (no such key).
     """
+    ListIdentityProviders: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListIdentityProvidersRequest, _access_pb2.ListIdentityProvidersResponse]
+    """The identity providers whose tokens are taken, and how one logs in there. Anybody may ask, without a credential, too;
+    but who does not operate all agents is not told how the gateway gets on with them. Does not block.
+    """
     GetCaller: _grpc.UnaryUnaryMultiCallable[_access_pb2.GetCallerRequest, _access_pb2.GetCallerResponse]
     """Whom the gateway takes the caller for, and what that one may do. Any caller may ask. Does not block."""
 
@@ -58,6 +62,10 @@ class AccessServiceAsyncStub(AccessServiceStub):
     RevokeKey: _aio.UnaryUnaryMultiCallable[_access_pb2.RevokeKeyRequest, _access_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Ends a key. Answered when the gateway refuses it. Streams that it opened go on to their end. Does not block.
     Errors: NOT_FOUND (no such key).
+    """
+    ListIdentityProviders: _aio.UnaryUnaryMultiCallable[_access_pb2.ListIdentityProvidersRequest, _access_pb2.ListIdentityProvidersResponse]  # type: ignore[assignment]
+    """The identity providers whose tokens are taken, and how one logs in there. Anybody may ask, without a credential, too;
+    but who does not operate all agents is not told how the gateway gets on with them. Does not block.
     """
     GetCaller: _aio.UnaryUnaryMultiCallable[_access_pb2.GetCallerRequest, _access_pb2.GetCallerResponse]  # type: ignore[assignment]
     """Whom the gateway takes the caller for, and what that one may do. Any caller may ask. Does not block."""
@@ -90,6 +98,16 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_access_pb2.RevokeKeyResponse, _abc.Awaitable[_access_pb2.RevokeKeyResponse]]:
         """Ends a key. Answered when the gateway refuses it. Streams that it opened go on to their end. Does not block.
         Errors: NOT_FOUND (no such key).
+        """
+
+    @_abc_1.abstractmethod
+    def ListIdentityProviders(
+        self,
+        request: _access_pb2.ListIdentityProvidersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.ListIdentityProvidersResponse, _abc.Awaitable[_access_pb2.ListIdentityProvidersResponse]]:
+        """The identity providers whose tokens are taken, and how one logs in there. Anybody may ask, without a credential, too;
+        but who does not operate all agents is not told how the gateway gets on with them. Does not block.
         """
 
     @_abc_1.abstractmethod
