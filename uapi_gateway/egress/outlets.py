@@ -12,20 +12,22 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
 from agentruntime import egress, errors, log
+from agentruntime.home import Home
 from agentruntime.sections import egress_target
 
 from uapi_gateway.egress.acceptor import Acceptor
 from uapi_gateway.egress.pump import Pump, break_off
 from uapi_gateway.egress.reaching import Closed, Reaching, Unreachable
+from uapi_gateway.kernel.doors import Door
 from uapi_gateway.kernel.floods import Floods
 from uapi_gateway.kernel.peers import Peer
-from uapi_gateway.registry import Permissions
+from uapi_gateway.registry import Permissions, Registry
 
 Outcome = Literal["allowed", "denied", "failed"]
 # Between two looks for connections on which nothing moves.
@@ -80,15 +82,13 @@ class Outlets:
     """Of one gateway.
 
     Args:
-        permissions: of an agent, by its id; None for one that is not there.
+        registry: knows what agents may do.
         audit: where each connection is recorded, before a byte of it is carried.
         limits: how much may go on at once.
     """
 
-    def __init__(
-        self, permissions: Callable[[str], Permissions | None], audit: Audit, limits: Limits | None = None
-    ) -> None:
-        self._permissions = permissions
+    def __init__(self, registry: Registry, audit: Audit, limits: Limits | None = None) -> None:
+        self._registry = registry
         self._audit = audit
         self._limits = limits or Limits()
         self._slots = threading.Semaphore(self._limits.all)
@@ -107,6 +107,16 @@ class Outlets:
             found[agent].bytes_sent += pump.bytes_sent
             found[agent].bytes_received += pump.bytes_received
         return found
+
+    @contextlib.asynccontextmanager
+    async def opened(self, home: Home) -> AsyncIterator[None]:
+        """Has workers hand over, until it is left; then everything ends."""
+        door = Door(home, self._registry, egress.SOCKET_NAME, self.serve, socket.SOCK_SEQPACKET)
+        try:
+            async with door.open():
+                yield
+        finally:
+            await self.close()
 
     async def serve(self, channel: socket.socket, peer: Peer) -> None:
         """Takes a worker's listening sockets until it ends, or another channel of its takes over.
@@ -220,7 +230,8 @@ class Outlets:
         Raises:
             AgentError: it could not be recorded, and there is no connection.
         """
-        permissions = self._permissions(worker.peer.agent) or Permissions()
+        agent = self._registry.get(worker.peer.agent)
+        permissions = agent.permissions if agent else Permissions()
         outside: socket.socket | None = None
         outcome: Outcome = "denied"
         detail = f"needs permissions.egress: [{entry}] in agent.yaml"

@@ -11,7 +11,7 @@ from agentruntime import errors
 from tests.waiting import eventually
 from uapi_gateway.egress.outlets import Limits, Outlets
 from uapi_gateway.kernel.peers import Peer
-from uapi_gateway.registry import Permissions
+from uapi_gateway.registry import Agent, Permissions, Registry
 
 PEER = Peer("a", "a-01", 1, 1879048193, 77)
 
@@ -22,17 +22,21 @@ class World:
     def __init__(self) -> None:
         self.server = socket.create_server(("127.0.0.1", 0))
         self.entry = f"localhost:{self.server.getsockname()[1]}"
-        self.permissions: Permissions | None = Permissions(egress=(self.entry,), operators_egress=(self.entry,))
         self.records: list[dict[str, Any]] = []
         self.failure: Exception | None = None
-        self.outlets = Outlets(lambda _: self.permissions, self, Limits(each=2))
+        self.registry = Registry()
+        self.outlets = Outlets(self.registry, self, Limits(each=2))
         self.worker = socket.create_server(("127.0.0.1", 0))
         self.tasks: list[asyncio.Task[None]] = []
+        self.permit(Permissions(egress=(self.entry,), operators_egress=(self.entry,)))
 
     async def record(self, **said: Any) -> None:
         if self.failure is not None:
             raise self.failure
         self.records.append(said)
+
+    def permit(self, permissions: Permissions) -> None:
+        self.registry.put_pool_agent(Agent("a", (), (), permissions=permissions))
 
     def hand_over(self, entry: str = "", peer: Peer = PEER) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -106,30 +110,32 @@ async def test_what_is_permitted_is_carried_and_recorded_once(world: World) -> N
     await eventually(lambda: world.outlets.figures()["a"].open == 0)
 
 
-@pytest.mark.parametrize(
-    ("permissions", "needed"),
-    [
-        (Permissions(), "needs permissions.egress: [{entry}] in agent.yaml"),
-        (None, "needs permissions.egress: [{entry}] in agent.yaml"),
-        (
-            "not the operator",
-            "localhost is 127.0.0.1, a loopback address; an operator may open it with --egress {entry}",
-        ),
-    ],
-)
-async def test_what_is_not_permitted_is_reset_and_recorded(world: World, permissions: Any, needed: str) -> None:
-    world.permissions = Permissions(egress=(world.entry,)) if isinstance(permissions, str) else permissions
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_is_not_permitted_is_reset_and_recorded(world: World, known: bool) -> None:
+    world.permit(Permissions())
+    if not known:
+        world.registry.remove_pool_agent("a")
     with world.hand_over():
         assert await world.is_reset()
     [record] = world.records
-    assert (record["outcome"], record["detail"]) == ("denied", needed.format(entry=world.entry))
+    needed = f"needs permissions.egress: [{world.entry}] in agent.yaml"
+    assert (record["outcome"], record["detail"]) == ("denied", needed)
     assert world.outlets.figures()["a"].outcomes["denied"] == 1
+
+
+async def test_this_machine_is_for_an_operator_to_open(world: World) -> None:
+    world.permit(Permissions(egress=(world.entry,)))
+    with world.hand_over():
+        assert await world.is_reset()
+    [record] = world.records
+    assert record["outcome"] == "denied"
+    assert "a loopback address; an operator may open it with --egress localhost:" in record["detail"]
 
 
 async def test_a_permission_that_is_taken_away_is_gone_for_the_next_connection(world: World) -> None:
     with world.hand_over(), world.connected() as connection:
         assert await world.greets(connection)
-        world.permissions = Permissions()
+        world.permit(Permissions())
         assert await world.is_reset()
 
 
