@@ -3,6 +3,7 @@
 import ipaddress
 import os
 from pathlib import Path
+from typing import Literal
 
 from agentruntime import certificates
 from agentruntime.certificates import Files
@@ -40,6 +41,8 @@ class Settings(BaseSettings):
     # 0 takes a free port; the bound one is in `run/gateway.json`.
     grpc_port: int = Field(default=50051, ge=0, le=65535)
     http_port: int = Field(default=8080, ge=0, le=65535)
+    # Whether callers without a credential may call agents that demand none. By default on loopback only.
+    anonymous: Literal["call", "none"] | None = None
     log_level: str = "INFO"
     # Threads of Envoy that carry calls.
     envoy_concurrency: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
@@ -131,6 +134,13 @@ class Settings(BaseSettings):
             own=_files(client, self.client_key) if self.client_cert or client.exists() else None,
             authority=self.client_ca or self.tls_ca or (authority if authority.exists() else None),
         )
+
+    @property
+    def anonymous_calls(self) -> bool:
+        """Whether callers without a credential may call."""
+        if self.anonymous is None:
+            return ipaddress.ip_address(self.address).is_loopback
+        return self.anonymous == "call"
 
     @property
     def address(self) -> str:
