@@ -114,8 +114,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     )
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
-    outlets = Outlets(registry, audit, _limits(settings))
-    observer = Observer(registry, envoy, pool, carrier, outlets)
+    observer = Observer(registry, envoy, pool, carrier, Outlets(registry, audit, _limits(settings)))
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
@@ -131,14 +130,14 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded), control)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
-        for grpc_server, path in (
-            (_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
-            (_relay_server(carrier), sockets.relay_socket(home)),
-            (control, home.control_socket),
-            (system_calls.server(registry, audit), sockets.kernel_socket(home)),
+        for part in (
+            _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
+            _serving(_relay_server(carrier), sockets.relay_socket(home)),
+            _serving(control, home.control_socket),
+            _serving(system_calls.server(registry, audit), sockets.kernel_socket(home)),
+            observer.outlets.opened(home),
         ):
-            await stack.enter_async_context(_serving(grpc_server, path))
-        await stack.enter_async_context(outlets.opened(home))
+            await stack.enter_async_context(part)
         stack.enter_context(hearing(ejections, sockets.ejections_pipe(home)))
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
@@ -152,7 +151,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             held.watch(),
             carrier.caching.run(),
             audit.run(),
-            outlets.run(),
+            observer.outlets.run(),
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),
