@@ -75,6 +75,10 @@ class Settings(BaseSettings):
     access_log_bytes: int = Field(default=64 * 2**20, ge=2**16)
     # Size of the audit log at which its oldest records go.
     audit_bytes: int = Field(default=256 * 2**20, ge=2**20)
+    # Connections that one worker may have to hosts outside; more wait.
+    egress_connections: int = Field(default=256, ge=1)
+    # After which one on which nothing moves is broken off.
+    egress_idle_s: float = Field(default=3600.0, gt=0)
 
     @property
     def home(self) -> Home:
