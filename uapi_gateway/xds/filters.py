@@ -14,9 +14,9 @@ takes effect for the next call and cuts none.
 from collections.abc import Iterable
 from typing import Any
 
+from agentruntime.api_keys import PREFIX
 from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
-from agentruntime.api_keys import PREFIX
 from google.protobuf import any_pb2, json_format
 
 from uapi_gateway.access import headers, keys

@@ -26,6 +26,7 @@ _PER_S = {None: 1, "s": 1, "m": 60, "h": 3600}
 
 def create(
     name: Annotated[str, typer.Option(metavar="NAME", help="What it is called in lists, logs and the audit log.")],
+    *,
     agents: Annotated[str, typer.Option(metavar="AGENT[,AGENT]", help="The agents that it is for; '*' is all.")],
     role: Annotated[
         Literal["call", "operate", "administer"],
