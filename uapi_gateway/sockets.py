@@ -34,6 +34,11 @@ def relay_socket(home: Home) -> Path:
     return home.run / "relay.sock"
 
 
+def pool_link(home: Home) -> Path:
+    """Envoy's way to a pool on another machine: it speaks TLS, and knows when certificates change."""
+    return home.run / "pool-link.sock"
+
+
 def http_socket(home: Home) -> Path:
     """The HTTP pages, behind Envoy's HTTP listener."""
     return home.run / "http.sock"
@@ -42,6 +47,16 @@ def http_socket(home: Home) -> Path:
 def ejections_pipe(home: Home) -> Path:
     """The named pipe into which Envoy writes which workers it ejects."""
     return home.run / "envoy-ejections"
+
+
+def system_calls_socket(home: Home) -> Path:
+    """Where Envoy takes the connections of workers from the gateway, which says whose they are."""
+    return home.run / "calls.sock"
+
+
+def kernel_socket(home: Home) -> Path:
+    """The gateway's answers to system calls. Not the control socket: no agent reaches what is there."""
+    return home.run / "kernel.sock"
 
 
 def inner_socket(home: Home) -> Path:

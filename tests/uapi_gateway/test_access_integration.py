@@ -204,7 +204,7 @@ async def test_who_may_not_call_an_agent_is_not_told_of_it(platform: Platform, k
     watch: Any = registry.WatchAgents(agent_registry_pb2.WatchAgentsRequest(), metadata=mine, timeout=5)
     assert [(await watch.read()).changed.agent_id, (await watch.read()).synced] == ["alpha", True]
     watch.cancel()
-    health = health_pb2_grpc.HealthStub(platform.tcp)
+    health: Any = health_pb2_grpc.HealthStub(platform.tcp)
     gateway = agent_gateway_pb2_grpc.AgentGatewayStub(platform.tcp)
     for name in ("beta", "nowhere"):
         refused: list[Any] = [
@@ -234,7 +234,7 @@ async def test_a_call_by_the_gateway_is_its_callers(platform: Platform, keys: di
     ):
         gateway = agent_gateway_pb2_grpc.AgentGatewayStub(channel)
         answer = await gateway.CallAgent(request, metadata=metadata, timeout=5)
-        assert f"x-uapi-principal: '{principal}'" in answer.data["text"]
+        assert f"x-uapi-principal: '{principal}'" in str(answer.data["text"])
 
 
 async def test_what_an_agent_demands(platform: Platform, keys: dict[str, str]) -> None:

@@ -21,6 +21,8 @@ AGENT_PREFIX = "agent/"
 ONCE_PREFIX = "once/"
 CONTROL = "control"
 POOL = "pool"
+# The gateway's answers to system calls.
+KERNEL = "kernel"
 # The gateway's HTTP pages.
 HTTP = "http"
 # The relay by itself.
@@ -86,6 +88,26 @@ def cached_cluster(agent_id: str) -> Resource:
 def socket_cluster(name: str, path: Path) -> Resource:
     """A cluster that is one Unix socket."""
     return resources.make(resources.CLUSTER, name, _socket_content(name, path))
+
+
+def remote_cluster(name: str, endpoint: str, tls: dict[str, Any]) -> Resource:
+    """A cluster that is one program on another machine.
+
+    Args:
+        name: of the cluster.
+        endpoint: https://host:port.
+        tls: the transport socket.
+    """
+    host, port = split_endpoint(endpoint)
+    address = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}
+    content = {
+        **_common(),
+        "name": name,
+        "type": "STRICT_DNS",
+        "transport_socket": tls,
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [address]}]},
+    }
+    return resources.make(resources.CLUSTER, name, content)
 
 
 def http_cluster(path: Path) -> Resource:
