@@ -32,6 +32,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
+from uapi_gateway.access.allowances import Allowances
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
@@ -100,8 +101,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
-    book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
-    book.publish(home)
+    book = _book(settings, registry, cache)
     _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
@@ -129,7 +129,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded), control)
         operators = PoolHandler(pool, discovery.routed, checks)
-        control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
+        control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
         for part in (
             _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
@@ -256,6 +256,16 @@ def _door(settings: Settings, ports: sockets.Ports) -> Door:
     return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
 
 
+def _book(settings: Settings, registry: Registry, cache: Cache) -> Book:
+    """The keys, and what Envoy is told of them."""
+    book = Book(KeyStore(settings.home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
+    book.publish(settings.home)
+    allowances = Allowances(cache, settings.calls_per_second)
+    allowances.publish(book.every())
+    book.listeners.append(allowances.publish)
+    return book
+
+
 def _access_log(settings: Settings) -> Path:
     return settings.home.logs / "envoy-access.log"
 
@@ -322,8 +332,10 @@ def _control_server(
     server = aio.server(interceptors=[ServerInterceptor(), Guard(checks)])
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
-    health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)
-    server.add_generic_rpc_handlers(ReflectionService(registry).handlers())
+    health_pb2_grpc.add_HealthServicer_to_server(
+        HealthService(registry, lambda: watch.synced, checks.callable_by), server
+    )
+    server.add_generic_rpc_handlers(ReflectionService(registry, checks.callable_by).handlers())
     return server
 
 

@@ -14,6 +14,7 @@ takes effect for the next call and cuts none.
 from collections.abc import Iterable
 from typing import Any
 
+from agentruntime.api_keys import PREFIX
 from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from google.protobuf import any_pb2, json_format
@@ -60,7 +61,7 @@ def chain(nobody: str, access: str = ACCESS) -> list[dict[str, Any]]:
     secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
     found.append(set_header(headers.SECURE, secure))
     return [
-        _changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
+        changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
         rules(access),
     ]
@@ -86,7 +87,7 @@ def target() -> list[dict[str, Any]]:
 
 def rules(access: str = ACCESS) -> dict[str, Any]:
     """The filter that decides, for a listener where the principal is known already."""
-    return _changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
+    return changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
 
 
 def for_agent(agent: str) -> dict[str, Any]:
@@ -104,7 +105,8 @@ def for_worker() -> dict[str, Any]:
     }
 
 
-def _changing(name: str, kind: str) -> dict[str, Any]:
+def changing(name: str, kind: str) -> dict[str, Any]:
+    """A filter whose configuration comes by ECDS."""
     source = {"ads": {}, "resource_api_version": "V3"}
     return {
         "name": name,
@@ -140,8 +142,8 @@ def _keys_provider() -> dict[str, Any]:
     return {
         "issuer": keys.ISSUER,
         "from_headers": [
-            *({"name": "authorization", "value_prefix": f"{scheme} {keys.PREFIX}"} for scheme in _SCHEMES),
-            {"name": "x-api-key", "value_prefix": keys.PREFIX},
+            *({"name": "authorization", "value_prefix": f"{scheme} {PREFIX}"} for scheme in _SCHEMES),
+            {"name": "x-api-key", "value_prefix": PREFIX},
         ],
         "claim_to_headers": [
             {"header_name": headers.PRINCIPAL, "claim_name": "sub"},

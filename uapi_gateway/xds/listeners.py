@@ -45,7 +45,7 @@ def unix_listener(path: Path, access_log: Path) -> Resource:
 def http_listener(host: str, port: int, tls: Inbound | None = None) -> Resource:
     """The listener for the HTTP pages."""
     mutations = [*managers.http_mutations(), *filters.early()]
-    chain = Chain(mutations, filters.chain(ANONYMOUS, filters.HTTP_ACCESS))
+    chain = Chain(mutations, [*filters.chain(ANONYMOUS, filters.HTTP_ACCESS), limits.rate_filter()])
     manager = managers.http_manager(HTTP, chain)
     return _listener(HTTP, _socket(host, port), manager, _transport(tls, ["h2", "http/1.1"]))
 
@@ -60,7 +60,10 @@ def hold_listener(path: Path) -> Resource:
 
 def inner_listener(path: Path, access_log: Path) -> Resource:
     """The listener for the gateway's own calls on somebody's behalf: it says whose."""
-    chain = Chain([*managers.grpc_mutations(), filters.for_whom()], [*filters.target(), filters.rules()])
+    chain = Chain(
+        [*managers.grpc_mutations(), filters.for_whom()],
+        [*filters.target(), filters.rules(), limits.concurrency_filter()],
+    )
     return _listener(INNER, _pipe(path), managers.grpc_manager(INNER, chain, access_log))
 
 
@@ -96,7 +99,8 @@ def pool_listener(path: Path) -> Resource:
 def _outer(nobody: str) -> Chain:
     """What calls from outside go through; `nobody` is the principal of those without a credential."""
     mutations = [*managers.grpc_mutations(), *filters.early()]
-    return Chain(mutations, [*filters.target(), *filters.chain(nobody)])
+    last = (limits.rate_filter(), limits.concurrency_filter())
+    return Chain(mutations, [*filters.target(), *filters.chain(nobody), *last])
 
 
 def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
