@@ -28,7 +28,8 @@ def _listed(given: Any) -> Any:
 
 
 Url = Annotated[str, AfterValidator(check_url)]
-_Claim = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
+# Envoy's formats take a claim by its name up to a colon.
+_Claim = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,128}$")]
 _Ours = Annotated[list[Annotated[str, AfterValidator(_ours)]], BeforeValidator(_listed)]
 
 
