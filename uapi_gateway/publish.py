@@ -13,12 +13,11 @@ from uapi_gateway.xds.cache import Cache
 class Publisher:
     """Listens to the registry and writes to the cache. Without `publish_all` nothing is there to be served."""
 
-    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path, token: str) -> None:
+    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path) -> None:
         self._registry = registry
         self._cache = cache
         self._relay = relay
         self._hold = hold
-        self._token = token
         self._plan: routes.RoutePlan | None = None
         # Clusters published for an agent: its own, and one for each of its workers.
         self._names: dict[str, set[str]] = {}
@@ -31,13 +30,14 @@ class Publisher:
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
         self._cache.put(resources.CLUSTER, clusters.relay_cluster(self._relay))
 
-    def publish_listeners(self, *, host: str, ports: Ports, socket: Path, access_log: Path) -> None:
+    def publish_listeners(self, *, host: str, ports: Ports, socket: Path, inner: Path, access_log: Path) -> None:
         """The listeners, once and for all."""
         self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log))
         self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
         self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http))
         self._cache.put(resources.ROUTE, routes.http_configuration(listeners.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
+        self._cache.put(resources.LISTENER, listeners.inner_listener(inner, access_log))
 
     def publish_all(self) -> None:
         """All agents and the routes; from then on every change of the registry."""
@@ -112,8 +112,8 @@ class Publisher:
         if wanted == self._plan:
             return
         self._plan = wanted
-        for name, open_to_all in ((listeners.TCP, False), (listeners.UNIX, True)):
-            resource = routes.route_configuration(name, wanted, self._token, open_to_all=open_to_all)
+        for name, own in ((listeners.TCP, False), (listeners.UNIX, True), (listeners.INNER, False)):
+            resource = routes.route_configuration(name, wanted, own=own)
             self._cache.put(resources.ROUTE, resource)
         self._cache.put(resources.ROUTE, routes.hold_configuration(listeners.HOLD, wanted))
 

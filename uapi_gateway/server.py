@@ -26,6 +26,11 @@ from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
+from uapi_gateway.access.book import Book
+from uapi_gateway.access.checks import Checks
+from uapi_gateway.access.guard import Guard
+from uapi_gateway.access.operators import PoolHandler
+from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
 from uapi_gateway.ejections import Ejections, hearing
 from uapi_gateway.envoy import Envoy, read_record
@@ -44,7 +49,6 @@ from uapi_gateway.reflection import ReflectionService
 from uapi_gateway.registry import Registry, from_deployment
 from uapi_gateway.registry_service import HealthLoop, RegistryService
 from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
-from uapi_gateway.run_handler import RunHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.xds import listeners, resources
@@ -76,6 +80,8 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
+    book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
+    book.publish(home)
     _publish(settings, ports, registry, cache)
     envoy = Envoy(
         home,
@@ -107,9 +113,11 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         )
         stack.push_async_callback(carrier.close)
         relay.add_generic_rpc_handlers((RelayHandler(carrier),))
-        control = _control_server(registry, service, registrar, watch)
+        checks = Checks(registry, lambda: book.policy, audit)
+        control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
-        control.add_generic_rpc_handlers((RunHandler(pool, discovery.routed), FallbackHandler(registry)))
+        operators = PoolHandler(pool, discovery.routed, checks)
+        control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
         for grpc_server, path in (
             (xds, sockets.xds_socket(home)),
             (relay, sockets.relay_socket(home)),
@@ -128,6 +136,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             report.run(),
             envoy.watch(),
             registrar.expire_leases(),
+            book.run(),
             health_loop.run(),
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
@@ -193,10 +202,14 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
     """Fills the cache, and has it follow the registry."""
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
-    publisher = Publisher(registry, cache, relay=relay, hold=hold, token=home.token())
+    publisher = Publisher(registry, cache, relay=relay, hold=hold)
     publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
     publisher.publish_listeners(
-        host=settings.address, ports=ports, socket=home.gateway_socket, access_log=_access_log(settings)
+        host=settings.address,
+        ports=ports,
+        socket=home.gateway_socket,
+        inner=sockets.inner_socket(home),
+        access_log=_access_log(settings),
     )
     publisher.publish_all()
 
@@ -243,10 +256,10 @@ def _own_addresses(settings: Settings, grpc_port: int) -> Callable[[str], bool]:
 
 
 def _control_server(
-    registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch
+    registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch, checks: Checks
 ) -> aio.Server:
     """The gateway's own services."""
-    server = aio.server(interceptors=[ServerInterceptor()])
+    server = aio.server(interceptors=[ServerInterceptor(), Guard(checks)])
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 from pathlib import Path
+from typing import Literal
 
 from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
@@ -22,6 +23,8 @@ class Settings(BaseSettings):
     # 0 takes a free port; the bound one is in `run/gateway.json`.
     grpc_port: int = Field(default=50051, ge=0, le=65535)
     http_port: int = Field(default=8080, ge=0, le=65535)
+    # Whether callers without a credential may call agents that demand none. By default on loopback only.
+    anonymous: Literal["call", "none"] | None = None
     log_level: str = "INFO"
     # Threads of Envoy that carry calls.
     envoy_concurrency: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
@@ -65,6 +68,13 @@ class Settings(BaseSettings):
                 f"the gateway does not listen on '{self.host}': any address but loopback needs TLS and "
                 "authentication first; use 127.0.0.1"
             )
+
+    @property
+    def anonymous_calls(self) -> bool:
+        """Whether callers without a credential may call."""
+        if self.anonymous is None:
+            return ipaddress.ip_address(self.address).is_loopback
+        return self.anonymous == "call"
 
     @property
     def address(self) -> str:

@@ -42,6 +42,11 @@ def ejections_pipe(home: Home) -> Path:
     return home.run / "envoy-ejections"
 
 
+def inner_socket(home: Home) -> Path:
+    """Envoy's door for what the gateway calls on somebody's behalf, and says on whose."""
+    return home.run / "inner.sock"
+
+
 def hold_socket(home: Home) -> Path:
     """Where Envoy itself holds the calls for the relay while the gateway is away."""
     return home.run / "hold.sock"

@@ -1,4 +1,5 @@
-"""The doors of Envoy: TCP for gRPC and for HTTP, a Unix socket for this user; and one to itself, before the relay.
+"""The doors of Envoy: TCP for gRPC and for HTTP, a Unix socket for this user; and two to itself: before the
+relay, and for what the gateway calls on somebody's behalf.
 
 A listener is never changed at run time, for that cuts the open streams of its connections: everything that
 changes is in routes, clusters, endpoints and secrets.
@@ -7,7 +8,9 @@ changes is in routes, clusters, endpoints and secrets.
 from pathlib import Path
 from typing import Any
 
-from uapi_gateway.xds import managers, resources
+from uapi_gateway.access.keys import LOCAL
+from uapi_gateway.access.policy import ANONYMOUS
+from uapi_gateway.xds import filters, managers, resources
 from uapi_gateway.xds.managers import Chain
 from uapi_gateway.xds.resources import Resource
 
@@ -15,24 +18,27 @@ TCP = "tcp"
 UNIX = "unix"
 HTTP = "http"
 HOLD = "hold"
-NAMES = (TCP, UNIX, HTTP, HOLD)
+INNER = "inner"
+NAMES = (TCP, UNIX, HTTP, HOLD, INNER)
 
 
 def tcp_listener(host: str, port: int, access_log: Path) -> Resource:
     """The listener for the calls of everyone."""
-    manager = managers.grpc_manager(TCP, Chain(managers.grpc_mutations()), access_log)
+    manager = managers.grpc_manager(TCP, _outer(ANONYMOUS), access_log)
     return _listener(TCP, _socket(host, port), manager)
 
 
 def unix_listener(path: Path, access_log: Path) -> Resource:
     """The listener for this user alone."""
-    manager = managers.grpc_manager(UNIX, Chain(managers.grpc_mutations()), access_log)
+    manager = managers.grpc_manager(UNIX, _outer(LOCAL), access_log)
     return _listener(UNIX, _pipe(path), manager)
 
 
 def http_listener(host: str, port: int) -> Resource:
     """The listener for the HTTP pages."""
-    return _listener(HTTP, _socket(host, port), managers.http_manager(HTTP, Chain(managers.http_mutations())))
+    mutations = [*managers.http_mutations(), *filters.early()]
+    chain = Chain(mutations, filters.chain(ANONYMOUS, filters.HTTP_ACCESS))
+    return _listener(HTTP, _socket(host, port), managers.http_manager(HTTP, chain))
 
 
 def hold_listener(path: Path) -> Resource:
@@ -41,6 +47,18 @@ def hold_listener(path: Path) -> Resource:
     A route has one way to retry: quickly, as suits workers. What the relay needs is patience.
     """
     return _listener(HOLD, _pipe(path), managers.grpc_manager(HOLD, Chain()))
+
+
+def inner_listener(path: Path, access_log: Path) -> Resource:
+    """The listener for the gateway's own calls on somebody's behalf: it says whose."""
+    chain = Chain([*managers.grpc_mutations(), filters.for_whom()], [*filters.target(), filters.rules()])
+    return _listener(INNER, _pipe(path), managers.grpc_manager(INNER, chain, access_log))
+
+
+def _outer(nobody: str) -> Chain:
+    """What calls from outside go through; `nobody` is the principal of those without a credential."""
+    mutations = [*managers.grpc_mutations(), *filters.early()]
+    return Chain(mutations, [*filters.target(), *filters.chain(nobody)])
 
 
 def _socket(host: str, port: int) -> dict[str, Any]:
