@@ -29,6 +29,7 @@ from uapi_gateway import bootstrap, sockets
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
+from uapi_gateway.access.identity import IdentityProviders
 from uapi_gateway.access.operators import PoolHandler
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
@@ -80,7 +81,8 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
-    book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
+    identity = _identity(settings)
+    book = Book(KeyStore(home.state / "access.db"), registry, cache, identity, anonymous=settings.anonymous_calls)
     book.publish(home)
     _publish(settings, ports, registry, cache)
     envoy = Envoy(
@@ -92,7 +94,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     own = _own_status(settings, ports)
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
-    service = GatewayService(registry, envoy, pool, home, own)
+    service = GatewayService(registry, envoy, pool, home, own, policy=lambda: book.policy)
     registrar = RegistryService(registry, store, is_own=_own_addresses(settings, ports.grpc))
     health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
     load, ejections = Load(registry), Ejections(registry)
@@ -137,6 +139,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             envoy.watch(),
             registrar.expire_leases(),
             book.run(),
+            identity.run(),
             health_loop.run(),
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
@@ -196,6 +199,22 @@ def _restore(registry: Registry, store: Store) -> None:
         registry.restore(agent, time.time())
     if deployments or registered:
         _log.info("registry restored", pool=len(deployments), registered=len(registered))
+
+
+def _identity(settings: Settings) -> IdentityProviders:
+    """The identity providers, with the keys that an earlier gateway has kept.
+
+    Raises:
+        InvalidArgument: their file says something wrong.
+    """
+    identity = IdentityProviders(
+        settings.identity_providers or settings.home.root / "identity-providers.yaml",
+        required=settings.identity_providers is not None,
+        cache=settings.home.state / "jwks",
+        interval_s=settings.jwks_interval_s,
+    )
+    identity.load()
+    return identity
 
 
 def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache) -> None:

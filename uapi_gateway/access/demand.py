@@ -83,7 +83,8 @@ def _agent_event(answer: Any, seen: Seen) -> Any | None:
 
 
 _CALL, _OPERATE, _ADMINISTER = access.ROLE_CALL, access.ROLE_OPERATE, access.ROLE_ADMINISTER
-GET_CALLER = "/uapi.v1.AccessService/GetCaller"
+# What anybody may ask of the gateway.
+OPEN = ("/uapi.v1.AccessService/GetCaller", "/uapi.v1.AccessService/ListIdentityProviders")
 _POOL: Mapping[str, Need] = {
     "RunAgent": Need(_OPERATE, _run),
     **{name: Need(_OPERATE, _field("name")) for name in ("StopAgent", "RestartAgent", "UpdateAgent", "StreamLogs")},
@@ -127,8 +128,8 @@ POOL_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     **dict(_needs(images, _OPERATE)),
     **dict(_needs(secrets, _ADMINISTER)),
 }
-# Of what the gateway serves by itself. `GetCaller` and `AgentGateway` are for everyone; reflection and health look by
-# themselves.
+# Of what the gateway serves by itself. What is `OPEN` and `AgentGateway` are for everyone; reflection and health look
+# by themselves.
 OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     path: found
     for path, found in (
@@ -136,5 +137,5 @@ OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
         *_needs(audit, _ADMINISTER),
         *_needs(access, _ADMINISTER),
     )
-    if path != GET_CALLER
+    if path not in OPEN
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 
+from uapi_gateway.access.identity import Known
 from uapi_gateway.access.keys import ALL, Key
 from uapi_gateway.registry import Demands
 
@@ -24,6 +25,8 @@ class Policy:
     permitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Agents whose ids look like a worker's name.
     anonymous: bool = True
+    # Identity providers and their keys.
+    identity: tuple[Known, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Caller:
     principal: str
     grants: tuple[Grant, ...] = ()
     key: Key | None = None
-    # The OAuth2 client that its token was issued to or for.
-    client: str = ""
+    # The OAuth2 clients that its token was issued to or for.
+    clients: frozenset[str] = frozenset()
     # Its connection is encrypted, or does not leave this machine's kernel.
     secure: bool = False
 
@@ -72,7 +75,7 @@ def meets(caller: Caller, demands: Demands) -> bool:
         return False
     if not (demands.keys or demands.oauth2_client_id):
         return True
-    by_client = bool(demands.oauth2_client_id) and caller.client == demands.oauth2_client_id
+    by_client = bool(demands.oauth2_client_id) and demands.oauth2_client_id in caller.clients
     return by_client or (caller.key is not None and accepts(demands, caller.key))
 
 

@@ -5,10 +5,8 @@ number of agents nor that of callers makes a call dearer.
 """
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.matching.common_inputs.network.v3 import network_inputs_pb2
 from envoy.extensions.matching.input_matchers.metadata.v3 import metadata_pb2
@@ -34,7 +32,7 @@ _Predicate = matcher_pb2.Matcher.MatcherList.Predicate
 
 def jwt_providers(known: Iterable[Known]) -> list[tuple[str, dict[str, Any]]]:
     """By name, each as jwt_authn takes it. One whose keys are not known yet is there, too: its tokens are refused."""
-    return [(f"oidc:{each.provider.name}", _jwt_provider(each)) for each in known]
+    return [(each.provider.principal_prefix, _jwt_provider(each)) for each in known]
 
 
 def _jwt_provider(known: Known) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def _jwt_provider(known: Known) -> dict[str, Any]:
         "audiences": list(provider.audiences),
         "require_expiration": True,
         "clock_skew_seconds": CLOCK_SKEW_S,
-        "local_jwks": {"inline_string": known.keys.as_json() if known.keys else _nobodys_keys()},
+        "local_jwks": {"inline_string": known.keys.as_json() if known.keys else keys.nobodys_keys()},
         # And not in the query, where it would stand in logs.
         "from_headers": [{"name": "authorization", "value_prefix": f"{scheme} "} for scheme in ("Bearer", "bearer")],
         "payload_in_metadata": provider.name,
@@ -54,20 +52,14 @@ def _jwt_provider(known: Known) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=1)
-def _nobodys_keys() -> str:
-    """A key set, for Envoy takes no empty one; the other half of its key is gone."""
-    public = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-    return keys.key_set_of({"nobody": public})
-
-
 def identification(known: Iterable[Known]) -> Resource:
     """The filter that makes principals of tokens, and says which scopes would do for the agent that is called."""
     mutations = []
     providers = [each.provider for each in known]
     for provider in providers:
         # The first half is empty where the token is not this provider's, and so is the whole.
-        named = f"%CEL(has(metadata.filter_metadata['{_CLAIMS}']['{provider.name}']) ? 'oidc:{provider.name}:' : '')%"
+        its = f"'{provider.name}' in metadata.filter_metadata['{_CLAIMS}']"
+        named = f"%CEL({its} ? '{provider.principal_prefix}' : '')%"
         subject = f"%DYNAMIC_METADATA({_CLAIMS}:{provider.name}:{provider.subject_claim})%"
         mutations.append(filters.set_header(headers.PRINCIPAL, named + subject, absent=True))
     if any(not provider.grants for provider in providers):
@@ -97,7 +89,7 @@ def http_rule(known: Iterable[Known]) -> Any:
 
 def _is_of(provider: Provider) -> Any:
     """The principal is the provider's, and nothing odd is in it."""
-    return rules.matches(headers.PRINCIPAL, f"oidc:{provider.name}:{_SUBJECT}")
+    return rules.matches(headers.PRINCIPAL, provider.principal_prefix + _SUBJECT)
 
 
 def _provider_rule(provider: Provider, demands: Mapping[str, Demands]) -> Any:

@@ -68,7 +68,8 @@ def test_the_keys_that_are_not(key: Any, why: str) -> None:
 
 
 def test_what_is_no_key_set() -> None:
-    for document in ({}, {"keys": {}}, {"keys": None}):
+    documents: tuple[dict[str, Any], ...] = ({}, {"keys": {}}, {"keys": None})
+    for document in documents:
         with pytest.raises(errors.Unavailable):
             reduced(document)
     assert len(reduced({"keys": [RSA] * (MOST_KEYS + 9)}).keys) == MOST_KEYS
