@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup demo test check bench chaos proto format clean
+.PHONY: help setup demo test check audit lock bench chaos proto format clean
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -33,7 +33,16 @@ check: setup ## Format, lint, types, protos, import layers, unit tests: the fast
 	cd protos && buf lint && buf format --diff --exit-code
 	python protos/generate.py --check
 	lint-imports
+	python deploy/lock.py --check
+	python deploy/audit.py --may-be-offline
 	pytest -q -m 'not integration and not root'
+
+audit: setup ## Ask PyPI or OSV for known vulnerabilities of the packages that we install
+	python deploy/audit.py $(ARGS)
+
+lock: setup ## Write deploy/requirements.lock anew: every package of a release, with hashes
+	@$(PIP) install -c deploy/constraints.txt -e '.[lock]'
+	python deploy/lock.py
 
 bench: setup ## Measure what the platform costs; ARGS=wake, or several names, for some of it
 	python -m benchmarks $(ARGS)

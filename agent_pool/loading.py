@@ -12,13 +12,19 @@ from agent_pool.images.catalog import Catalog
 from agent_pool.known import Known
 from agent_pool.policies import Policies
 from agent_pool.revision import Spec
+from agent_pool.secrets.vault import Vault
 
 Admit = Callable[[Spec], None]
 
 
-def admission(catalog: Catalog) -> Admit:
-    """Raises ImageNotTrusted for a revision whose image may not run here, before any of its code does."""
-    return lambda spec: catalog.check_trust(spec.image, spec.image_digest)
+def admission(catalog: Catalog, vault: Vault) -> Admit:
+    """Raises for a revision that may not run here, before any of its code does: ImageNotTrusted or SecretNotSet."""
+
+    def admit(spec: Spec) -> None:
+        catalog.check_trust(spec.image, spec.image_digest)
+        vault.granted(spec.agent, spec.permissions.secrets)
+
+    return admit
 
 
 class Loader:

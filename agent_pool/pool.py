@@ -26,6 +26,7 @@ from agent_pool.running import Runs
 from agent_pool.saving import Saver
 from agent_pool.scaling.load import LoadBook
 from agent_pool.scaling.sleep import Sleep
+from agent_pool.secrets.vault import Vault
 from agent_pool.settings import PoolSettings
 from agent_pool.state import SavedDeployment, StateStore
 from agent_pool.updates import Updates
@@ -42,7 +43,14 @@ class Pool:
     """
 
     def __init__(
-        self, settings: PoolSettings, driver: Driver, ledger: Ledger, catalog: Catalog, state: StateStore
+        self,
+        settings: PoolSettings,
+        driver: Driver,
+        ledger: Ledger,
+        catalog: Catalog,
+        state: StateStore,
+        *,
+        vault: Vault,
     ) -> None:
         self._settings = settings
         self.driver = driver
@@ -51,7 +59,8 @@ class Pool:
         self.changes = Changes()
         # How much the agents are called.
         self.book = LoadBook()
-        admit = admission(catalog)
+        self.vault = vault
+        admit = admission(catalog, vault)
         self.loader = Loader(driver, admit)
         self._state = state
         self._saver = Saver(state, self._saved)

@@ -5,10 +5,18 @@ import functools
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import agent_pool_pb2, agent_pool_pb2_grpc, image_service_pb2, image_service_pb2_grpc
+from agentruntime._proto.uapi.v1 import (
+    agent_pool_pb2,
+    agent_pool_pb2_grpc,
+    image_service_pb2,
+    image_service_pb2_grpc,
+    secret_service_pb2,
+    secret_service_pb2_grpc,
+)
 from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
@@ -31,6 +39,8 @@ from agent_pool.logs import housekeeping as log_housekeeping
 from agent_pool.logs.shipping import Shipping
 from agent_pool.pool import Pool
 from agent_pool.scaling.autoscale import Autoscaler
+from agent_pool.secret_service import SecretStoreService
+from agent_pool.secrets.vault import Vault
 from agent_pool.service import AgentPoolService
 from agent_pool.settings import PoolSettings
 from agent_pool.state import StateStore
@@ -62,7 +72,8 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     state = StateStore(home.state / "pool")
     mounts = detect.here()
     ledger = Ledger(machine.capacity(mounts))
-    logs = LogStore(home.logs, lambda agent: pool.log_policy(agent))  # noqa: PLW0108 — each needs the other
+    vault = Vault(home.state / "pool", Path(settings.secrets_key_file or home.secrets_key))
+    logs = LogStore(home.logs, lambda agent: pool.log_policy(agent), vault.redactor)  # noqa: PLW0108 — each needs the other
     engine = Engine(settings.docker_host)
     # One for each client, of which there is one: two images are not built at a time.
     container_images = functools.cache(functools.partial(_container_images, settings))
@@ -71,7 +82,9 @@ async def serve(home: Home, settings: PoolSettings) -> None:
         return container_images(await engine.connect())
 
     hierarchy = _prepared(detect.hierarchy(mounts, home.root))
-    driver = _drivers(home, logs, settings, hierarchy=hierarchy, engine=engine, container_images=container_images)
+    driver = _drivers(
+        home, logs, settings, vault, hierarchy=hierarchy, engine=engine, container_images=container_images
+    )
     catalog = Catalog(
         home,
         [sys.executable, "-m", "pip"],
@@ -80,10 +93,11 @@ async def serve(home: Home, settings: PoolSettings) -> None:
         settings.base_image,
         trust=trust,
     )
-    pool = Pool(settings, driver, ledger, catalog, state)
+    pool = Pool(settings, driver, ledger, catalog, state, vault=vault)
     await catalog.prepare()
     await pool.recover()
-    server = await _listen(home, AgentPoolService(pool, logs), ImageStoreService(pool, catalog))
+    services = AgentPoolService(pool, logs), ImageStoreService(pool, catalog), SecretStoreService(pool)
+    server = await _listen(home, *services)
     shipping = Shipping(logs, home.logs / "sent", pool.note_logs)
     autoscaler = Autoscaler(pool, settings.scale_windows, settings.backoff)
     chores = [
@@ -109,14 +123,15 @@ def _drivers(
     home: Home,
     logs: LogStore,
     settings: PoolSettings,
+    vault: Vault,
     *,
     hierarchy: Hierarchy | None,
     engine: Engine,
     container_images: "Callable[[docker.DockerClient], ContainerImages]",
 ) -> DriversByMode:
     slots = Slots()
-    native = ProcessDriver(home, logs, hierarchy, settings.worker_environment, slots)
-    container = DockerDriver(home, logs, engine, container_images, slots)
+    native = ProcessDriver(home, logs, hierarchy, settings.worker_environment, vault=vault, slots=slots)
+    container = DockerDriver(home, logs, engine, container_images, slots, vault=vault)
     return DriversByMode(native, container, settings.mode)
 
 
@@ -138,18 +153,22 @@ def _prepared(hierarchy: Hierarchy | None) -> Hierarchy | None:
     return hierarchy
 
 
-async def _listen(home: Home, agents: AgentPoolService, images: ImageStoreService) -> aio.Server:
+async def _listen(
+    home: Home, agents: AgentPoolService, images: ImageStoreService, secrets: SecretStoreService
+) -> aio.Server:
     server = aio.server(
         interceptors=[ServerInterceptor()],
         options=(("grpc.max_receive_message_length", _LARGEST_MESSAGE_BYTES),),
     )
     agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(agents, server)
     image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
+    secret_service_pb2_grpc.add_SecretServiceServicer_to_server(secrets, server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = [
         *agent_pool_pb2.DESCRIPTOR.services_by_name.values(),
         *image_service_pb2.DESCRIPTOR.services_by_name.values(),
+        *secret_service_pb2.DESCRIPTOR.services_by_name.values(),
     ]
     for name in ("", *(service.full_name for service in names)):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)

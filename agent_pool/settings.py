@@ -39,6 +39,8 @@ class PoolSettings(BaseSettings):
     # A file of public keys, or a directory with such files; and whether only images that one of them signed may run.
     trusted_keys: Path | None = None
     require_signed: bool = False
+    # Where the key of the secrets is, as a systemd credential may be; "" for secrets.key in the runtime directory.
+    secrets_key_file: str = ""
     # What of the environment the agents' processes begin with.
     path: str = Field("/usr/local/bin:/usr/bin:/bin", validation_alias="PATH")
     lang: str = Field("C.UTF-8", validation_alias="LANG")

@@ -13,10 +13,13 @@ from agentruntime import errors, interceptors, log
 from grpc import aio
 
 from agent_worker import threads
+from agent_worker.intake import Entry, Intake
 from agent_worker.vitals import Vitals
 
 # Health and reflection must answer however busy the agent is.
 _EXEMPT = "/grpc."
+# Streams of reflection at a time, and for how long each: a part of a message that never ends has room in the worker.
+_REFLECTING, _REFLECTION_S = 8, 60.0
 # For statuses to be sent to callers that still read.
 _LAST_WORDS_S = 0.2
 # What callers, proxies and the SDK decide by whether a call is made again: true of one call alone.
@@ -80,14 +83,24 @@ class Admission(aio.ServerInterceptor):
         concurrency: calls at a time.
         queue: calls that wait beyond those.
         default_timeout_s: for unary calls that come without a deadline.
+        held_bytes: of the requests that wait or are handled.
     """
 
     def __init__(
-        self, vitals: Vitals, executor: Executor, *, concurrency: int, queue: int, default_timeout_s: float
+        self,
+        vitals: Vitals,
+        executor: Executor,
+        *,
+        concurrency: int,
+        queue: int,
+        default_timeout_s: float,
+        held_bytes: int,
     ) -> None:
         self._vitals = vitals
         self._executor = executor
         self._slots = Slots(concurrency, queue)
+        self._intake = Intake(held_bytes)
+        self._reflecting = asyncio.Semaphore(_REFLECTING)
         self._default_timeout_s = default_timeout_s
         self._calls: dict[asyncio.Task[Any], Context] = {}
         self._drains = False
@@ -98,14 +111,36 @@ class Admission(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(_EXEMPT):
-            return handler
+        if handler is None:
+            return None
+        exempt = handler_call_details.method.startswith(_EXEMPT)
+        try:
+            entry = self._intake.enter(() if exempt else handler_call_details.invocation_metadata or ())
+        except errors.TooManyCalls as error:
+            return _refusal(error)
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
-        admitted = self._admit(getattr(handler, kind), kind)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(admitted, handler.request_deserializer, handler.response_serializer)
+        behaviour = getattr(handler, kind)
+        if not exempt:
+            behaviour = self._admit(behaviour, kind, entry)
+        elif handler.request_streaming:
+            behaviour = self._reflect(behaviour)
+        else:
+            behaviour = _answered(behaviour, entry)
+        if handler.request_streaming:
+            return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        await entry.expect()
+        return make(behaviour, entry.reading(handler.request_deserializer), handler.response_serializer)
+
+    def _reflect(self, behaviour: Any) -> Any:
+        async def stream(requests: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._reflecting, asyncio.timeout(_REFLECTION_S):
+                async for response in behaviour(requests, context):
+                    yield response
+
+        return stream
 
     async def drain(self, grace_s: float, over: asyncio.Event) -> None:
         """Refuses new calls; returns when no call is left.
@@ -131,21 +166,21 @@ class Admission(aio.ServerInterceptor):
             return _draining()
         return errors.WorkerDrained("the worker's grace period was over before the call was")
 
-    def _admit(self, behaviour: Any, kind: str) -> Any:
+    def _admit(self, behaviour: Any, kind: str, entry: Entry) -> Any:
         """The behaviour, counted and bounded; an async generator if it was a generator of some kind."""
         if inspect.isasyncgenfunction(behaviour):
-            return self._admit_stream(behaviour)
+            return self._admit_stream(behaviour, entry)
         if inspect.iscoroutinefunction(behaviour):
-            return self._admit_call(behaviour, bounded=kind == "unary_unary")
+            return self._admit_call(behaviour, entry, bounded=kind == "unary_unary")
         run = threads.stream if kind.endswith("_stream") else threads.call
         plain = partial(run, self._executor, behaviour, self._slots.free)
         if run is threads.stream:
-            return self._admit_stream(plain, frees=True)
-        return self._admit_call(plain, bounded=kind == "unary_unary", frees=True)
+            return self._admit_stream(plain, entry, frees=True)
+        return self._admit_call(plain, entry, bounded=kind == "unary_unary", frees=True)
 
-    def _admit_stream(self, behaviour: Any, *, frees: bool = False) -> Any:
+    def _admit_stream(self, behaviour: Any, entry: Entry, *, frees: bool = False) -> Any:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            with self._counted(context):
+            with self._counted(context, entry):
                 await self._slots.take(context)
                 with self._begun(frees=frees):
                     async for response in behaviour(request, context):
@@ -153,10 +188,10 @@ class Admission(aio.ServerInterceptor):
 
         return stream
 
-    def _admit_call(self, behaviour: Any, *, bounded: bool, frees: bool = False) -> Any:
+    def _admit_call(self, behaviour: Any, entry: Entry, *, bounded: bool, frees: bool = False) -> Any:
         async def call(request: Any, context: Context) -> Any:
             limit = self._default_timeout_s if bounded and context.time_remaining() is None else None
-            with self._counted(context):
+            with self._counted(context, entry):
                 clock = asyncio.timeout(limit)
                 try:
                     async with clock:
@@ -173,9 +208,10 @@ class Admission(aio.ServerInterceptor):
         return call
 
     @contextmanager
-    def _counted(self, context: Context) -> Iterator[None]:
+    def _counted(self, context: Context, entry: Entry) -> Iterator[None]:
         if self._drains:
             raise _draining()
+        entry.came(held=True)
         task = asyncio.current_task()
         assert task is not None
         self._calls[task] = context
@@ -184,6 +220,7 @@ class Admission(aio.ServerInterceptor):
         try:
             yield
         finally:
+            entry.leave()
             self._vitals.requests_processed += 1
 
     @contextmanager
@@ -202,6 +239,26 @@ class Admission(aio.ServerInterceptor):
         finally:
             if not frees:
                 self._slots.free()
+
+
+def _answered(behaviour: Any, entry: Entry) -> Any:
+    """The behaviour of health's, once the request is here."""
+
+    async def call(request: Any, context: Context) -> Any:
+        entry.came(held=False)
+        return await behaviour(request, context)
+
+    return call
+
+
+def _refusal(error: errors.AgentError) -> Any:
+    """A handler that reads nothing of the request."""
+
+    async def refuse(_requests: Any, _context: Context) -> AsyncIterator[Any]:
+        raise error
+        yield  # makes it a generator, as its kind of method must be
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 async def _all(calls: list[asyncio.Task[Any]]) -> bool:

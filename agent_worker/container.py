@@ -92,7 +92,7 @@ def become_worker() -> int:
     if received is None:
         return 0  # the pool gave up on this worker
     connection.settimeout(None)
-    message, (log_fd,) = received
+    message, (log_fd, *secrets_fd) = received
     worker.write_to(log_fd)
     template, spec = launch.template_spec(message["template"]), launch.worker_spec(message["spec"])
     address = f"unix:{Path(CONTAINER_CONTROL).with_name(Path(launch.socket_name(spec.slot)).name)}"
@@ -103,6 +103,7 @@ def become_worker() -> int:
         None,
         bundle=BUNDLE,
         channel=worker.PoolChannel(connection.detach()),
+        secrets_fd=secrets_fd[0] if secrets_fd else None,
     )
 
 

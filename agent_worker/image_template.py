@@ -103,32 +103,33 @@ class ImageTemplate:
     def _stand_by(self, spec: WorkerSpec, channel: socket.socket, cgroup_fds: list[int]) -> int:
         """A spare's life: until it is told which worker to be, or its template is gone."""
         _join(cgroup_fds)
-        sandbox.separate(self._spec.sandbox)
+        sandbox.separate(self._spec.sandbox, spec.slot)
         linux.name_process(f"spare {spec.agent}")
         readied = worker.get_ready(spec, self._spec)
         received = launch.receive(channel)
         if received is None:
             return 0
         channel.close()
-        message, (log_fd, control_fd) = received
+        message, (log_fd, control_fd, *secrets_fd) = received
         worker.write_to(log_fd)
-        return self._be_worker(readied, launch.worker_spec(message["spec"]), control_fd)
+        return self._be_worker(readied, launch.worker_spec(message["spec"]), control_fd, secrets_fd)
 
     def _fork(self, request: Request, descriptors: list[int]) -> Answer:
         spec = launch.worker_spec(request["spec"])
-        if len(descriptors) < 2:
-            raise ValueError("fork needs a log and a control socket")
+        if len(descriptors) < 2 + spec.secrets:
+            raise ValueError("fork needs a log, a control socket, and the secrets if there are any")
         if "spare" in request:
             return self._employ(int(request["spare"]), request, spec, descriptors)
-        log_fd, control_fd, *cgroup_fds = descriptors
+        log_fd, control_fd, *others = descriptors
+        secrets_fd, cgroup_fds = others[: spec.secrets], others[spec.secrets :]
         pid = self._loop.fork(spec.worker_id, keep=descriptors)
         if pid == 0:
 
             def begin() -> int:
                 _join(cgroup_fds)
                 worker.write_to(log_fd)
-                sandbox.separate(self._spec.sandbox)
-                return self._be_worker(worker.get_ready(spec, self._spec), spec, control_fd)
+                sandbox.separate(self._spec.sandbox, spec.slot)
+                return self._be_worker(worker.get_ready(spec, self._spec), spec, control_fd, secrets_fd)
 
             exit_with(begin)
         return {"ok": True, "pid": pid}
@@ -142,9 +143,16 @@ class ImageTemplate:
         self._loop.rename(pid, spec.worker_id)
         return {"ok": True, "pid": pid}
 
-    def _be_worker(self, readied: worker.Readied, spec: WorkerSpec, control_fd: int) -> int:
-        channel = worker.PoolChannel(control_fd)
-        return worker.run(readied, spec, self._spec, self._loaded, bundle=self._bundle, channel=channel)
+    def _be_worker(self, readied: worker.Readied, spec: WorkerSpec, control_fd: int, secrets_fd: list[int]) -> int:
+        return worker.run(
+            readied,
+            spec,
+            self._spec,
+            self._loaded,
+            bundle=self._bundle,
+            channel=worker.PoolChannel(control_fd),
+            secrets_fd=secrets_fd[0] if secrets_fd else None,
+        )
 
 
 def _join(cgroup_fds: list[int]) -> None:

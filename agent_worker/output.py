@@ -4,6 +4,9 @@ With the log format `json`, each line becomes an object on its way, below everyt
 stderr; also what a handler writes that was made before the fork. What is written past Python, to the descriptors
 themselves (by a child process, by a library in C), is in the log as it was written; the pool wraps such lines when it
 reads or sends them.
+
+Of a worker that has secrets, no line that holds one gets to its log: lines are looked at as a whole, so what has no
+newline yet is there once it has one.
 """
 
 import contextlib
@@ -15,6 +18,8 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
+
+from agentruntime.redaction import Redactor
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -96,23 +101,51 @@ class Wrapping:
         return json.dumps({**entry, **self._fields, "time": time}).encode() + b"\n"
 
 
+class Redacting:
+    """Takes secrets out of the lines of one stream."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._partial = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The lines that what was written now completes."""
+        whole, newline, rest = data.rpartition(b"\n")
+        if newline:
+            whole, self._partial = self._partial + whole + newline, rest
+        else:
+            self._partial += rest
+        if len(self._partial) > _LONGEST_LINE_BYTES:
+            whole, self._partial = whole + self._partial, b""
+        return self._redactor.redact(whole)
+
+    def finish(self) -> bytes:
+        """The rest, at the end of the process."""
+        rest, self._partial = self._partial, b""
+        return self._redactor.redact(rest)
+
+
 class _Log(io.FileIO):
     """Loses what a full disk has no room for."""
 
     wrapping: Wrapping | None = None
+    redacting: Redacting | None = None
     # The disk filled up within a line.
     _torn = False
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        if self.wrapping is None:
+        if self.wrapping is None and self.redacting is None:
             return self._put(data) or memoryview(data).nbytes
-        self._put_all(self.wrapping.feed(bytes(data)))
+        self._put_all(self._told(self.redacting.feed(bytes(data)) if self.redacting else bytes(data)))
         return memoryview(data).nbytes
 
     def finish(self) -> None:
         """Writes what has no newline yet."""
-        if self.wrapping is not None:
-            self._put_all(self.wrapping.finish())
+        rest = self._told(self.redacting.finish()) if self.redacting else b""
+        self._put_all(rest + (self.wrapping.finish() if self.wrapping else b""))
+
+    def _told(self, data: bytes) -> bytes:
+        return self.wrapping.feed(data) if self.wrapping else data
 
     def _put_all(self, lines: bytes) -> None:
         if lines and self._torn:
@@ -151,6 +184,12 @@ def wrap(**fields: str) -> None:
         log.wrapping = Wrapping(fields)
 
 
+def redact(redactor: Redactor) -> None:
+    """From now on, nothing that it knows is in what this process prints."""
+    for log in _logs:
+        log.redacting = Redacting(redactor)
+
+
 def finish() -> None:
     """Writes what was printed without a newline; at the end of the process."""
     with contextlib.suppress(OSError, ValueError):  # the agent may have closed them, or put others in their place
@@ -164,8 +203,9 @@ def finish() -> None:
 def _forget() -> None:
     """What its parent has begun to print is not a forked process's to finish."""
     for log in _logs:
-        if log.wrapping is not None:
-            log.wrapping.finish()
+        for each in (log.redacting, log.wrapping):
+            if each is not None:
+                each.finish()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import cast
 
 from agentruntime import seccomp
-from agentruntime.launch import SANDBOX_WORKERS_DIR, UIDS_PER_AGENT, SandboxSpec
+from agentruntime.launch import KERNEL_DIR, SANDBOX_WORKERS_DIR, SYSTEM_CALLS, UIDS_PER_AGENT, SandboxSpec
+from agentruntime.sealed import MOST_BYTES
+from agentruntime.secrets import DIRECTORY as SECRETS_DIR
 
 from agent_worker import linux
 
@@ -90,8 +92,12 @@ def id_map(spec: SandboxSpec) -> str:
     return f"0 {spec.uid_base} {UIDS_PER_AGENT}"
 
 
-def separate(spec: SandboxSpec) -> None:
+def separate(spec: SandboxSpec, slot: int) -> None:
     """Moves a freshly forked process out of the namespaces that it shares with its template.
+
+    Args:
+        spec: of its template.
+        slot: the worker's, for which it makes the place of its secrets.
 
     Raises:
         OSError: the kernel refuses; the process must end.
@@ -100,6 +106,11 @@ def separate(spec: SandboxSpec) -> None:
         return
     linux.unshare(_own_namespaces(spec) | linux.CLONE_NEWNS)
     _mount_scratch()
+    if spec.secrets:
+        # Its own in this mount namespace only: neither the template nor another worker sees what is written there.
+        owner = slot if spec.uid_base else 0
+        options = f"mode=0700,uid={owner},gid={owner},size={2 * MOST_BYTES},nr_inodes=1k"
+        linux.mount("tmpfs", str(SECRETS_DIR), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
     if not spec.host_network:
         linux.loopback_up()
 
@@ -124,6 +135,18 @@ def workers_dir(spec: SandboxSpec) -> Path:
     return Path(SANDBOX_WORKERS_DIR) if spec.isolated else Path(spec.workers_dir)
 
 
+def secrets_dir(spec: SandboxSpec, slot: int) -> Path:
+    """Where a worker's secrets go: beside its socket if it has no view of its own."""
+    return SECRETS_DIR if spec.isolated else Path(spec.workers_dir, str(slot), "secrets")
+
+
+def system_calls(spec: SandboxSpec) -> str:
+    """Where the processes of the sandbox find the socket for system calls; "" where there is none."""
+    if not spec.kernel_dir:
+        return ""
+    return str(Path(KERNEL_DIR if spec.isolated else spec.kernel_dir) / SYSTEM_CALLS)
+
+
 def _own_namespaces(spec: SandboxSpec) -> int:
     return linux.CLONE_NEWIPC | (0 if spec.host_network else linux.CLONE_NEWNET)
 
@@ -137,6 +160,7 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
     python_paths = _python_paths()
     # Followed now, while links lead where they mean to.
     bundle, workers = os.path.realpath(bundle), os.path.realpath(spec.workers_dir)
+    kernel = os.path.realpath(spec.kernel_dir) if spec.kernel_dir else ""
     network_files = {f"/etc/{name}": os.path.realpath(f"/etc/{name}") for name in _ETC_NETWORK if spec.host_network}
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755,size=1m")  # noqa: S108 — a mount point
@@ -149,6 +173,8 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
         _show(path, target)
     _show(bundle, BUNDLE)
     _show(workers, str(SANDBOX_WORKERS_DIR), writable=True)
+    if kernel:
+        _show(kernel, str(KERNEL_DIR))
     for device in (*(f"/dev/{name}" for name in _DEVICES), *spec.devices):
         _show(device, devices=True)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -156,6 +182,8 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
     Path("/dev/fd").symlink_to("/proc/self/fd")
     for scratch in _scratch():
         Path(scratch).mkdir(parents=True)
+    if spec.secrets:
+        SECRETS_DIR.mkdir(parents=True)
     _mount_scratch()
     _mount_proc()
     linux.unmount(_OLD_ROOT, linux.MNT_DETACH)

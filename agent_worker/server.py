@@ -12,13 +12,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent_worker.admission import Admission
+from agent_worker.intake import LONGEST_MESSAGE_BYTES
 from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
 from agent_worker.vitals import Vitals
 
-# gRPC's own default for what a peer may send, https://grpc.io/docs/guides/max-message-size; stated because
-# callers are told so.
-LONGEST_MESSAGE_BYTES = 4 * 2**20
 # How long pieces of text are gathered where throughput counts more than latency.
 _GATHER_S = 0.02
 # grpc/impl/compression_types.h
@@ -46,6 +44,7 @@ class WorkerServer:
             concurrency=spec.concurrency,
             queue=spec.queue,
             default_timeout_s=spec.default_timeout_s,
+            held_bytes=spec.held_bytes,
         )
         self._health = _Health(lag)
         self._server = aio.server(interceptors=[ServerInterceptor(), self._admission], options=_options(spec))

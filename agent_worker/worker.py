@@ -16,7 +16,7 @@ from typing import Any, cast
 from agentruntime import errors, log
 from agentruntime.launch import MOST_DESCRIPTORS, TemplateSpec, WorkerSpec, socket_name
 
-from agent_worker import linux, loader, output, sandbox
+from agent_worker import linux, loader, output, sandbox, secret_files
 from agent_worker.debugging import Debugger
 from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
@@ -108,6 +108,7 @@ def run(
     *,
     bundle: str,
     channel: PoolChannel,
+    secrets_fd: int | None = None,
 ) -> int:
     """Runs the worker until it ends; returns its exit status.
 
@@ -118,6 +119,7 @@ def run(
         loaded: the agent, if the template has imported it; None to import it here.
         bundle: where this process sees the unpacked image.
         channel: to the pool.
+        secrets_fd: what the pool handed over of secrets.
     """
     linux.name_process(spec.worker_id)
     take_environment({**template.env, **spec.env})
@@ -125,8 +127,11 @@ def run(
     if spec.log_format == "json":
         output.wrap(worker_id=spec.worker_id, agent=spec.agent)
     log.configure(spec.log_level, worker_id=spec.worker_id, agent=spec.agent, revision=spec.revision)
-    stage = "import"
+    stage = "secrets"
     try:
+        if secrets_fd is not None:
+            secret_files.take(secrets_fd, sandbox.secrets_dir(template.sandbox, spec.slot))
+        stage = "import"
         if loaded is None:
             loaded = loader.load(bundle, template.entrypoint, template.services)
         stage = "start"

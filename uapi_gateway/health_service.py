@@ -22,7 +22,7 @@ def serving_status(registry: Registry, name: str, *, pool_known: bool) -> int:
         name: as in HealthCheckRequest.service.
         pool_known: the pool is connected.
     """
-    if name in (descriptors.POOL, descriptors.IMAGES):
+    if name in (descriptors.POOL, descriptors.IMAGES, descriptors.SECRETS):
         return int(_Status.SERVING if pool_known else _Status.NOT_SERVING)
     if name == "" or name in descriptors.PLATFORM:
         return int(_Status.SERVING)

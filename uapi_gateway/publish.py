@@ -4,20 +4,23 @@ from pathlib import Path
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 
+from uapi_gateway.outward import Outward
 from uapi_gateway.registry import Agent, Endpoint, Registry
-from uapi_gateway.sockets import Ports
-from uapi_gateway.xds import clusters, listeners, resources, routes
+from uapi_gateway.sockets import TLS_SCHEME, Ports, split_endpoint
+from uapi_gateway.xds import clusters, listeners, resources, routes, transport
 from uapi_gateway.xds.cache import Cache
+from uapi_gateway.xds.transport import Inbound
 
 
 class Publisher:
     """Listens to the registry and writes to the cache. Without `publish_all` nothing is there to be served."""
 
-    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path) -> None:
+    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path, outward: Outward) -> None:
         self._registry = registry
         self._cache = cache
         self._relay = relay
         self._hold = hold
+        self._outward = outward
         self._plan: routes.RoutePlan | None = None
         # Clusters published for an agent: its own, and one for each of its workers.
         self._names: dict[str, set[str]] = {}
@@ -30,11 +33,13 @@ class Publisher:
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
         self._cache.put(resources.CLUSTER, clusters.relay_cluster(self._relay))
 
-    def publish_listeners(self, *, host: str, ports: Ports, socket: Path, inner: Path, access_log: Path) -> None:
+    def publish_listeners(
+        self, *, host: str, ports: Ports, socket: Path, inner: Path, access_log: Path, tls: Inbound | None = None
+    ) -> None:
         """The listeners, once and for all."""
-        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log))
+        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log, tls))
         self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
-        self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http))
+        self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http, tls))
         self._cache.put(resources.ROUTE, routes.http_configuration(listeners.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
         self._cache.put(resources.LISTENER, listeners.inner_listener(inner, access_log))
@@ -86,7 +91,10 @@ class Publisher:
             self._remove(clusters.CACHED_PREFIX + agent_id)
 
     def _put(self, name: str, agent: Agent, endpoints: tuple[Endpoint, ...]) -> None:
-        cluster = clusters.agent_cluster(name, agent.traffic, idempotent=agent.idempotent)
+        # An agent from outside has one endpoint.
+        over_tls = next((e.address for e in endpoints if e.address.startswith(TLS_SCHEME)), "")
+        socket = transport.upstream(split_endpoint(over_tls)[0], known=self._outward.shows_own) if over_tls else None
+        cluster = clusters.agent_cluster(name, agent.traffic, idempotent=agent.idempotent, tls=socket)
         self._cache.put(resources.CLUSTER, cluster)
         addresses = _weights(agent, endpoints)
         self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(cluster.name, addresses, self._hold))

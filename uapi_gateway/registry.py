@@ -43,6 +43,8 @@ class Endpoint:
     weight: int = 100
     # Of the agent's desired state; a canary's is another than the agent's.
     revision: int = 0
+    # Of the worker's process; 0 while it is not known.
+    pid: int = 0
 
     @property
     def dialled(self) -> str:
@@ -237,6 +239,7 @@ def _endpoint(worker: pool.Worker, deployment: pool.Deployment) -> Endpoint:
         reason="" if ready else _worker_reason(worker),
         weight=worker.weight or 100,
         revision=worker.revision,
+        pid=worker.pid,
     )
 
 

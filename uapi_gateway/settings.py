@@ -5,10 +5,14 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from agentruntime import certificates
+from agentruntime.certificates import Files
 from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from uapi_gateway.tls import Sources
 
 
 class Settings(BaseSettings):
@@ -18,8 +22,22 @@ class Settings(BaseSettings):
 
     # The runtime directory; `$UAPI_HOME` unless it is given here.
     root: Path = Field(default_factory=lambda: Home.default().root)
-    # Where both ports listen. Only loopback until there are TLS and authentication.
+    # Where both ports listen. Any address but loopback needs TLS.
     host: str = "127.0.0.1"
+    # TLS on both ports, with the certificates of `certs/` unless others are named. Files in PEM.
+    tls: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    # Whose certificates of callers are taken, where they show one.
+    tls_ca: Path | None = None
+    # They must show one.
+    tls_require_client_cert: bool = False
+    # Listen on any address without TLS.
+    allow_plaintext: bool = False
+    # By which the gateway is known to agents outside and to the pool, and whose certificates it takes there.
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    client_ca: Path | None = None
     # 0 takes a free port; the bound one is in `run/gateway.json`.
     grpc_port: int = Field(default=50051, ge=0, le=65535)
     http_port: int = Field(default=8080, ge=0, le=65535)
@@ -32,6 +50,10 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     # Threads of Envoy that carry calls.
     envoy_concurrency: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
+    # What Envoy may have of memory. Before it gets there it ends the streams that hold the most.
+    envoy_heap_bytes: int = Field(default=2**30, ge=2**27)
+    # From callers by TCP, to all ports together.
+    max_connections: int = Field(default=10_000, ge=1)
     # How long calls in flight may take to finish when the gateway is told to end.
     drain_s: float = Field(default=5.0, ge=0)
     # How long a call waits for a worker to become ready, if the caller's deadline allows it.
@@ -57,21 +79,61 @@ class Settings(BaseSettings):
         return Home(self.root)
 
     def check(self) -> None:
-        """Refuses what the gateway must not do yet.
+        """Refuses what would be open to others than it should be.
 
         Raises:
-            InvalidArgument: the address is not one of this machine's own loopback.
+            InvalidArgument: the address is none, or anyone on the network could read what is said there.
         """
-        host = "127.0.0.1" if self.host == "localhost" else self.host
         try:
-            loopback = ipaddress.ip_address(host).is_loopback
+            loopback = ipaddress.ip_address(self.address).is_loopback
         except ValueError:
-            loopback = False
-        if not loopback:
             raise InvalidArgument(
-                f"the gateway does not listen on '{self.host}': any address but loopback needs TLS and "
-                "authentication first; use 127.0.0.1"
+                f"the gateway does not listen on '{self.host}', which is no address; write one of this machine's, "
+                "or 0.0.0.0 for all of them"
+            ) from None
+        if not (loopback or self.serves_tls or self.allow_plaintext):
+            raise InvalidArgument(
+                f"the gateway does not listen on {self.host} without TLS: anyone on the network could read and "
+                "change what is said; add --tls (`agent certs init --host NAME` makes certificates), or "
+                "--allow-plaintext"
             )
+        if self.serves_tls and self.tls_cert is None and not (self.home.certs / "server.pem").exists():
+            raise InvalidArgument(
+                f"there are no certificates in {self.home.certs}; make them with `agent certs init`, or name "
+                "yours by --cert and --key"
+            )
+        if self.tls_require_client_cert and self.sources.callers is None:
+            raise InvalidArgument(
+                "--require-client-cert needs the authority that signs callers' certificates: --ca FILE"
+            )
+
+    @property
+    def serves_tls(self) -> bool:
+        """Naming a certificate is asking for TLS."""
+        return self.tls or self.tls_cert is not None
+
+    @property
+    def local(self) -> bool:
+        """Only programs of this machine can connect."""
+        return ipaddress.ip_address(self.address).is_loopback
+
+    @property
+    def sources(self) -> Sources:
+        """Where the gateway's certificates are."""
+        made = self.home.certs
+        authority = made / "ca.pem"
+        server, callers = None, None
+        if self.serves_tls:
+            own = self.tls_cert is None
+            server = _files(self.tls_cert or made / "server.pem", self.tls_key)
+            callers = self.tls_ca or (authority if own else None)
+        client = self.client_cert or made / "gateway.pem"
+        return Sources(
+            server=server,
+            callers=callers,
+            own=_files(client, self.client_key) if self.client_cert or client.exists() else None,
+            authority=self.client_ca or self.tls_ca or (authority if authority.exists() else None),
+        )
 
     @property
     def anonymous_calls(self) -> bool:
@@ -84,3 +146,7 @@ class Settings(BaseSettings):
     def address(self) -> str:
         """The IP address to listen on."""
         return "127.0.0.1" if self.host == "localhost" else self.host
+
+
+def _files(cert: Path, key: Path | None) -> Files:
+    return Files(cert, key or certificates.key_beside(cert))

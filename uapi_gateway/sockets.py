@@ -10,6 +10,8 @@ from pathlib import Path
 from agentruntime.errors import FailedPrecondition, InvalidArgument
 from agentruntime.home import Home
 
+# Before an endpoint that speaks TLS.
+TLS_SCHEME = "https://"
 _FREE_PORTS = "`agent up --grpc-port 0 --http-port 0` takes free ports"
 _IN_USE = f"is already in use by another program; {_FREE_PORTS}"
 
@@ -53,18 +55,18 @@ def hold_socket(home: Home) -> Path:
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """("host", port) of "host:port", "[::1]:port"; ("/path", 0) of "unix:/path".
+    """("host", port) of "host:port", "[::1]:port" and both with "https://" before; ("/path", 0) of "unix:/path".
 
     Raises:
         InvalidArgument: the text is none of these.
     """
-    wanted = f"'{endpoint}' is not an endpoint; write host:port or unix:/path"
+    wanted = f"'{endpoint}' is not an endpoint; write host:port, https://host:port or unix:/path"
     if endpoint.startswith("unix:"):
         path = endpoint.removeprefix("unix:")
         if not path.startswith("/") or len(path.encode()) > 107:  # sun_path, unix(7)
             raise InvalidArgument(wanted)
         return path, 0
-    host, colon, port = endpoint.rpartition(":")
+    host, colon, port = endpoint.removeprefix(TLS_SCHEME).rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

@@ -55,7 +55,7 @@ class Revision:
     may_be_root: bool = False
     # "host:port" to which its workers may connect, though their network is isolated.
     egress: tuple[str, ...] = ()
-    # Names of those that its workers find as files, as far as there are any for it.
+    # Names of those that its workers need as files; "*" is all that were set for it.
     secrets: tuple[str, ...] = ()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentruntime import errors, launch, log, processes
-from agentruntime.home import Home
+from agentruntime.home import Home, short
 from agentruntime.launch import CONTAINER_CONTROL, TemplateSpec
 
 from agent_pool import gpus
@@ -30,10 +30,12 @@ from agent_pool.drivers import control, docker_calls, docker_network, docker_req
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.docker_images import Images, LoadedRevisions
+from agent_pool.drivers.peers import Peers, kernel_dir
 from agent_pool.drivers.reports import Reports
 from agent_pool.drivers.slots import Slots
 from agent_pool.drivers.worker_process import WorkerProcess
 from agent_pool.logs import LogStore
+from agent_pool.secrets.vault import Vault
 
 if TYPE_CHECKING:
     import docker
@@ -68,6 +70,7 @@ class DockerDriver(Driver):
         engine: makes them.
         images: makes their images, given a client of the engine.
         worker_slots: of all drivers of the pool: no two workers of an agent may have one uid.
+        vault: what workers get their secrets from.
     """
 
     name = "docker"
@@ -79,10 +82,15 @@ class DockerDriver(Driver):
         engine: Engine,
         images: "Callable[[docker.DockerClient], Images]",
         worker_slots: Slots,
+        *,
+        vault: Vault,
     ) -> None:
         self._logs = logs
+        self._vault = vault
         self._engine = engine
+        self._home = home
         self._slots = worker_slots
+        self._peers = Peers(home)
         # Other than the processes': their templates have those in their view of the file system.
         self._places = home.run / "c"
         # Names this pool among others of the same engine.
@@ -175,7 +183,7 @@ class DockerDriver(Driver):
             listener.close()
             door.unlink(missing_ok=True)
         process.reports = Reports(connection)
-        await self._tell_who(launch_, slot, connection)
+        await self._tell_who(process, connection)
         await process.until_listening(partial(endings.failure, self._logs, process))
         process.close_door(container.uid)
         return self._running(container)
@@ -194,7 +202,12 @@ class DockerDriver(Driver):
     async def _create(self, container: _Container, image: str) -> None:
         process = container.process
         config = docker_request.worker(
-            process.launch, image=image, user=slots.user(container.uid), directory=process.directory, pool=self._pool
+            process.launch,
+            image=image,
+            user=slots.user(container.uid),
+            directory=process.directory,
+            kernel_dir=kernel_dir(self._home, process.launch.revision.agent),
+            pool=self._pool,
         )
         container.creating = asyncio.ensure_future(
             self._engine.ask(partial(docker_calls.launched, config, container.name))
@@ -208,6 +221,7 @@ class DockerDriver(Driver):
             ) from None
         if pid:
             await self._attach(container, pid)
+            self._peers.tell(container.uid, process.launch, container.id)
             if bits_per_s := process.launch.revision.limits.network_bps:
                 # It waits to be told who it is, and has run nothing of the agent's.
                 await asyncio.to_thread(docker_network.limit, container.id, pid, bits_per_s)
@@ -244,14 +258,18 @@ class DockerDriver(Driver):
             + (f"\n{words}" if words else "")
         )
 
-    async def _tell_who(self, launch_: Launch, slot: int, connection: socket.socket) -> None:
-        """Says to a container which worker it is, and hands it its log."""
+    async def _tell_who(self, process: WorkerProcess, connection: socket.socket) -> None:
+        """Says to a container which worker it is, and hands it its log and its secrets."""
+        launch_ = process.launch
         revision = launch_.revision
+        handed = self._vault.hand_over(revision.agent, revision.secrets)
+        process.secrets = handed.versions
         spec = replace(
-            spares.any_worker(revision, slot),
+            spares.any_worker(revision, process.slot),
             worker_id=launch_.worker_id,
             # The container sees no other GPUs, and counts its own from 0.
             env=gpus.environment(tuple(range(len(launch_.gpus)))),
+            secrets=bool(handed.descriptors),
         )
         template = TemplateSpec(
             key=revision.key,
@@ -263,15 +281,16 @@ class DockerDriver(Driver):
             log_level=revision.log_level,
         )
         message = {**launch.spec_message("become", spec), "template": launch.spec_message("", template)["spec"]}
-        log_fd = self._logs.open(revision.agent, launch_.worker_id)
+        descriptors = [self._logs.open(revision.agent, launch_.worker_id), *handed.descriptors]
         try:
             connection.settimeout(_SEND_TIMEOUT_S)
-            await asyncio.to_thread(launch.send, connection, message, [log_fd])
+            await asyncio.to_thread(launch.send, connection, message, descriptors)
         except OSError as error:
             raise errors.AgentFailed(f"worker {launch_.worker_id} did not hear who it is: {error}") from None
         finally:
             connection.setblocking(False)
-            os.close(log_fd)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     async def wait(self, key: str) -> Exit:
         return await self._containers[key].process.wait()
@@ -326,6 +345,7 @@ class DockerDriver(Driver):
 
     def _free(self, container: _Container) -> None:
         process = container.process
+        self._peers.forget(container.uid)
         self._slots.free(process.launch.revision.agent, process.slot)
         with contextlib.suppress(OSError):  # others have theirs there
             process.directory.parent.rmdir()
@@ -378,6 +398,7 @@ class DockerDriver(Driver):
         agent, slot, ident = launch_.revision.agent, int(handle["slot"]), str(handle["container"])
         log_start = self._logs.size(agent, launch_.worker_id)
         process = WorkerProcess(launch_, slot, None, self._directory(agent, slot), log_start)
+        process.secrets = dict(handle.get("secrets", {}))
         container = _Container(process, slots.uid(launch_.revision.agent_index, slot), ident, id=ident)
         await self._attach(container, handle["pid"])
         self._slots.claim(agent, slot)
@@ -432,7 +453,7 @@ class DockerDriver(Driver):
         return replace(running, handle={**running.handle, "container": container.id})
 
     def _directory(self, agent: str, slot: int) -> Path:
-        return self._places / doors.short(agent) / str(slot)
+        return self._places / short(agent) / str(slot)
 
 
 def _clear(places: Path, kept: Collection[Path]) -> None:

@@ -6,11 +6,13 @@ https://docs.docker.com/reference/api/engine/ says what each field means.
 import json
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from agentruntime import seccomp
-from agentruntime.launch import CONTAINER_CONTROL
+from agentruntime.launch import CONTAINER_CONTROL, KERNEL_DIR
+from agentruntime.sealed import MOST_BYTES
+from agentruntime.secrets import DIRECTORY as SECRETS_DIR
 
 from agent_pool.cgroups.base import CPU_PERIOD_US, Limits
 from agent_pool.drivers.base import Launch, Revision
@@ -32,7 +34,7 @@ def name(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(6)}"
 
 
-def worker(launch: Launch, *, image: str, user: str, directory: Path, pool: str) -> dict[str, Any]:
+def worker(launch: Launch, *, image: str, user: str, directory: Path, kernel_dir: Path, pool: str) -> dict[str, Any]:
     """A container of a worker.
 
     Args:
@@ -40,6 +42,7 @@ def worker(launch: Launch, *, image: str, user: str, directory: Path, pool: str)
         image: id of its container image.
         user: its user and group, as numbers.
         directory: on the host, where its socket will be.
+        kernel_dir: on the host, where the platform's sockets for it are.
         pool: names this pool among others of the same engine.
     """
     revision = launch.revision
@@ -47,9 +50,14 @@ def worker(launch: Launch, *, image: str, user: str, directory: Path, pool: str)
     config["Labels"] |= {LABEL_WORKER: launch.worker_id, LABEL_KEY: launch.key}
     host = config["HostConfig"]
     host["Mounts"] = [
-        {"Type": "bind", "Source": str(directory), "Target": str(Path(CONTAINER_CONTROL).parent), "ReadOnly": False}
+        _bound(directory, Path(CONTAINER_CONTROL).parent, read_only=False),
+        _bound(kernel_dir, KERNEL_DIR, read_only=True),
     ]
     config["Cmd"] = ["--worker"]
+    if revision.secrets:
+        owner = user.partition(":")
+        options = f"mode=0700,uid={owner[0]},gid={owner[2]},size={2 * MOST_BYTES},nr_inodes=1k"
+        host["Tmpfs"][str(SECRETS_DIR)] = f"rw,noexec,nosuid,nodev,{options}"
     if revision.host_network:
         host["NetworkMode"] = "host"
     if launch.gpus:
@@ -57,6 +65,10 @@ def worker(launch: Launch, *, image: str, user: str, directory: Path, pool: str)
             {"DeviceIDs": [str(index) for index in launch.gpus], "Capabilities": [["gpu", "compute", "utility"]]}
         ]
     return config
+
+
+def _bound(source: Path, target: PurePath, *, read_only: bool) -> dict[str, Any]:
+    return {"Type": "bind", "Source": str(source), "Target": str(target), "ReadOnly": read_only}
 
 
 def description(revision: Revision, *, image: str, user: str, pool: str) -> dict[str, Any]:

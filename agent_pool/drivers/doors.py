@@ -5,7 +5,6 @@ can put something else there chooses what they connect to: a link to the pool's 
 pool. A worker therefore owns the directory only until it listens.
 """
 
-import hashlib
 import os
 import shutil
 import stat
@@ -13,11 +12,6 @@ from pathlib import Path
 
 from agentruntime import errors
 from agentruntime.launch import socket_name
-
-
-def short(name: str) -> str:
-    """Of an agent's directory and the like: socket paths hold at most 107 bytes (unix(7))."""
-    return hashlib.sha256(name.encode()).hexdigest()[:10]
 
 
 def make(directory: Path, uid: int) -> None:

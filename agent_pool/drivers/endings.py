@@ -29,8 +29,9 @@ def told(logs: LogStore, process: WorkerProcess, status: int | None, counters: C
         with contextlib.suppress(OSError):  # a full disk must not hide how the worker ended
             logs.note(agent, worker_id, "error", "worker ended", reason=reason)
     failure = process.reports.failure
+    clean = logs.redactor(process.launch.revision.agent).text
     code = None if status is None else os.waitstatus_to_exitcode(status)
-    return Exit(reason, failure.get("error", ""), failure.get("traceback", ""), code)
+    return Exit(reason, clean(failure.get("error", "")), clean(failure.get("traceback", "")), code)
 
 
 def failure(logs: LogStore, process: WorkerProcess, end: Exit) -> errors.AgentFailed:

@@ -20,6 +20,7 @@ from agent_pool.cgroups.base import Counters, Hierarchy, Limits
 from agent_pool.drivers import doors, endings, spares
 from agent_pool.drivers.base import Driver, Enforcement, Exit, Launch, Prepared, Revision, Running, Stats
 from agent_pool.drivers.control import ControlClosed, Message
+from agent_pool.drivers.peers import Peers
 from agent_pool.drivers.reports import Reports
 from agent_pool.drivers.slots import Slots
 from agent_pool.drivers.spares import Spare, Spares
@@ -27,6 +28,7 @@ from agent_pool.drivers.templates import ImageTemplate, Templates
 from agent_pool.drivers.venvs import Venvs
 from agent_pool.drivers.worker_process import WorkerProcess
 from agent_pool.logs import LogStore
+from agent_pool.secrets.vault import Vault
 
 # Between the end of a process and its template's word on how it ended.
 _STATUS_TIMEOUT_S = 1.0
@@ -42,6 +44,7 @@ class ProcessDriver(Driver):
         logs: the pool's.
         hierarchy: prepared; None caps nothing.
         environment: that workers begin with.
+        vault: what workers get their secrets from.
         slots: of all drivers of the pool: no two workers of an agent may have one uid.
     """
 
@@ -53,14 +56,18 @@ class ProcessDriver(Driver):
         logs: LogStore,
         hierarchy: Hierarchy | None,
         environment: Mapping[str, str],
+        *,
+        vault: Vault,
         slots: Slots | None = None,
     ) -> None:
         self._logs = logs
+        self._vault = vault
         self._hierarchy = hierarchy
         self._workers: dict[str, WorkerProcess] = {}
         self._venvs = Venvs(environment)
         self._templates = Templates(home, logs, hierarchy, environment)
         self._slots = slots or Slots()
+        self._peers = Peers(home)
         self._spares = Spares(hierarchy, self._slots)
         self._sockets = home.run / "w"
 
@@ -105,6 +112,8 @@ class ProcessDriver(Driver):
     async def start(self, launch_: Launch) -> Running:
         revision = launch_.revision
         template = await self._templates.get(revision)
+        # First: what is refused must not cost a spare.
+        self._vault.granted(revision.agent, revision.secrets)
         spare = self._spares.take(revision.key, template.channel)
         slot = spare.slot if spare else self._slots.take(revision.agent)
         try:
@@ -131,10 +140,13 @@ class ProcessDriver(Driver):
     async def _fork(self, template: ImageTemplate, process: WorkerProcess, spare: Spare | None) -> Message:
         """Has the template make the worker, out of the spare if there is one."""
         launch_ = process.launch
+        revision = launch_.revision
+        handed = self._vault.hand_over(revision.agent, revision.secrets)
+        process.secrets = handed.versions
         ours, theirs = socket.socketpair()
         process.reports = Reports(ours)
-        descriptors = [self._logs.open(launch_.revision.agent, launch_.worker_id), theirs.detach()]
-        request = launch.spec_message("fork", _worker_spec(launch_, process.slot))
+        descriptors = [self._logs.open(revision.agent, launch_.worker_id), theirs.detach(), *handed.descriptors]
+        request = launch.spec_message("fork", _worker_spec(launch_, process.slot, secrets=bool(handed.descriptors)))
         try:
             # One that was just killed may still be known to its template, and would end as the worker.
             if spare is not None and processes.start_time(spare.pid):
@@ -187,7 +199,9 @@ class ProcessDriver(Driver):
         self._templates.forget_exit(process.launch.revision.key, process.pid)
         if self._workers.get(key) is process:
             del self._workers[key]
-            self._slots.free(process.launch.revision.agent, process.slot)
+            revision = process.launch.revision
+            self._peers.forget(self._templates.uid_base(revision) + process.slot)
+            self._slots.free(revision.agent, process.slot)
 
     async def recover(
         self,
@@ -231,11 +245,13 @@ class ProcessDriver(Driver):
         revision = launch_.revision
         log_start = self._logs.size(revision.agent, launch_.worker_id)
         directory = self._templates.workers_dir(revision.agent) / str(slot)
-        doors.make(directory, self._uid(revision, slot, template))
+        uid = self._uid(revision, slot, template)
+        doors.make(directory, uid)
         group = spare.group if spare else None
         if group is None and self._hierarchy is not None:
             # A name used once: the group of an earlier worker of this id may still be leaving.
             group = self._hierarchy.create(f"{launch_.worker_id}.{secrets.token_hex(3)}", revision.limits)
+        self._peers.tell(uid, launch_, group.name if group else "")
         return WorkerProcess(launch_, slot, group, directory, log_start)
 
     def _uid(self, revision: Revision, slot: int, template: ImageTemplate) -> int:
@@ -268,6 +284,7 @@ class ProcessDriver(Driver):
         self._slots.claim(revision.agent, slot)
         directory = self._templates.workers_dir(revision.agent) / str(slot)
         process = WorkerProcess(launch_, slot, group, directory, self._logs.size(revision.agent, launch_.worker_id))
+        process.secrets = dict(handle.get("secrets", {}))
         self._workers[launch_.key] = process
         process.attach(handle["pid"], None, self._tell_exit(process))
         return process
@@ -289,9 +306,10 @@ class ProcessDriver(Driver):
                 agent.rmdir()
 
 
-def _worker_spec(launch_: Launch, slot: int) -> WorkerSpec:
+def _worker_spec(launch_: Launch, slot: int, *, secrets: bool) -> WorkerSpec:
     return replace(
         spares.any_worker(launch_.revision, slot),
         worker_id=launch_.worker_id,
         env=gpus.environment(launch_.gpus),
+        secrets=secrets,
     )

@@ -22,6 +22,8 @@ from agent_pool.drivers.slots import Slots
 
 # After a start, so that a burst of starts, and the new worker's first calls, come first.
 _DELAY_S = 0.05
+# One message of the longest kind (4 MiB), and another that comes in.
+_LEAST_HELD_BYTES = 8 * 2**20
 _log = log.get("agent_pool.spares")
 
 
@@ -128,6 +130,13 @@ class Spares:
         return int(answer["pid"])
 
 
+def _held_bytes(memory_limit_bytes: int | None) -> int:
+    """What requests may take of a worker's memory: a request is there several times over while it is handled."""
+    if memory_limit_bytes is None:
+        return WorkerSpec.held_bytes
+    return max(_LEAST_HELD_BYTES, memory_limit_bytes // 4)
+
+
 def any_worker(revision: Revision, slot: int) -> WorkerSpec:
     """What is known of a worker before it is known which one it is."""
     return WorkerSpec(
@@ -140,6 +149,7 @@ def any_worker(revision: Revision, slot: int) -> WorkerSpec:
         concurrency=revision.concurrency,
         default_timeout_s=revision.default_timeout_s,
         queue=revision.queue,
+        held_bytes=_held_bytes(revision.limits.memory_bytes),
         compression=revision.compression,
         optimize_throughput=revision.optimize_throughput,
         debug=revision.debug,

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from agentruntime import errors, launch, log, seccomp
-from agentruntime.home import Home
+from agentruntime.home import Home, short
 from agentruntime.launch import SandboxSpec, TemplateSpec
 
 from agent_pool import gpus
 from agent_pool.cgroups.base import Group, Hierarchy, Limits
-from agent_pool.drivers import doors, slots
+from agent_pool.drivers import peers, slots
 from agent_pool.drivers.base import Prepared, Revision
 from agent_pool.drivers.control import ControlChannel, ControlClosed, Message, listen
 from agent_pool.logs import LogStore
@@ -67,7 +67,7 @@ class Templates:
 
     def workers_dir(self, agent: str) -> Path:
         """Where an agent's workers have their sockets."""
-        return self._home.run / "w" / doors.short(agent)
+        return self._home.run / "w" / short(agent)
 
     def uid_base(self, revision: Revision) -> int:
         """First of the uids of an agent; 0 where this pool may not map any."""
@@ -192,7 +192,7 @@ class Templates:
         return self._hierarchy.group(f"{key}.template") if self._hierarchy else None
 
     def _socket(self, key: str) -> Path:
-        return self._sockets / f"i-{doors.short(key)}"
+        return self._sockets / f"i-{short(key)}"
 
     async def _load(self, revision: Revision) -> ImageTemplate:
         base = await self._base(revision.venv)
@@ -293,14 +293,16 @@ class Templates:
                 host_network=revision.host_network,
                 uid_base=self.uid_base(revision),
                 workers_dir=str(workers),
+                kernel_dir=str(peers.kernel_dir(self._home, revision.agent)),
                 devices=gpus.devices(revision.wants_gpus),
                 system_calls=_system_calls(revision),
                 may_be_root=revision.may_be_root,
+                secrets=bool(revision.secrets),
             ),
         )
 
     async def _base(self, venv: str) -> ControlChannel:
-        name = f"b-{doors.short(venv)}"
+        name = f"b-{short(venv)}"
         async with self._locks.setdefault(name, asyncio.Lock()):
             channel = self._bases.get(name)
             if channel is None or channel.closed.is_set():

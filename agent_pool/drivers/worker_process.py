@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class WorkerProcess:
     directory: Path
     # Where its log stood when it was started, in bytes.
     log_start: int
+    # The versions of the secrets that it has, by their names.
+    secrets: Mapping[str, str] = field(default_factory=dict)
     pid: int = 0
     pidfd: int = -1
     reports: Reports = field(default_factory=lambda: Reports(None))
@@ -258,6 +260,7 @@ class WorkerProcess:
                 "start_time": processes.start_time(self.pid),
                 "group": self.group.name if self.group else "",
                 "slot": self.slot,
+                "secrets": dict(self.secrets),
             },
         )
 

@@ -180,7 +180,7 @@ class Sender:
             begin = max(place, start)
             whole = file.whole_until(descriptor, status.st_size)
             end, raws = next(file.forward(descriptor, begin, whole), (begin, []))
-            found = [past.parsed(label(name), raw) for raw in raws if raw]
+            found = [self._logs.clean(self._agent, past.parsed(label(name), raw)) for raw in raws if raw]
             return _Piece(status.st_ino, begin, end, found, lost_bytes)
         finally:
             os.close(descriptor)

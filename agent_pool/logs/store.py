@@ -5,11 +5,13 @@ import json
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
 from agentruntime import log
+from agentruntime.redaction import Redactor
 
 from agent_pool.logs import file, lines, past, retention
 from agent_pool.logs.lines import Line, Stamped
@@ -29,11 +31,17 @@ _log = log.get("agent_pool.logs")
 class LogStore:
     """Logs below a directory: `agents/<agent>/<worker_id>.log`.
 
-    `policy` says how an agent's are kept; it is asked each time.
+    `policy` says how an agent's are kept, `redactor` what of theirs nobody is to read; both are asked each time.
     """
 
-    def __init__(self, root: Path, policy: Callable[[str], LogPolicy] = lambda _: LogPolicy()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        policy: Callable[[str], LogPolicy] = lambda _: LogPolicy(),
+        redactor: Callable[[str], Redactor] = lambda _: Redactor({}),
+    ) -> None:
         self._root = root
+        self.redactor = redactor
         self._agents = root / "agents"
         self.policy = policy
         # The size of each log at which it may be too long.
@@ -82,6 +90,8 @@ class LogStore:
                 text = stream.read().lstrip(b"\0").decode(errors="replace")
         except FileNotFoundError:
             return ""
+        # Before it is cut into lines and thrown away: a value may have several.
+        text = self.redactor(agent).text(text)
         return "".join(f"\n{line}" for line in text.splitlines()[-_LAST_WORDS:])
 
     def size(self, agent: str, worker_id: str) -> int:
@@ -197,7 +207,8 @@ class LogStore:
     ) -> Iterator[Line]:
         policy = self.policy(agent)
         parts = [Part(label(name), self.path(agent, name), until, policy.max_bytes) for name, until in places.items()]
-        return _shown(agent, past.read(parts, level=level, tail=tail, since_s=since_s), as_objects=policy.as_objects)
+        found = self._clean(agent, past.read(parts, level=level, tail=tail, since_s=since_s))
+        return _shown(agent, found, as_objects=policy.as_objects)
 
     def _reader(self, agent: str, name: str) -> "_Reader":
         """One at the end of the last whole line."""
@@ -212,8 +223,16 @@ class LogStore:
         """Whether anything was written since, and what of it is of the level. Blocks."""
         fresh = [self._fresh(agent, reader) for reader in readers]
         stamped = lines.merged(fresh, time.time())
-        shown = _shown(agent, stamped, as_objects=self.policy(agent).as_objects)
+        shown = _shown(agent, self._clean(agent, stamped), as_objects=self.policy(agent).as_objects)
         return any(fresh), [line for line in shown if lines.at_least(line, level)]
+
+    def _clean(self, agent: str, stamped: Iterable[Stamped]) -> Iterator[Stamped]:
+        return ((time_s, self.clean(agent, line)) for time_s, line in stamped)
+
+    def clean(self, agent: str, line: Line) -> Line:
+        """A line without the agent's secrets: its worker leaves them out itself, but not past Python."""
+        text = self.redactor(agent).text(line.text)
+        return line if text == line.text else replace(line, text=text)
 
     def _fresh(self, agent: str, reader: "_Reader") -> list[Line]:
         try:

@@ -41,6 +41,20 @@ class Pair:
     names: tuple[str, ...]
 
 
+def key_beside(cert: Path) -> Path:
+    """The key of a certificate of which only the file is known: in that file, or in one beside it.
+
+    For `tls.pem` that is `tls-key.pem`, `tls.key` or `key.pem`, the first that is there.
+    """
+    try:
+        if b"PRIVATE KEY-----" in cert.read_bytes():
+            return cert
+    except OSError:
+        pass  # which is said when the certificate itself is read
+    candidates = [cert.with_name(name) for name in (f"{cert.stem}-key.pem", f"{cert.stem}.key", "key.pem")]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
 def read_pair(files: Files) -> Pair:
     """Reads a certificate with its key.
 

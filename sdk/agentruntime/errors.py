@@ -182,6 +182,30 @@ class QueueFull(ResourceExhausted):
     reason = "QUEUE_FULL"
 
 
+class TooManyCalls(ResourceExhausted):
+    """The caller has as many calls in flight as it may."""
+
+    reason = "TOO_MANY_CALLS"
+
+
+class RateLimited(ResourceExhausted):
+    """The caller makes more calls a second than it may."""
+
+    reason = "RATE_LIMITED"
+
+
+class MessageTooLarge(ResourceExhausted):
+    """The request is larger than a message may be."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class GatewayOverloaded(Unavailable):
+    """The gateway has no memory for more calls; the call may be repeated later."""
+
+    reason = "GATEWAY_OVERLOADED"
+
+
 class DiskFull(ResourceExhausted):
     """A disk of the platform's has no room for what must be written down; says which."""
 
@@ -199,6 +223,12 @@ class WorkerDrained(Unavailable):
     """The worker's grace period was over before the call was; it may have had effects."""
 
     reason = "WORKER_DRAINED"
+
+
+class SecretNotSet(FailedPrecondition):
+    """An agent needs a secret that is not set for it; says which, and with which command it is set."""
+
+    reason = "SECRET_NOT_SET"
 
 
 class AgentFailed(FailedPrecondition):

@@ -2,6 +2,7 @@
 
 token               the API key of this user, mode 0600; the gateway makes it
 certs/              certificates that `agent certs` made, and their keys
+secrets.key         with which the agents' secrets are encrypted, mode 0600
 run/                sockets and pid files (elsewhere if the path would be too long for a socket)
 state/              databases of the pool and the gateway
 images/             an OCI image layout
@@ -45,7 +46,7 @@ class Home:
         Raises:
             FailedPrecondition: another user has made the run directory.
         """
-        for directory in (self.root, self.run, self.state, self.logs, self.images, self.bundles):
+        for directory in (self.root, self.run, self.state, self.logs, self.images, self.bundles, self.certs):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
         _check_own(self.run)
@@ -53,6 +54,10 @@ class Home:
     @property
     def token_file(self) -> Path:
         return self.root / "token"
+
+    @property
+    def secrets_key(self) -> Path:
+        return self.root / "secrets.key"
 
     def token(self) -> str:
         """This user's own API key, or "" if there is none yet or it may not be read."""
@@ -116,6 +121,20 @@ class Home:
     def pool_socket(self) -> Path:
         return self.run / "pool.sock"
 
+    def kernel_dir(self, agent: str) -> Path:
+        """Where the workers of an agent find the sockets that the platform has for them.
+
+        The same for all where the platform is root, for there each worker has a uid of its own, which the kernel
+        tells. Otherwise the way that somebody came is what tells the agents apart.
+        """
+        shared = self.run / "k"
+        return shared if os.geteuid() == 0 else shared / short(agent)
+
+    @property
+    def peers(self) -> Path:
+        """Where the pool says which worker has which uid: a file for each, `launch.PeerFile` as JSON."""
+        return self.run / "peers"
+
     @property
     def envoy_admin_socket(self) -> Path:
         return self.run / "envoy.sock"
@@ -129,6 +148,11 @@ class Home:
     def supervisor_file(self) -> Path:
         """What `agent up` started: JSON of pid, start time and addresses."""
         return self.run / "supervisor.json"
+
+
+def short(name: str) -> str:
+    """Of an agent's directory and the like: socket paths hold at most 107 bytes (unix(7))."""
+    return hashlib.sha256(name.encode()).hexdigest()[:10]
 
 
 def _check_own(directory: Path) -> None:

@@ -22,7 +22,7 @@ working directory.
                               "degraded": [sentences]}
                           -> {"ok": false, "error": one sentence, "traceback": str, "unenforceable": "" or why it
                               would have run as root without a sandbox}; the process has ended
-    image template  fork  WorkerSpec + [log_fd, control_fd, *cgroup_fds]
+    image template  fork  WorkerSpec + [log_fd, control_fd, *secrets_fd, *cgroup_fds]
                           -> {"ok": true, "pid"}
                     spare WorkerSpec without worker_id and env + [*cgroup_fds]
                           -> {"ok": true, "pid"} of a process that has joined its cgroups and namespaces, taken on
@@ -38,9 +38,12 @@ to a socket of the pool's, CONTAINER_CONTROL in the container, and is told by th
 tells a process:
 
     pool to entrypoint  become  WorkerSpec ("spec") and TemplateSpec ("template", whose bundle and sandbox mean
-                                nothing here) + [log_fd]; there is no answer
+                                nothing here) + [log_fd, *secrets_fd]; there is no answer
 
 From then on that connection is the worker's `control_fd`; its socket is to be beside CONTAINER_CONTROL.
+
+`secrets_fd` is there if the WorkerSpec says so: what `agentruntime.sealed` makes of the worker's secrets. The
+template passes it on; the worker makes files of it before it runs any code of the agent's.
 
 `cgroup_fds` are descriptors of files by which a process with one thread joins a control group, opened for writing by
 the pool; the new process writes "0" to each before it does anything else, so it is never outside its limits.
@@ -49,7 +52,7 @@ A worker and the pool share one end each of a Unix stream socket pair (`control_
 of JSON. End of file tells the pool that the worker is gone; a worker lives on without its pool.
 
     worker to pool  {"event": "listening"}                        it serves on its socket
-                    {"event": "failed", "stage": "import" or "start", "error": str, "traceback": str}
+                    {"event": "failed", "stage": "secrets", "import" or "start", "error": str, "traceback": str}
     pool to worker  {"op": "drain", "grace_s": 30.0}              finish calls, then exit with status 0
                     {"op": "debug"} + [a connected stream socket]  carry the Debug Adapter Protocol over it; closed
                                                                   at once by a worker that has no debugger
@@ -71,6 +74,10 @@ MOST_DESCRIPTORS = 16
 SANDBOX_WORKERS_DIR = PurePosixPath("/run/agent")
 # In a container, the pool's socket; beside it the worker's own.
 CONTAINER_CONTROL = str(SANDBOX_WORKERS_DIR / "control")
+# Where a worker sees the sockets that the platform has for it.
+KERNEL_DIR = PurePosixPath("/run/uapi")
+# There, for system calls.
+SYSTEM_CALLS = "s"
 # A uid range for each agent, above what systemd gives to containers (systemd.io/UIDS-GIDS).
 UID_BASE = 0x70000000
 UIDS_PER_AGENT = 4096
@@ -91,6 +98,8 @@ class SandboxSpec:
     uid_base: int = 0
     # Host directory with a subdirectory per worker, which holds its socket.
     workers_dir: str = ""
+    # Host directory with the sockets that the platform has for the agent's workers; "" for none.
+    kernel_dir: str = ""
     # More host paths that are visible, read-only.
     read_only_paths: list[str] = field(default_factory=list)
     # Device nodes that are visible, for GPUs.
@@ -99,6 +108,8 @@ class SandboxSpec:
     system_calls: str = "default"
     # Whether to go on without isolation where this machine has none and the pool is root, so the agent would be.
     may_be_root: bool = False
+    # Give each worker a place in memory for its secrets.
+    secrets: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,8 @@ class WorkerSpec:
     concurrency: int = 64
     # Calls that wait beyond those; more are refused.
     queue: int = 1024
+    # Of the requests that wait or are handled; more are refused.
+    held_bytes: int = 128 * 2**20
     # Of responses: "none" or "gzip".
     compression: str = "none"
     # Gather the pieces of StreamText.
@@ -149,11 +162,24 @@ class WorkerSpec:
     default_timeout_s: float = 60.0
     # For a SIGTERM, which says no grace of its own.
     stop_grace_s: float = 30.0
+    # Its secrets come along as a descriptor.
+    secrets: bool = False
 
 
 def socket_name(slot: int) -> str:
     """Of a worker's socket, relative to workers_dir."""
     return f"{slot}/s"
+
+
+@dataclass(frozen=True)
+class PeerFile:
+    """What the pool tells the gateway of who has a uid, see `Home.peers`."""
+
+    agent: str
+    worker_id: str
+    revision: int
+    # Part of the name of the control group that its processes are in; "" where there is none, or none yet.
+    group: str = ""
 
 
 def encode(message: dict[str, Any]) -> bytes:

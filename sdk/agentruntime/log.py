@@ -1,4 +1,7 @@
-"""Structured logs: one JSON object a line, the trace's ids in each, for structlog and the standard library alike."""
+"""Structured logs: one JSON object a line, the trace's ids in each, for structlog and the standard library alike.
+
+What a key calls a secret, and credentials in any text, are left out of every line.
+"""
 
 import logging
 import sys
@@ -6,7 +9,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from agentruntime import trace
+from agentruntime import redaction, trace
 
 # At DEBUG these tell of every wait and every health check, which is no news of whoever asked for DEBUG.
 _CHATTY = ("asyncio", "grpc")
@@ -38,6 +41,7 @@ def configure(level: str = "INFO", *, stream: TextIO | None = None, **fields: An
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                lambda _logger, _method, event: redaction.by_name(event),
                 structlog.processors.JSONRenderer(default=str),
             ],
         )

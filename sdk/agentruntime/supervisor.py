@@ -17,7 +17,8 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,16 +45,44 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Listen:
-    """Where the gateway listens; None leaves it to the gateway's own default."""
+    """How the gateway listens, as its flags say; None leaves it to the gateway's own default."""
 
     host: str | None = None
     grpc_port: int | None = None
     http_port: int | None = None
+    tls: bool | None = None
+    # Files in PEM, by their whole paths.
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_ca: str | None = None
+    tls_require_client_cert: bool | None = None
+    allow_plaintext: bool | None = None
 
     def argv(self) -> list[str]:
         """As flags."""
-        given = (("--host", self.host), ("--grpc-port", self.grpc_port), ("--http-port", self.http_port))
-        return [part for flag, value in given if value is not None for part in (flag, str(value))]
+        given = {_flag(each.name): getattr(self, each.name) for each in fields(self)}
+        parts = [
+            [flag] if value is True else [flag, str(value)] for flag, value in given.items() if value is not None
+        ]
+        return [part for both in parts for part in both]
+
+    @classmethod
+    def add_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Has a parser take what `argv` gives."""
+        for each in fields(cls):
+            if "bool" in str(each.type):
+                parser.add_argument(_flag(each.name), action="store_true", default=None)
+            else:
+                parser.add_argument(_flag(each.name), type=int if "int" in str(each.type) else str)
+
+    @classmethod
+    def of(cls, known: Mapping[str, Any]) -> "Listen":
+        """Out of parsed flags, or of a record; other keys are left out."""
+        return cls(**{each.name: known.get(each.name) for each in fields(cls)})
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -93,7 +122,7 @@ def children_of(home: Home, listen: Listen) -> list[ChildSpec]:
     python = [sys.executable, "-m"]
     gateway = [*python, "uapi_gateway"]
     # Port 0 is the port of the Envoy that runs, whichever that is.
-    to_end = [*gateway, *Listen(listen.host, 0, 0).argv()]
+    to_end = [*gateway, *replace(listen, grpc_port=0, http_port=0).argv()]
     return [
         ChildSpec("gateway", [*gateway, *listen.argv()], [home.control_socket, home.gateway_socket], to_end),
         ChildSpec("pool", [*python, "agent_pool"], [home.pool_socket]),
@@ -315,9 +344,7 @@ class Supervisor:
             "start_time": processes.start_time(os.getpid()),
             "boot_id": boot_id(),
             "version": agentruntime.__version__,
-            "host": self._listen.host,
-            "grpc_port": self._listen.grpc_port,
-            "http_port": self._listen.http_port,
+            **asdict(self._listen),
             "children": [
                 {
                     "name": child.spec.name,
@@ -377,9 +404,7 @@ def accepts(path: Path) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Runs until SIGTERM; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m agentruntime.supervisor", description=__doc__)
-    parser.add_argument("--host")
-    parser.add_argument("--grpc-port", type=int)
-    parser.add_argument("--http-port", type=int)
+    Listen.add_flags(parser)
     parser.add_argument("--report-fd", type=int)
     args = parser.parse_args(argv)
     home = Home.default()
@@ -394,7 +419,7 @@ def main(argv: list[str] | None = None) -> int:
         except BlockingIOError:
             print(f"error: a supervisor runs already for {home.root}", file=sys.stderr)
             return 1
-        listen = Listen(args.host, args.grpc_port, args.http_port)
+        listen = Listen.of(vars(args))
         os.chdir(home.root)
         return asyncio.run(_until_told(Supervisor(home, listen, children_of(home, listen), report)))
 

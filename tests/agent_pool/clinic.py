@@ -9,6 +9,7 @@ from agentruntime.home import Home
 from agent_pool.images.catalog import Catalog
 from agent_pool.ledger import Capacity, Ledger
 from agent_pool.pool import Pool
+from agent_pool.secrets.vault import Vault
 from agent_pool.settings import PoolSettings
 from agent_pool.state import SavedDeployment, StateStore
 from tests.agent_pool.patients import Hospital
@@ -23,7 +24,8 @@ class Clinic:
         self.driver = driver
         self._state = StateStore(home.state)
         catalog = Catalog(home, [], set)
-        self.pool = Pool(PoolSettings(drain_delay_s=0), driver, Ledger(Capacity(2000, 10**10)), catalog, self._state)
+        ledger, vault = Ledger(Capacity(2000, 10**10)), Vault(home.state, home.secrets_key)
+        self.pool = Pool(PoolSettings(drain_delay_s=0), driver, ledger, catalog, self._state, vault=vault)
 
     def on_disk(self, agent: str = "echo") -> SavedDeployment:
         """What a pool that takes over would know of an agent."""

@@ -14,6 +14,7 @@ from agent_pool.images.catalog import Catalog
 from agent_pool.ledger import Capacity, Ledger
 from agent_pool.lifecycle import State
 from agent_pool.pool import Pool
+from agent_pool.secrets.vault import Vault
 from agent_pool.settings import PoolSettings
 from agent_pool.state import StateStore
 from tests.agent_pool.patients import Hospital
@@ -49,9 +50,8 @@ async def pool(short_directory: Path, driver: Ward) -> AsyncIterator[Pool]:
     home = Home(short_directory)
     home.create()
     ledger = Ledger(Capacity(2000, 10**10))
-    made = Pool(
-        PoolSettings(drain_delay_s=0), driver, ledger, Catalog(home, [], set), StateStore(home.state / "pool")
-    )
+    state, vault = StateStore(home.state / "pool"), Vault(home.state / "pool", home.secrets_key)
+    made = Pool(PoolSettings(drain_delay_s=0), driver, ledger, Catalog(home, [], set), state, vault=vault)
     await made.catalog.prepare()
     yield made
     driver.over.set()

@@ -21,6 +21,7 @@ from agent_pool.ledger import Capacity, Ledger
 from agent_pool.logs import LogStore
 from agent_pool.pool import Pool
 from agent_pool.resources import Requested
+from agent_pool.secrets.vault import Vault
 from agent_pool.settings import PoolSettings
 from agent_pool.state import StateStore
 from tests.agent_pool import harness
@@ -263,8 +264,11 @@ async def test_without_control_groups_defaults_degrade_and_wishes_are_refused(
     home.create()
     settings = PoolSettings(drain_delay_s=0)
     logs = LogStore(home.logs)
-    driver = ProcessDriver(home, logs, None, settings.worker_environment)
-    pool = Pool(settings, driver, Ledger(Capacity(2000, 10**10)), Catalog(home, [], set), StateStore(home.state))
+    vault = Vault(home.state, home.secrets_key)
+    driver = ProcessDriver(home, logs, None, settings.worker_environment, vault=vault)
+    pool = Pool(
+        settings, driver, Ledger(Capacity(2000, 10**10)), Catalog(home, [], set), StateStore(home.state), vault=vault
+    )
     await pool.catalog.prepare()
     try:
         deployment = await pool.run(RunRequest("echo"))

@@ -43,11 +43,24 @@ async def served(call: Any = None, stream: Any = None, **options: Any) -> AsyncI
 
 @asynccontextmanager
 async def serving(
-    call: Any = None, stream: Any = None, *, concurrency: int = 4, queue: int = 100, timeout_s: float = 60.0
+    call: Any = None,
+    stream: Any = None,
+    *,
+    concurrency: int = 4,
+    queue: int = 100,
+    timeout_s: float = 60.0,
+    held_bytes: int = 2**20,
 ) -> AsyncIterator[tuple[str, Any]]:
     vitals = Vitals()
     executor = ThreadPoolExecutor(concurrency)
-    admission = Admission(vitals, executor, concurrency=concurrency, queue=queue, default_timeout_s=timeout_s)
+    admission = Admission(
+        vitals,
+        executor,
+        concurrency=concurrency,
+        queue=queue,
+        default_timeout_s=timeout_s,
+        held_bytes=held_bytes,
+    )
     server = aio.server(interceptors=[ServerInterceptor(), admission])
     server.add_generic_rpc_handlers((Handlers(call, stream),))
     probe = health.aio.HealthServicer()

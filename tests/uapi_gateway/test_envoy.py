@@ -9,6 +9,7 @@ from agentruntime.home import Home
 
 from uapi_gateway.bootstrap import bootstrap, write_bootstrap
 from uapi_gateway.envoy import EnvoyRecord, read_record, record_file
+from uapi_gateway.settings import Settings
 
 
 def test_a_pid_alone_names_nobody() -> None:
@@ -37,9 +38,9 @@ def test_records_that_say_nothing_are_no_envoy(home: Home) -> None:
 
 
 def test_the_bootstrap_is_for_this_user_alone(tmp_path: Path, home: Home) -> None:
-    write_bootstrap(home, tmp_path / "b.json")
+    write_bootstrap(Settings(root=home.root), tmp_path / "b.json")
     assert (tmp_path / "b.json").stat().st_mode & 0o777 == 0o600
     content = json.loads((tmp_path / "b.json").read_text())
-    assert content == bootstrap(home)
+    assert content == bootstrap(Settings(root=home.root))
     assert home.token() not in json.dumps(content)
     assert content["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"

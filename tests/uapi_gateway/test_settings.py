@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from agentruntime.certificates import Files
 from agentruntime.errors import InvalidArgument
 from pydantic import ValidationError
 
@@ -26,10 +27,39 @@ def test_loopback_is_allowed(host: str) -> None:
     assert Settings(host=host).address != "localhost"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com", ""])
-def test_every_other_address_needs_tls_first(host: str) -> None:
-    with pytest.raises(InvalidArgument, match="TLS and authentication first"):
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1"])
+def test_every_other_address_needs_tls_or_a_word(host: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"without TLS.*agent certs init.*--allow-plaintext"):
         Settings(host=host).check()
+    Settings(host=host, allow_plaintext=True).check()
+    Settings(host=host, tls_cert=tmp_path / "c.pem", tls_key=tmp_path / "k.pem").check()
+    assert not Settings(host=host).local
+
+
+@pytest.mark.parametrize("host", ["example.com", ""])
+def test_a_name_is_no_address(host: str) -> None:
+    with pytest.raises(InvalidArgument, match="which is no address"):
+        Settings(host=host, tls=True).check()
+
+
+def test_tls_needs_certificates(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="make them with `agent certs init`"):
+        Settings(root=tmp_path, tls=True).check()
+    own = tmp_path / "own.pem"
+    with pytest.raises(InvalidArgument, match="--ca FILE"):
+        Settings(root=tmp_path, tls_cert=own, tls_require_client_cert=True).check()
+    (tmp_path / "key.pem").touch()
+    assert Settings(root=tmp_path, tls_cert=own).sources.server == Files(own, tmp_path / "key.pem")
+
+
+def test_the_development_authority_vouches_for_callers_only_beside_its_own_certificate(tmp_path: Path) -> None:
+    made = tmp_path / "certs"
+    own, others = (
+        Settings(root=tmp_path, **given).sources for given in ({"tls": True}, {"tls_cert": tmp_path / "c"})
+    )
+    assert own.server == Files(made / "server.pem", made / "server-key.pem")
+    assert (own.callers, others.callers) == (made / "ca.pem", None)
+    assert Settings(root=tmp_path).sources.server is None
 
 
 @pytest.mark.parametrize("wrong", [{"grpc_port": -1}, {"http_port": 65536}, {"envoy_concurrency": 0}])

@@ -67,6 +67,9 @@ class Book:
         self._registry.listeners.append(self._changed)
         self._identity.listeners.append(self._publish_identity)
 
+    def close(self) -> None:
+        self._store.close()
+
     def keys(self) -> list[Key]:
         """All keys, by name."""
         return [self._keys[name] for name in sorted(self._keys)]

@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from uapi_gateway.http import health, metrics
-from uapi_gateway.http.guard import Guard
+from uapi_gateway.http.guard import Door, Guard
 from uapi_gateway.http.observation import Observer
 
 
-def application(observer: Observer, port: int) -> Starlette:
+def application(observer: Observer, door: Door) -> Starlette:
     """The ASGI application."""
 
     async def platform_health(_request: Request) -> Response:
@@ -39,7 +39,7 @@ def application(observer: Observer, port: int) -> Starlette:
             Route("/health/{agent}", agent_health),
             Route("/metrics", metrics_page),
         ],
-        middleware=[Middleware(Guard, port=port)],
+        middleware=[Middleware(Guard, door=door)],
     )
 
 
@@ -55,10 +55,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def server(observer: Observer, port: int) -> Server:
-    """A server behind the listener of that port; `serve(sockets=[bound])` runs it."""
+def server(observer: Observer, door: Door) -> Server:
+    """A server behind that door; `serve(sockets=[bound])` runs it."""
     config = uvicorn.Config(
-        application(observer, port),
+        application(observer, door),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -11,8 +11,8 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from google.protobuf import json_format
 
 from uapi_gateway.registry import Traffic
-from uapi_gateway.sockets import split_endpoint
-from uapi_gateway.xds import resources
+from uapi_gateway.sockets import TLS_SCHEME, split_endpoint
+from uapi_gateway.xds import limits, resources
 from uapi_gateway.xds.resources import Resource, typed
 
 AGENT_PREFIX = "agent/"
@@ -34,6 +34,8 @@ LONGEST_EJECTION_S = 30.0
 _POLICIES: dict[int, str] = {pool.LOAD_BALANCER_ROUND_ROBIN: "ROUND_ROBIN", pool.LOAD_BALANCER_STICKY: "MAGLEV"}
 # One worker of a thousand that is well gets all calls.
 _NEVER_SHORT_PERCENT = 100_000
+# In an endpoint's metadata.
+_OVER_TLS = "tls"
 _PROTOCOL = "typed_extension_protocol_options"
 # Queues live in the workers; Envoy only must not be a limit before them.
 _MOST_REQUESTS = 100_000
@@ -52,14 +54,24 @@ def named(cluster: str) -> str:
     return ""
 
 
-def agent_cluster(name: str, traffic: Traffic, *, idempotent: bool) -> Resource:
-    """The cluster of an agent or of one worker; its endpoints come by EDS."""
+def agent_cluster(name: str, traffic: Traffic, *, idempotent: bool, tls: dict[str, Any] | None = None) -> Resource:
+    """The cluster of an agent or of one worker; its endpoints come by EDS.
+
+    Args:
+        name: of the agent or worker.
+        traffic: how its calls are spread.
+        idempotent: whether they may be repeated.
+        tls: the transport socket to those of its endpoints that speak TLS; Envoy's own way to the relay does not.
+    """
     message = cluster_pb2.Cluster()
     message.CopyFrom(_agent_template(traffic.load_balancer, traffic.failure_threshold))
     message.name = cluster_name(name, idempotent=idempotent)
     if not idempotent:
         # Statistics do not depend on it.
         message.alt_stat_name = AGENT_PREFIX + name
+    if tls:
+        match = {"name": "tls", "match": {_OVER_TLS: True}, "transport_socket": tls}
+        json_format.ParseDict({"transport_socket_matches": [match]}, message)
     return resources.wrap(resources.CLUSTER, message.name, message)
 
 
@@ -128,6 +140,8 @@ def _endpoints(cluster: str, *by_priority: Mapping[str, int]) -> Resource:
         for address, weight in sorted(addresses.items()):
             host, port = split_endpoint(address)
             endpoint = group.lb_endpoints.add()
+            if address.startswith(TLS_SCHEME):
+                endpoint.metadata.filter_metadata["envoy.transport_socket_match"].update({_OVER_TLS: True})
             if weight:
                 endpoint.load_balancing_weight.value = weight
             target = endpoint.endpoint.address
@@ -197,7 +211,7 @@ def _common() -> dict[str, Any]:
         _PROTOCOL: {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                explicit_http_config={"http2_protocol_options": {}},
+                explicit_http_config={"http2_protocol_options": limits.upstream_http2_options()},
             )
         },
     }

@@ -10,10 +10,10 @@ from typing import Any
 from envoy.service.discovery.v3 import discovery_pb2
 
 from uapi_gateway.xds.cache import Cache
-from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE
+from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE, SECRET
 
 # Made before broken: what is named is sent before what names it. Who may call an agent, before the way to it.
-_ORDER = (EXTENSION, CLUSTER, ENDPOINTS, LISTENER, ROUTE)
+_ORDER = (SECRET, EXTENSION, CLUSTER, ENDPOINTS, LISTENER, ROUTE)
 _WILDCARD = "*"
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from uapi_gateway.access.keys import LOCAL
 from uapi_gateway.access.policy import ANONYMOUS
-from uapi_gateway.xds import filters, managers, resources
+from uapi_gateway.xds import filters, limits, managers, resources, transport
 from uapi_gateway.xds.managers import Chain
 from uapi_gateway.xds.resources import Resource
+from uapi_gateway.xds.transport import Inbound
 
 TCP = "tcp"
 UNIX = "unix"
@@ -22,10 +23,10 @@ INNER = "inner"
 NAMES = (TCP, UNIX, HTTP, HOLD, INNER)
 
 
-def tcp_listener(host: str, port: int, access_log: Path) -> Resource:
+def tcp_listener(host: str, port: int, access_log: Path, tls: Inbound | None = None) -> Resource:
     """The listener for the calls of everyone."""
     manager = managers.grpc_manager(TCP, _outer(ANONYMOUS), access_log)
-    return _listener(TCP, _socket(host, port), manager)
+    return _listener(TCP, _socket(host, port), manager, _transport(tls, ["h2"]))
 
 
 def unix_listener(path: Path, access_log: Path) -> Resource:
@@ -34,11 +35,12 @@ def unix_listener(path: Path, access_log: Path) -> Resource:
     return _listener(UNIX, _pipe(path), manager)
 
 
-def http_listener(host: str, port: int) -> Resource:
+def http_listener(host: str, port: int, tls: Inbound | None = None) -> Resource:
     """The listener for the HTTP pages."""
     mutations = [*managers.http_mutations(), *filters.early()]
     chain = Chain(mutations, filters.chain(ANONYMOUS, filters.HTTP_ACCESS))
-    return _listener(HTTP, _socket(host, port), managers.http_manager(HTTP, chain))
+    manager = managers.http_manager(HTTP, chain)
+    return _listener(HTTP, _socket(host, port), manager, _transport(tls, ["h2", "http/1.1"]))
 
 
 def hold_listener(path: Path) -> Resource:
@@ -61,6 +63,12 @@ def _outer(nobody: str) -> Chain:
     return Chain(mutations, [*filters.target(), *filters.chain(nobody)])
 
 
+def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    return {"transport_socket": transport.downstream(tls, protocols), **limits.handshake_options()}
+
+
 def _socket(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
 
@@ -69,13 +77,15 @@ def _pipe(path: Path) -> dict[str, Any]:
     return {"pipe": {"path": str(path), "mode": 0o600}}
 
 
-def _listener(name: str, address: dict[str, Any], manager: dict[str, Any]) -> Resource:
+def _listener(
+    name: str, address: dict[str, Any], manager: dict[str, Any], more: dict[str, Any] | None = None
+) -> Resource:
     content = {
         "name": name,
         "address": address,
         # Else a second Envoy would share the port without a word.
         "enable_reuse_port": False,
-        "per_connection_buffer_limit_bytes": 2**20,
-        "filter_chains": [{"filters": [manager]}],
+        **limits.listener_options(for_everyone=name in (TCP, HTTP)),
+        "filter_chains": [{"filters": [manager], **(more or {})}],
     }
     return resources.make(resources.LISTENER, name, content)

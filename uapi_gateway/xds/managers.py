@@ -7,13 +7,11 @@ from typing import Any
 
 from agentruntime import status
 
+from uapi_gateway.xds import limits
 from uapi_gateway.xds.replies import local_replies
 from uapi_gateway.xds.resources import typed
 from uapi_gateway.xds.routes import AGENT_HEADER, CLUSTER_HEADER, UNREADABLE
 
-# RFC 9113 recommends at least 100; a channel that wants more queues on the caller's side.
-_MOST_STREAMS = 4096
-_WINDOW_BYTES = 2**20
 # What stands in one line of the access log.
 _ACCESS_LOG = {
     "time": "%START_TIME%",
@@ -52,9 +50,10 @@ def grpc_manager(name: str, chain: Chain, access_log: Path | None = None) -> dic
     }
     return _manager(
         name,
-        Chain(chain.mutations, (*chain.filters, last)),
+        Chain(chain.mutations, (*chain.filters, limits.whole_requests_filter(), last)),
         access_log,
         codec_type="HTTP2",
+        **limits.call_options(),
         local_reply_config={"mappers": local_replies()},
         normalize_path=False,
     )
@@ -67,9 +66,10 @@ def http_manager(name: str, chain: Chain) -> dict[str, Any]:
     """
     return _manager(
         name,
-        chain,
+        Chain(chain.mutations, (*chain.filters, limits.page_filter())),
         None,
         codec_type="AUTO",
+        **limits.page_options(),
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",
@@ -83,17 +83,6 @@ def _manager(name: str, chain: Chain, access_log: Path | None, **more: Any) -> d
         stat_prefix=name,
         rds={"config_source": {"ads": {}, "resource_api_version": "V3"}, "route_config_name": name},
         http_filters=[*chain.filters, {"name": "envoy.filters.http.router", "typed_config": router}],
-        stream_idle_timeout="0s",
-        request_headers_timeout="10s",
-        common_http_protocol_options={"idle_timeout": "3600s"},
-        http2_protocol_options={
-            "max_concurrent_streams": _MOST_STREAMS,
-            "initial_stream_window_size": _WINDOW_BYTES,
-            "initial_connection_window_size": 4 * _WINDOW_BYTES,
-            # One bad request ends its stream, not the connection that it shares with others.
-            "override_stream_error_on_invalid_http_message": True,
-        },
-        max_request_headers_kb=60,
         generate_request_id=False,
         use_remote_address=False,
         skip_xff_append=True,

@@ -59,7 +59,31 @@ def local_replies() -> list[dict[str, Any]]:
             text="the pool does not answer; `agent status` says what runs",
         ),
         _reply(
-            _status(431),
+            {"response_flag_filter": {"flags": ["RL"]}},
+            code=8,
+            http=429,
+            reason="RATE_LIMITED",
+            message="the caller makes more calls than it may; try again in a second",
+            text="the caller makes more calls than it may; try again in a second",
+        ),
+        _reply(
+            {"response_flag_filter": {"flags": ["OM"]}},
+            code=14,
+            http=503,
+            reason="GATEWAY_OVERLOADED",
+            message="the gateway has no memory for more calls; try again later",
+            text="the gateway has no memory for more calls; try again later",
+        ),
+        _reply(
+            _has_status(413),
+            code=8,
+            http=413,
+            reason="MESSAGE_TOO_LARGE",
+            message="the request is larger than a message may be, which is 4194304 bytes",
+            text="the request is larger than a message may be, which is 4194304 bytes",
+        ),
+        _reply(
+            _has_status(431),
             code=8,
             http=431,
             reason="METADATA_TOO_LARGE",
@@ -75,7 +99,7 @@ def _refusals(agent: str) -> list[dict[str, Any]]:
     anonymous = {"header_filter": {"header": {"name": headers.PRINCIPAL, "string_match": {"exact": ANONYMOUS}}}}
     return [
         _reply(
-            _both(_status(403), miswritten),
+            _both(_has_status(403), miswritten),
             code=16,
             http=401,
             reason="CREDENTIAL_INVALID",
@@ -84,7 +108,7 @@ def _refusals(agent: str) -> list[dict[str, Any]]:
             "'authorization: Bearer uapi_…' once, or 'x-api-key: uapi_…'",
         ),
         _reply(
-            _status(401),
+            _has_status(401),
             code=16,
             http=401,
             reason="CREDENTIAL_INVALID",
@@ -93,7 +117,7 @@ def _refusals(agent: str) -> list[dict[str, Any]]:
             "platform; `agent keys create` makes an API key, `agent login` gets a token",
         ),
         _reply(
-            _both(_status(403), anonymous),
+            _both(_has_status(403), anonymous),
             code=16,
             http=401,
             reason="CREDENTIAL_MISSING",
@@ -102,7 +126,7 @@ def _refusals(agent: str) -> list[dict[str, Any]]:
             "(with the SDK UAPI_AUTH_TOKEN); `agent keys create` makes one",
         ),
         _reply(
-            _status(403),
+            _has_status(403),
             code=7,
             http=403,
             reason="NOT_PERMITTED",
@@ -111,11 +135,6 @@ def _refusals(agent: str) -> list[dict[str, Any]]:
             "`agent keys create --agents`, and the agent's access: section says what it demands",
         ),
     ]
-
-
-def _status(code: int) -> dict[str, Any]:
-    comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"uapi.status.{code}"}}
-    return {"status_code_filter": {"comparison": comparison}}
 
 
 def _reply(match: dict[str, Any], *, code: int, http: int, reason: str, message: str, text: str) -> dict[str, Any]:
@@ -141,6 +160,11 @@ def _details(code: int, reason: str, message: str) -> str:
 
 def _both(*filters: dict[str, Any]) -> dict[str, Any]:
     return {"and_filter": {"filters": list(filters)}}
+
+
+def _has_status(code: int) -> dict[str, Any]:
+    comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"uapi.status_{code}"}}
+    return {"status_code_filter": {"comparison": comparison}}
 
 
 def _has(header: str) -> dict[str, Any]:

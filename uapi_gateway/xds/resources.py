@@ -11,14 +11,21 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 from envoy.extensions.access_loggers.file.v3 import file_pb2
+from envoy.extensions.common.matching.v3 import extension_matcher_pb2
+from envoy.extensions.filters.http.buffer.v3 import buffer_pb2
+from envoy.extensions.filters.http.composite.v3 import composite_pb2
 from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2 as header_filter_pb2
 from envoy.extensions.filters.http.header_to_metadata.v3 import header_to_metadata_pb2
+from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
+from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import http_inputs_pb2
 from google.protobuf import any_pb2, json_format
@@ -29,6 +36,7 @@ ROUTE = PREFIX + "envoy.config.route.v3.RouteConfiguration"
 CLUSTER = PREFIX + "envoy.config.cluster.v3.Cluster"
 EXTENSION = PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 ENDPOINTS = PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
+SECRET = PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 
 _TYPES: dict[str, Any] = {
     LISTENER: listener_pb2.Listener,
@@ -36,12 +44,18 @@ _TYPES: dict[str, Any] = {
     CLUSTER: cluster_pb2.Cluster,
     EXTENSION: extension_pb2.TypedExtensionConfig,
     ENDPOINTS: endpoint_pb2.ClusterLoadAssignment,
+    SECRET: secret_pb2.Secret,
 }
 # Types that stand inside `Any`s: json_format finds them only once their modules are imported.
 _WITHIN = (
     file_pb2,
-    grpc_stats_pb2,
+    extension_matcher_pb2,
+    buffer_pb2,
+    composite_pb2,
     header_filter_pb2,
+    local_rate_limit_pb2,
+    http_inspector_pb2,
+    grpc_stats_pb2,
     header_to_metadata_pb2,
     router_pb2,
     http_connection_manager_pb2,
@@ -50,6 +64,8 @@ _WITHIN = (
     previous_priorities_config_pb2,
     http_protocol_options_pb2,
     http_inputs_pb2,
+    raw_buffer_pb2,
+    tls_pb2,
 )
 
 

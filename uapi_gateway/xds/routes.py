@@ -23,7 +23,7 @@ from agentruntime import status
 from uapi_gateway import descriptors
 from uapi_gateway.access import headers
 from uapi_gateway.access.keys import KEY_MARK
-from uapi_gateway.xds import clusters, filters, resources
+from uapi_gateway.xds import clusters, filters, limits, resources
 from uapi_gateway.xds.filters import WORKER_SUFFIX
 from uapi_gateway.xds.resources import Resource, typed
 
@@ -35,6 +35,7 @@ CONVERSATION_HEADER = "x-uapi-conversation"
 # In a response: whether it came from the cache. In a request, whatever it says: the cache is passed by.
 CACHE_HEADER = "x-uapi-cache"
 LONGEST_DEADLINE_S = 24 * 3600
+LONGEST_MESSAGE_BYTES = 4 * 2**20
 _NUMBERED = re.compile(f"{WORKER_SUFFIX}$")
 # Goes to the pool by way of the gateway.
 RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
@@ -73,6 +74,8 @@ class RoutePlan:
     cacheable: frozenset[str] = frozenset()
     # Agents whose ids look like the name of another's worker.
     numbered: frozenset[str] = frozenset()
+    # "/service/Method" of methods whose requests are one message.
+    whole: frozenset[str] = frozenset()
 
 
 def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
@@ -86,6 +89,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
     serving: dict[str, list[Any]] = {}
     repeatable: dict[str, bool] = {}
     streaming = set()
+    whole: dict[str, bool] = {}
     for agent in agents:
         for service in agent.services:
             if service not in descriptors.PLATFORM:
@@ -95,7 +99,9 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
             if method.service not in descriptors.PLATFORM:
                 repeatable[method.path] = repeatable.get(method.path, True) and method.idempotent
                 streaming |= {method.path} if method.streams else set()
+                whole[method.path] = whole.get(method.path, True) and method.whole
     for method in descriptors.methods_of(descriptors.platform_set()):
+        whole[method.path] = method.whole
         if method.service == descriptors.TEXT_GENERATION:
             repeatable.setdefault(method.path, method.idempotent)
             streaming |= {method.path} if method.streams else set()
@@ -114,6 +120,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
         cached=with_cache,
         cacheable=frozenset(path for path in idempotent - streaming if with_cache and not path.endswith(_HEALTH)),
         numbered=frozenset(agent.agent_id for agent in agents if _NUMBERED.search(agent.agent_id)),
+        whole=frozenset(path for path, yes in whole.items() if yes),
     )
 
 
@@ -138,7 +145,12 @@ def route_configuration(name: str, wanted: RoutePlan, *, own: bool) -> Resource:
     shown = [_holds("authorization", KEY_MARK), _holds("x-api-key", KEY_MARK)] if own else []
     credentials = [{"predicate": each, "on_match": checked} for each in shown]
     matcher = {"matcher_list": {"matchers": [*malformed, *credentials]}, "on_no_match": plain}
-    host = {"name": name, "domains": ["*"], "matcher": matcher}
+    host = {
+        "name": name,
+        "domains": ["*"],
+        "matcher": matcher,
+        "typed_per_filter_config": limits.whole_requests(wanted.whole, LONGEST_MESSAGE_BYTES),
+    }
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 

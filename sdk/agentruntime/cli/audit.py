@@ -31,7 +31,8 @@ def command(
 ) -> None:
     """Show what was done on the platform and by whom, and what was refused.
 
-    `agent audit verify` says whether a record was changed or removed since it was written. With --json, one JSON object a line.
+    `agent audit verify` says whether a record was changed or removed since it was written.
+    With --json, one JSON object a line.
     """
     if what not in (None, _VERIFY):
         raise typer.BadParameter(f"'{what}' is not known; leave it out, or say {_VERIFY}", param_hint="WHAT")

@@ -68,7 +68,7 @@ async def _end_remains(home: Home) -> bool:
         # After a restart of the machine nothing is left.
         if same_boot := record.get("boot_id") == supervisor.boot_id():
             ended = supervisor.end_left_overs(record)
-            specs = supervisor.children_of(home, supervisor.Listen(record.get("host")))
+            specs = supervisor.children_of(home, supervisor.Listen.of(record))
             await supervisor.Supervisor(home, supervisor.Listen(), specs).end_orphans(except_of=ended)
         home.supervisor_file.unlink(missing_ok=True)
     return same_boot

@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from agentruntime import errors, supervisor
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
 from agentruntime.cli import connection
+from agentruntime.client import handshake
 from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
@@ -39,6 +41,9 @@ def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
     with Client(
         endpoint, uapi.auth_token, uapi.timeout_s, ca=uapi.tls_ca, cert=uapi.tls_cert, key=uapi.tls_key
     ) as client:
+        # Before gRPC tries, which would go on trying and write of each time.
+        if client.target.secure and (failure := handshake.tls_failure(client.target)):
+            raise failure
         try:
             # A part of the platform that died is back within a second or two; who waits longer wants to know why.
             client.await_connection(_CONNECTED_WITHIN_S)
@@ -55,6 +60,11 @@ def connect(config: RuntimeConfig | None = None) -> Iterator[Client]:
 def is_local(config: RuntimeConfig) -> bool:
     """Whether commands mean the platform of this runtime directory, and not an endpoint that someone named."""
     return config.uapi.endpoint is None
+
+
+def whole(path: Path | None) -> str | None:
+    """A file's path as the platform, which works elsewhere, can use it."""
+    return str(path.absolute()) if path else None
 
 
 def start(home: Home, listen: supervisor.Listen) -> bool:

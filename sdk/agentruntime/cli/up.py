@@ -1,5 +1,6 @@
 """`agent up`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,25 @@ def command(
     http_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of HTTP; 8080 by default, 0 takes a free one.")
     ] = None,
+    *,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="TLS on both ports, with the certificates that `agent certs init` made.")
+    ] = False,
+    cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A certificate of your own for that, in PEM.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its private key, unless it is in the same file or beside it.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Whose certificates are taken of callers who show one.")
+    ] = None,
+    require_client_cert: Annotated[
+        bool, typer.Option("--require-client-cert", help="Callers must show a certificate.")
+    ] = False,
+    allow_plaintext: Annotated[
+        bool, typer.Option("--allow-plaintext", help="Listen on any address without TLS: others can read along.")
+    ] = False,
     format_: output.Output = None,
 ) -> None:
     """Start the platform on this machine.
@@ -25,9 +45,19 @@ def command(
     changes.
     """
     home = Home.default()
-    listen = supervisor.Listen(host, grpc_port, http_port)
+    listen = supervisor.Listen(
+        host,
+        grpc_port,
+        http_port,
+        tls=tls or None,
+        tls_cert=platform.whole(cert),
+        tls_key=platform.whole(key),
+        tls_ca=platform.whole(ca),
+        tls_require_client_cert=require_client_cert or None,
+        allow_plaintext=allow_plaintext or None,
+    )
     with output.progress("starting the platform"):
         started = platform.start(home, listen)
     if not started and listen.argv():
-        output.note("the platform runs already; addresses change with `agent down` and `agent up`")
+        output.note("the platform runs already; addresses and certificates change with `agent down` and `agent up`")
     status.show(home, output.wants_json(format_))

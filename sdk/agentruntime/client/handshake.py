@@ -18,14 +18,17 @@ _NOT_YET, _EXPIRED, _SELF_SIGNED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 18, 62, 6
 
 def not_connected(to: Target, timeout_s: float) -> errors.Unavailable:
     """The error where the gateway could not be reached in so many seconds. Blocks for 2 s at most."""
-    why = "" if to.address.startswith("unix:") else _look(to)
-    if why:
-        return errors.Unavailable(why, reason="TLS_FAILED")
-    return errors.Unavailable(
+    return tls_failure(to) or errors.Unavailable(
         f"nothing answered at {to.address} within {timeout_s:g} s; `agent status` says what runs, "
         "`agent up` starts it",
         reason="NOT_CONNECTED",
     )
+
+
+def tls_failure(to: Target) -> errors.Unavailable | None:
+    """What keeps a handshake with whoever listens there from succeeding; None if nothing does, or nobody listens."""
+    why = "" if to.address.startswith("unix:") else _look(to)
+    return errors.Unavailable(why, reason="TLS_FAILED") if why else None
 
 
 def _look(to: Target) -> str:

@@ -201,6 +201,11 @@ class Client:
         if not self._connection.connected(wait_s, wait=True):
             raise handshake.not_connected(self._connection.target, wait_s)
 
+    @property
+    def target(self) -> target.Target:
+        """Where it connects."""
+        return self._connection.target
+
     def close(self) -> None:
         """Ends the connection; agents registered here stay until their leases run out."""
         while self._leases:

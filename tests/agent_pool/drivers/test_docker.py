@@ -21,6 +21,7 @@ from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.slots import Slots
 from agent_pool.images.container import ContainerImages
 from agent_pool.logs import LogStore
+from agent_pool.secrets.vault import Vault
 from tests import engine as engines
 from tests.agent_pool.harness import generate
 from tests.agent_worker import templates
@@ -115,8 +116,8 @@ class Stage:
 
 
 def _driver(home: Home, engine: engines.Engine, image: str) -> DockerDriver:
-    logs = LogStore(home.logs)
-    return DockerDriver(home, logs, Engine(engine.address), lambda _: MadeImage(image), Slots())
+    logs, vault = LogStore(home.logs), Vault(home.state, home.secrets_key)
+    return DockerDriver(home, logs, Engine(engine.address), lambda _: MadeImage(image), Slots(), vault=vault)
 
 
 @pytest.fixture
@@ -260,7 +261,12 @@ async def test_a_pool_whose_engine_comes_late_removes_the_others_before_its_firs
     left = stage.containers()
     door = stage.home.root / "engine"
     heir = DockerDriver(
-        stage.home, LogStore(stage.home.logs), Engine(f"unix://{door}"), lambda _: MadeImage(stage.image), Slots()
+        stage.home,
+        LogStore(stage.home.logs),
+        Engine(f"unix://{door}"),
+        lambda _: MadeImage(stage.image),
+        Slots(),
+        vault=Vault(stage.home.state, stage.home.secrets_key),
     )
     assert await heir.recover({}, {}, {}) == []
     assert stage.containers() == left

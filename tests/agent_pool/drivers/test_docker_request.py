@@ -25,7 +25,10 @@ def revision(**fields: Any) -> Revision:
 
 def worker(gpus: tuple[int, ...] = (), **fields: Any) -> dict[str, Any]:
     launch = Launch("a-01~1", "a-01", revision(**fields), gpus)
-    return docker_request.worker(launch, image="sha256:i", user="7:7", directory=Path("/run/c/1"), pool="p")
+    directory, kernel_dir = Path("/run/c/1"), Path("/run/k")
+    return docker_request.worker(
+        launch, image="sha256:i", user="7:7", directory=directory, kernel_dir=kernel_dir, pool="p"
+    )
 
 
 def profile(host: dict[str, Any]) -> Any:
@@ -47,7 +50,10 @@ def test_a_worker_gets_its_limits_its_directory_and_nothing_else() -> None:
     assert sorted(host["Tmpfs"]) == ["/dev/shm", "/tmp"]
     assert host["RestartPolicy"] == {"Name": "no"}
     assert host["LogConfig"]["Type"] == "json-file"
-    assert host["Mounts"] == [{"Type": "bind", "Source": "/run/c/1", "Target": "/run/agent", "ReadOnly": False}]
+    assert host["Mounts"] == [
+        {"Type": "bind", "Source": "/run/c/1", "Target": "/run/agent", "ReadOnly": False},
+        {"Type": "bind", "Source": "/run/k", "Target": "/run/uapi", "ReadOnly": True},
+    ]
     assert "DeviceRequests" not in host
     assert config["Cmd"] == ["--worker"]
     assert config["Healthcheck"] == {"Test": ["NONE"]}

@@ -9,6 +9,7 @@ from agent_pool.cgroups.base import Limits
 from agent_pool.drivers.base import Launch, Revision
 from agent_pool.drivers.process import ProcessDriver
 from agent_pool.logs import LogStore
+from agent_pool.secrets.vault import Vault
 from agent_pool.settings import PoolSettings
 from tests.agent_worker import templates
 from tests.waiting import eventually
@@ -26,7 +27,8 @@ async def test_a_start_that_fails_early_gives_back_its_slot_and_its_spare(short_
     home = Home(short_directory)
     home.create()
     settings = PoolSettings()
-    driver = ProcessDriver(home, LogStore(home.logs), None, settings.worker_environment)
+    vault = Vault(home.state, home.secrets_key)
+    driver = ProcessDriver(home, LogStore(home.logs), None, settings.worker_environment, vault=vault)
     revision = Revision(
         key="a@1", agent="a", number=1, image_digest="", bundle=str(templates.write_bundle(home.root / "b", m=ECHO)),
         entrypoint="m:A", services=(), env={}, log_level="INFO", venv="", host_network=False, agent_index=0,

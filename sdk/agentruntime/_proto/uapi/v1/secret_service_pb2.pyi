@@ -28,7 +28,9 @@ class Secret(_message.Message):
     CHANGED_AT_FIELD_NUMBER: _builtins.int
     OUTDATED_AGENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The file's name below /run/secrets."""
+    """The file's name below /run/secrets; or, of one agent alone, which has it before another of that name, the agent's
+    and the file's: "my-agent/openai".
+    """
     @_builtins.property
     def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The agents that may have it if their agent.yaml names it; "*" alone is all."""
@@ -64,9 +66,10 @@ class SetSecretRequest(_message.Message):
     AGENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     value: _builtins.bytes
+    """Empty keeps the one that it has; an error for a new one."""
     @_builtins.property
     def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Empty keeps those that it has; an error for a new one."""
+        """Empty keeps those that it has; an error for a new one, unless its name says the agent."""
 
     def __init__(
         self,

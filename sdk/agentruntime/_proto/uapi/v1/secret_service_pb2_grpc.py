@@ -57,7 +57,8 @@ class SecretServiceServicer:
     def SetSecret(self, request, context):
         """Sets a secret, or gives it another value; workers that are started from then on have it. On disk when answered.
         Does not block.
-        Errors: INVALID_ARGUMENT (name, agents, or a value above 64 KiB).
+        Errors: INVALID_ARGUMENT (name, agents, or a value above 64 KiB), FAILED_PRECONDITION (the key is gone with which
+        the others were encrypted).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

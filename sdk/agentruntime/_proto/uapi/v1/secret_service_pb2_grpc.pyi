@@ -34,7 +34,8 @@ class SecretServiceStub:
     SetSecret: _grpc.UnaryUnaryMultiCallable[_secret_service_pb2.SetSecretRequest, _secret_service_pb2.SetSecretResponse]
     """Sets a secret, or gives it another value; workers that are started from then on have it. On disk when answered.
     Does not block.
-    Errors: INVALID_ARGUMENT (name, agents, or a value above 64 KiB).
+    Errors: INVALID_ARGUMENT (name, agents, or a value above 64 KiB), FAILED_PRECONDITION (the key is gone with which
+    the others were encrypted).
     """
     ListSecrets: _grpc.UnaryUnaryMultiCallable[_secret_service_pb2.ListSecretsRequest, _secret_service_pb2.ListSecretsResponse]
     """The secrets that there are, without their values, by name. Does not block."""
@@ -49,7 +50,8 @@ class SecretServiceAsyncStub(SecretServiceStub):
     SetSecret: _aio.UnaryUnaryMultiCallable[_secret_service_pb2.SetSecretRequest, _secret_service_pb2.SetSecretResponse]  # type: ignore[assignment]
     """Sets a secret, or gives it another value; workers that are started from then on have it. On disk when answered.
     Does not block.
-    Errors: INVALID_ARGUMENT (name, agents, or a value above 64 KiB).
+    Errors: INVALID_ARGUMENT (name, agents, or a value above 64 KiB), FAILED_PRECONDITION (the key is gone with which
+    the others were encrypted).
     """
     ListSecrets: _aio.UnaryUnaryMultiCallable[_secret_service_pb2.ListSecretsRequest, _secret_service_pb2.ListSecretsResponse]  # type: ignore[assignment]
     """The secrets that there are, without their values, by name. Does not block."""
@@ -67,7 +69,8 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_secret_service_pb2.SetSecretResponse, _abc.Awaitable[_secret_service_pb2.SetSecretResponse]]:
         """Sets a secret, or gives it another value; workers that are started from then on have it. On disk when answered.
         Does not block.
-        Errors: INVALID_ARGUMENT (name, agents, or a value above 64 KiB).
+        Errors: INVALID_ARGUMENT (name, agents, or a value above 64 KiB), FAILED_PRECONDITION (the key is gone with which
+        the others were encrypted).
         """
 
     @_abc_1.abstractmethod

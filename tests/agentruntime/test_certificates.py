@@ -1,0 +1,77 @@
+"""Certificates in files: what is taken, and what is refused with which sentence."""
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+from agentruntime import authority, certificates
+from agentruntime.authority import Wanted
+from agentruntime.certificates import Files
+from agentruntime.errors import FailedPrecondition, InvalidArgument
+
+from tests.certificates import authority as openssl_authority
+from tests.certificates import issued, self_signed
+
+NOW = dt.datetime.now(dt.UTC)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Files:
+    made = self_signed(tmp_path, "one", "DNS:one.example,IP:10.0.0.1,URI:spiffe://agentruntime/gateway")
+    return Files(made.cert, made.key)
+
+
+def test_a_pair_is_read_with_its_names_and_its_end(pair: Files) -> None:
+    read = certificates.read_pair(pair)
+    assert read.names == ("one.example", "10.0.0.1", "spiffe://agentruntime/gateway")
+    assert certificates.hosts_in(read.names) == ["one.example", "10.0.0.1"]
+    assert abs(read.ends - (NOW.timestamp() + 30 * 86400)) < 3600
+    assert certificates.end_of(pair.cert) == read.ends
+
+
+@pytest.mark.parametrize("part", ["cert", "key"])
+def test_a_half_written_file_is_refused(pair: Files, part: str) -> None:
+    path: Path = getattr(pair, part)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 2, 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(FailedPrecondition, match="is it written to the end"):
+            certificates.read_pair(pair)
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path: Path, pair: Files) -> None:
+    other = self_signed(tmp_path, "two", "DNS:two.example")
+    with pytest.raises(FailedPrecondition, match="is not that of the certificate"):
+        certificates.read_pair(Files(pair.cert, other.key))
+    with pytest.raises(FailedPrecondition, match="cannot be read: No such file"):
+        certificates.read_pair(Files(tmp_path / "none", pair.key))
+    with pytest.raises(FailedPrecondition, match="holds no certificate"):
+        certificates.read_authorities(pair.key)
+
+
+@pytest.mark.parametrize("name", ["c.pem", "c-key.pem", "c.key", "key.pem"])
+def test_a_key_is_found_in_the_same_file_or_beside_it(tmp_path: Path, name: str) -> None:
+    cert = tmp_path / "c.pem"
+    cert.touch()
+    (tmp_path / name).write_text("-----BEGIN PRIVATE KEY-----")
+    assert certificates.key_beside(cert) == tmp_path / name
+
+
+def test_the_end_is_said_when_it_is_near() -> None:
+    path, ends = Path("/c.pem"), 1_800_000_000.0
+    assert certificates.warning(path, ends, ends - certificates.NEAR_END_S - 1) == ""
+    assert "ends on 2027-01-15 08:00 UTC" in certificates.warning(path, ends, ends - 10)
+    assert "ended on 2027-01-15 08:00 UTC" in certificates.warning(path, ends, ends)
+
+
+def test_an_authority_s_certificates_verify(tmp_path: Path) -> None:
+    authority.make_authority(tmp_path, NOW)
+    files = authority.issue(tmp_path, Wanted("server", ["localhost", "::1"], ["spiffe://a/b"], serves=True), NOW)
+    assert certificates.read_pair(files).names == ("localhost", "::1", "spiffe://a/b")
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.glob("*.pem"))
+    for host in ("a b", "", "é.example", "https://x"):
+        with pytest.raises(InvalidArgument, match="is no host"):
+            authority.issue(tmp_path, Wanted("server", [host]), NOW)
+    theirs = openssl_authority(tmp_path)
+    made = issued(tmp_path, theirs, "leaf", "DNS:x.example", expired=True)
+    assert certificates.end_of(made.cert) < NOW.timestamp()
