@@ -29,7 +29,7 @@ from uapi_gateway import bootstrap, sockets
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
-from uapi_gateway.access.identity import IdentityProviders
+from uapi_gateway.access.identity import identity_providers
 from uapi_gateway.access.operators import PoolHandler
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
@@ -89,7 +89,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     store = Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
-    identity = _identity(settings)
+    identity = identity_providers(settings)
     book = Book(KeyStore(home.state / "access.db"), registry, cache, identity, anonymous=settings.anonymous_calls)
     book.publish(home)
     _publish(settings, ports, registry, cache, outward)

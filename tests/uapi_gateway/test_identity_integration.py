@@ -8,14 +8,12 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 import yaml
-from agentruntime import status
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2, agent_gateway_pb2_grpc, agent_pool_pb2, agent_pool_pb2_grpc
 from cryptography.hazmat.primitives import serialization
 from grpc import aio
@@ -84,7 +82,8 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         stage.write()
         try:
             await stage.start()
-            await stage.taken(provider.token("uapi.call"), "alpha")
+            for agent in ("alpha", "beta"):
+                await stage.taken(provider.token("uapi.call"), agent)
             yield stage
             await stage.channel.close()
         finally:
@@ -172,8 +171,8 @@ async def test_signatures(stage: Stage) -> None:
     assert await stage.call(SigningKey(key.kid).sign(claims)) is UNKNOWN
     assert await stage.call(key.sign(claims, kid="another")) is UNKNOWN
     assert await stage.call(good[:-6] + "AAAAAA") is UNKNOWN
-    for garbage in ("x", "x.y", "x.y.z", "....", "eyJhbGciOiJub25lIn0.e30.", "é"[:0] + "uapi_x"):
-        assert await stage.call(garbage) in (UNKNOWN, DENIED)
+    for garbage in ("x", "x.y", "x.y.z", "....", "eyJhbGciOiJub25lIn0.e30."):
+        assert await stage.call(garbage) is UNKNOWN
     # In a URL it would stand in logs.
     with pytest.raises(aio.AioRpcError):
         await stage.channel.unary_unary(f"/uapi.v1.TextGenerationService/GenerateText?access_token={good}")(
@@ -183,14 +182,11 @@ async def test_signatures(stage: Stage) -> None:
 
 
 async def test_agents_are_told_the_principal_and_nothing_else(stage: Stage) -> None:
-    """The echo of metadata is what the agent got."""
     metadata = (("authorization", f"Bearer {stage.provider.signed()}"), ("x-uapi-principal", "local"))
-    call = stage.channel.unary_unary("/tests.Echo/Metadata")
-    try:
-        await call(b"", metadata=(*metadata, ("x-uapi-agent", "alpha")), timeout=5)
-    except aio.AioRpcError as error:
-        got = dict(error.trailing_metadata() or ())
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED, got
+    got = await generate(stage.channel, "headers", *metadata, agent="alpha")
+    assert "x-uapi-principal: 'oidc:corp:alice'" in got
+    assert "authorization" not in got
+    assert "x-uapi-caller" not in got
 
 
 async def test_operating_needs_its_scope(stage: Stage) -> None:
@@ -238,7 +234,7 @@ async def test_an_agent_that_demands_a_client(stage: Stage) -> None:
 
 
 async def test_a_providers_own_roles(stage: Stage) -> None:
-    staff = stage.provider.signed(scope="uapi.administer", groups=["staff"])
+    staff = stage.provider.signed(scope=None, groups=["staff"])
     team = stage.provider.signed(scope=None, groups=["team-a", "else"])
     stage.write(scope_claims=["groups"], grants={"staff": "uapi.call", "team-a": ["uapi.call:alpha"]})
     await stage.taken(staff, "beta")
@@ -312,7 +308,7 @@ async def test_rotation_under_load_refuses_no_valid_call(stage: Stage) -> None:
     await eventually(is_refused)
 
 
-async def test_a_provider_that_is_taken_out(stage: Stage, tmp_path: Path) -> None:
+async def test_a_provider_that_is_taken_out(stage: Stage) -> None:
     token = stage.provider.token("uapi.call")
     (stage.gateway.home.root / "identity-providers.yaml").write_text("providers: []")
 
@@ -320,4 +316,3 @@ async def test_a_provider_that_is_taken_out(stage: Stage, tmp_path: Path) -> Non
         return await stage.call(token) is not OK
 
     await eventually(is_refused)
-    assert status.DETAILS_KEY

@@ -20,6 +20,7 @@ from watchfiles import awatch
 from uapi_gateway.access import jwks, providers
 from uapi_gateway.access.jwks import KeySet
 from uapi_gateway.access.providers import Provider
+from uapi_gateway.settings import Settings
 
 _log = log.get("uapi_gateway.identity")
 # Between the failures of a provider that has no keys yet; doubled each time.
@@ -222,6 +223,22 @@ class IdentityProviders:
                 "the kept keys of an identity provider cannot be read", provider=provider.name, error=str(error)
             )
             return Known(provider)
+
+
+def identity_providers(settings: Settings) -> IdentityProviders:
+    """Those of a gateway, with the keys that an earlier one has kept.
+
+    Raises:
+        InvalidArgument: their file says something wrong.
+    """
+    made = IdentityProviders(
+        settings.identity_providers or settings.home.root / "identity-providers.yaml",
+        required=settings.identity_providers is not None,
+        cache=settings.home.state / "jwks",
+        interval_s=settings.jwks_interval_s,
+    )
+    made.load()
+    return made
 
 
 def fetch(provider: Provider) -> KeySet:
