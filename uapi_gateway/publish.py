@@ -40,9 +40,17 @@ class Publisher:
         self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log, tls))
         self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
         self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http, tls))
-        self._cache.put(resources.ROUTE, routes.http_configuration(listeners.HTTP))
+        self._cache.put(resources.ROUTE, routes.whole_configuration(listeners.HTTP, clusters.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
         self._cache.put(resources.LISTENER, listeners.inner_listener(inner, access_log))
+
+    def publish_remote_pool(self, endpoint: str, link: Path) -> None:
+        """A pool on another machine in the place of this one's, and the gateway's own way to it."""
+        self._outward.check()
+        tls = transport.upstream(split_endpoint(endpoint)[0], known=self._outward.shows_own)
+        self._cache.put(resources.CLUSTER, clusters.remote_cluster(clusters.POOL, endpoint, tls))
+        self._cache.put(resources.LISTENER, listeners.pool_listener(link))
+        self._cache.put(resources.ROUTE, routes.whole_configuration(listeners.POOL_LINK, clusters.POOL))
 
     def publish_all(self) -> None:
         """All agents and the routes; from then on every change of the registry."""

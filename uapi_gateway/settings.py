@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     health_failures: int = Field(default=3, ge=1)
     # Between two reports of the agents' load, by Envoy to the gateway and by the gateway to the pool.
     load_interval_s: float = Field(default=0.5, ge=0.1, le=10)
+    # https://host:port of a pool on another machine; "" for the one of the runtime directory.
+    pool_endpoint: str = ""
     # Size at which the access log is renamed to `.1` and begun anew.
     access_log_bytes: int = Field(default=64 * 2**20, ge=2**16)
     # Size of the audit log at which its oldest records go.
@@ -102,6 +104,8 @@ class Settings(BaseSettings):
                 f"there are no certificates in {self.home.certs}; make them with `agent certs init`, or name "
                 "yours by --cert and --key"
             )
+        if self.pool_endpoint and not self.pool_endpoint.startswith("https://"):
+            raise InvalidArgument(f"UAPI_GATEWAY_POOL_ENDPOINT is '{self.pool_endpoint}'; write https://host:port")
         if self.tls_require_client_cert and self.sources.callers is None:
             raise InvalidArgument(
                 "--require-client-cert needs the authority that signs callers' certificates: --ca FILE"

@@ -34,6 +34,11 @@ def relay_socket(home: Home) -> Path:
     return home.run / "relay.sock"
 
 
+def pool_link(home: Home) -> Path:
+    """Envoy's way to a pool on another machine: it speaks TLS, and knows when certificates change."""
+    return home.run / "pool-link.sock"
+
+
 def http_socket(home: Home) -> Path:
     """The HTTP pages, behind Envoy's HTTP listener."""
     return home.run / "http.sock"

@@ -14,7 +14,14 @@ import grpc
 import pytest
 import pytest_asyncio
 import yaml
-from agentruntime._proto.uapi.v1 import agent_gateway_pb2, agent_gateway_pb2_grpc, agent_pool_pb2, agent_pool_pb2_grpc
+from agentruntime._proto.uapi.v1 import (
+    access_pb2,
+    access_pb2_grpc,
+    agent_gateway_pb2,
+    agent_gateway_pb2_grpc,
+    agent_pool_pb2,
+    agent_pool_pb2_grpc,
+)
 from cryptography.hazmat.primitives import serialization
 from grpc import aio
 
@@ -192,19 +199,18 @@ async def test_agents_are_told_the_principal_and_nothing_else(stage: Stage) -> N
 async def test_operating_needs_its_scope(stage: Stage) -> None:
     stub: agent_pool_pb2_grpc.AgentPoolAsyncStub = agent_pool_pb2_grpc.AgentPoolStub(stage.channel)
 
-    async def get(agent: str, scope: str) -> grpc.StatusCode:
+    async def operate(agent: str, scope: str) -> grpc.StatusCode:
         metadata = (("authorization", f"Bearer {stage.provider.token(scope)}"),)
         try:
-            await stub.GetDeployment(agent_pool_pb2.GetDeploymentRequest(agent=agent), metadata=metadata, timeout=5)
+            await stub.ListWorkers(agent_pool_pb2.ListWorkersRequest(agent=agent), metadata=metadata, timeout=5)
         except aio.AioRpcError as error:
             return error.code()
         return grpc.StatusCode.OK
 
-    unserved = grpc.StatusCode.UNIMPLEMENTED
-    assert await get("alpha", "uapi.call") is DENIED
-    assert await get("alpha", "uapi.operate:alpha") in (OK, unserved)
-    assert await get("beta", "uapi.operate:alpha") is DENIED
-    assert await get("beta", "uapi.administer") in (OK, unserved)
+    assert await operate("alpha", "uapi.call") is DENIED
+    assert await operate("alpha", "uapi.operate:alpha") is OK
+    assert await operate("beta", "uapi.operate:alpha") is DENIED
+    assert await operate("beta", "uapi.administer") is OK
 
 
 async def test_calls_by_the_gateway_for_a_caller_are_checked_as_its_own(stage: Stage) -> None:
@@ -231,6 +237,32 @@ async def test_an_agent_that_demands_a_client(stage: Stage) -> None:
     assert await stage.call(stage.provider.signed(azp="chat x"), "chatty") is DENIED
     # The client alone is not enough.
     assert await stage.call(stage.provider.signed(azp="chat", scope="uapi.call:alpha"), "chatty") is DENIED
+
+
+async def test_what_is_told_of_providers(stage: Stage) -> None:
+    async def listed(*metadata: tuple[str, str]) -> access_pb2.ListIdentityProvidersResponse:
+        stub: access_pb2_grpc.AccessServiceAsyncStub = access_pb2_grpc.AccessServiceStub(stage.channel)
+        return await stub.ListIdentityProviders(
+            access_pb2.ListIdentityProvidersRequest(), metadata=metadata, timeout=5
+        )
+
+    # Nobody in particular, for that is who logs in.
+    (told,) = (await listed()).providers
+    assert (told.name, told.issuer, list(told.audiences), told.keys) == ("corp", stage.provider.issuer, [AUDIENCE], 0)
+    (told,) = (await listed(("authorization", f"Bearer {stage.provider.token('uapi.operate')}"))).providers
+    assert (told.keys, told.error) == (1, "")
+    assert told.fetched_at.ToSeconds() > time.time() - 60
+
+
+async def test_whom_a_token_makes_its_caller(stage: Stage) -> None:
+    stub: access_pb2_grpc.AccessServiceAsyncStub = access_pb2_grpc.AccessServiceStub(stage.channel)
+    metadata = (("authorization", f"Bearer {stage.provider.token('uapi.call:alpha uapi.operate:alpha')}"),)
+    caller = await stub.GetCaller(access_pb2.GetCallerRequest(), metadata=metadata, timeout=5)
+    assert caller.principal == "oidc:corp:ci"
+    assert [(grant.role, list(grant.agents)) for grant in caller.grants] == [
+        (access_pb2.ROLE_CALL, ["alpha"]),
+        (access_pb2.ROLE_OPERATE, ["alpha"]),
+    ]
 
 
 async def test_a_providers_own_roles(stage: Stage) -> None:

@@ -70,7 +70,7 @@ class Book:
     def close(self) -> None:
         self._store.close()
 
-    def keys(self) -> list[Key]:
+    def every(self) -> list[Key]:
         """All keys, by name."""
         return [self._keys[name] for name in sorted(self._keys)]
 
@@ -144,7 +144,7 @@ class Book:
         self._publish_keys()
         self._publish_rules()
         for listener in self.listeners:
-            listener(self.keys())
+            listener(self.every())
 
     def _publish_identity(self) -> None:
         self.policy = replace(self.policy, identity=tuple(self._identity.all()))

@@ -66,8 +66,9 @@ def _claims(encoded: str) -> dict[str, Any]:
 
 def refusal(caller: Caller, role: int, agents: Iterable[str]) -> AgentError:
     """Why a caller may not; says what would be needed."""
-    names = ", ".join(f"'{agent}'" for agent in agents if agent != ALL)
-    needed = f"the role {ROLE_NAMES[role]} for {f'agent {names}' if names else 'all agents'}"
+    named = tuple(agents)
+    whom = "all agents" if ALL in named else f"agent {', '.join(map(repr, named))}" if named else "an agent"
+    needed = f"the role {ROLE_NAMES[role]} for {whom}"
     if caller.principal == ANONYMOUS:
         return Unauthenticated(
             f"this needs {needed}: send an API key as 'authorization: Bearer uapi_…' (`agent keys create` makes it), "

@@ -19,6 +19,9 @@ from uapi_gateway.access.policy import Caller, Policy, may_call
 from uapi_gateway.kernel.audit import AuditLog, Outcome
 from uapi_gateway.registry import Registry
 
+# Fields by which requests name what they are about.
+_NAMES = ("name", "key", "reference")
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -29,6 +32,8 @@ class Checked:
     need: Need
     # As its request has them: agents or workers.
     names: tuple[str, ...]
+    # What it is about, for the audit log, where it names no agent.
+    about: str = ""
 
     @property
     def changes(self) -> bool:
@@ -61,7 +66,7 @@ class Checks:
             PermissionDenied: its caller has not the role for those that it names.
             Unauthenticated: the same, of a caller without a credential.
         """
-        checked = Checked(self.caller(context), method, need, need.names(request))
+        checked = Checked(self.caller(context), method, need, need.names(request), _about(request))
         if not self._allowed(checked):
             await self._refuse(checked)
         if checked.changes:
@@ -75,7 +80,7 @@ class Checks:
             await self._refuse(checked)
 
     async def _refuse(self, checked: Checked) -> None:
-        error = refusal(checked.caller, checked.need.role, checked.names or (ALL,))
+        error = refusal(checked.caller, checked.need.role, checked.names)
         await self.write(checked, "denied", error.message)
         raise error
 
@@ -89,7 +94,7 @@ class Checks:
         await self._audit.record(
             principal=checked.caller.principal,
             action=f"{checked.method.containing_service.name}/{checked.method.name}",
-            target=", ".join(agents.values()),
+            target=checked.about if checked.names in (ANY, (ALL,)) else ", ".join(agents.values()),
             outcome=outcome,
             detail=detail,
             worker_id=next((name for name, agent in agents.items() if name != agent), ""),
@@ -116,6 +121,15 @@ class Checks:
     def _agent(self, name: str) -> str:
         target = self._registry.find(name)
         return target.agent.agent_id if target else name
+
+
+def _about(request: Any) -> str:
+    """The name in a request of what is no agent: a key's, a secret's, an image's."""
+    fields = request.DESCRIPTOR.fields_by_name
+    named = (
+        getattr(request, name) for name in _NAMES if name in fields and fields[name].type == fields[name].TYPE_STRING
+    )
+    return next((name for name in named if name), ALL)
 
 
 def parsed(kind: Any, message: bytes) -> Any:

@@ -83,8 +83,7 @@ def _agent_event(answer: Any, seen: Seen) -> Any | None:
 
 
 _CALL, _OPERATE, _ADMINISTER = access.ROLE_CALL, access.ROLE_OPERATE, access.ROLE_ADMINISTER
-# What anybody may ask of the gateway.
-OPEN = ("/uapi.v1.AccessService/GetCaller", "/uapi.v1.AccessService/ListIdentityProviders")
+_OPEN = ("/uapi.v1.AccessService/GetCaller", "/uapi.v1.AccessService/ListIdentityProviders")
 _POOL: Mapping[str, Need] = {
     "RunAgent": Need(_OPERATE, _run),
     **{name: Need(_OPERATE, _field("name")) for name in ("StopAgent", "RestartAgent", "UpdateAgent", "StreamLogs")},
@@ -128,7 +127,7 @@ POOL_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     **dict(_needs(images, _OPERATE)),
     **dict(_needs(secrets, _ADMINISTER)),
 }
-# Of what the gateway serves by itself. What is `OPEN` and `AgentGateway` are for everyone; reflection and health look
+# Of what the gateway serves by itself. `AgentGateway` and a few methods are for everyone; reflection and health look
 # by themselves.
 OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     path: found
@@ -137,5 +136,5 @@ OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
         *_needs(audit, _ADMINISTER),
         *_needs(access, _ADMINISTER),
     )
-    if path not in OPEN
+    if path not in _OPEN
 }

@@ -19,11 +19,11 @@ class Policy:
 
     # By id; those that have not expired.
     keys: Mapping[str, Key] = field(default_factory=dict)
-    # What agents demand of their callers, where they demand something; "*" in place of an id is never there.
+    # What agents demand of their callers, where they demand something.
     demands: Mapping[str, Demands] = field(default_factory=dict)
     # The agents that agents may call, as their permissions say; without those that may call none.
     permitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # Agents whose ids look like a worker's name.
+    # Callers without a credential may call agents that demand none.
     anonymous: bool = True
     # Identity providers and their keys.
     identity: tuple[Known, ...] = ()
@@ -73,14 +73,12 @@ def meets(caller: Caller, demands: Demands) -> bool:
     """Whether a caller is what an agent demands: one of the keys or of the client, and encrypted if it says so."""
     if demands.tls and not caller.secure:
         return False
-    if not (demands.keys or demands.oauth2_client_id):
-        return True
     by_client = bool(demands.oauth2_client_id) and demands.oauth2_client_id in caller.clients
-    return by_client or (caller.key is not None and accepts(demands, caller.key))
+    return by_client or accepts(demands, caller.key)
 
 
-def accepts(demands: Demands, key: Key) -> bool:
-    """Whether the demands are met by that key, or leave it open who calls."""
+def accepts(demands: Demands, key: Key | None) -> bool:
+    """Whether the demands are met by that key, or by none, or leave it open who calls."""
     if not demands.keys:
         return not demands.oauth2_client_id
-    return bool({ALL, key.name, key.key_id} & set(demands.keys))
+    return key is not None and bool({ALL, key.name, key.key_id} & set(demands.keys))

@@ -88,6 +88,26 @@ def socket_cluster(name: str, path: Path) -> Resource:
     return resources.make(resources.CLUSTER, name, _socket_content(name, path))
 
 
+def remote_cluster(name: str, endpoint: str, tls: dict[str, Any]) -> Resource:
+    """A cluster that is one program on another machine.
+
+    Args:
+        name: of the cluster.
+        endpoint: https://host:port.
+        tls: the transport socket.
+    """
+    host, port = split_endpoint(endpoint)
+    address = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}
+    content = {
+        **_common(),
+        "name": name,
+        "type": "STRICT_DNS",
+        "transport_socket": tls,
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [address]}]},
+    }
+    return resources.make(resources.CLUSTER, name, content)
+
+
 def http_cluster(path: Path) -> Resource:
     """The gateway's HTTP pages, on a Unix socket that speaks HTTP/1.1."""
     content = {key: value for key, value in _socket_content(HTTP, path).items() if key != _PROTOCOL}

@@ -19,8 +19,8 @@ TCP = "tcp"
 UNIX = "unix"
 HTTP = "http"
 HOLD = "hold"
+POOL_LINK = "pool-link"
 INNER = "inner"
-NAMES = (TCP, UNIX, HTTP, HOLD, INNER)
 
 
 def tcp_listener(host: str, port: int, access_log: Path, tls: Inbound | None = None) -> Resource:
@@ -55,6 +55,11 @@ def inner_listener(path: Path, access_log: Path) -> Resource:
     """The listener for the gateway's own calls on somebody's behalf: it says whose."""
     chain = Chain([*managers.grpc_mutations(), filters.for_whom()], [*filters.target(), filters.rules()])
     return _listener(INNER, _pipe(path), managers.grpc_manager(INNER, chain, access_log))
+
+
+def pool_listener(path: Path) -> Resource:
+    """The listener for the gateway's own calls to a pool on another machine."""
+    return _listener(POOL_LINK, _pipe(path), managers.grpc_manager(POOL_LINK, Chain()))
 
 
 def _outer(nobody: str) -> Chain:

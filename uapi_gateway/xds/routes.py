@@ -170,9 +170,9 @@ def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
-def http_configuration(name: str) -> Resource:
-    """The routes of the HTTP pages: all lead to the gateway, as soon as it is there."""
-    route = _route({"cluster": clusters.HTTP}, patient=True)["action"]["typed_config"]
+def whole_configuration(name: str, cluster: str) -> Resource:
+    """The routes of a listener whose requests all lead to one cluster, as soon as it is there."""
+    route = _route({"cluster": cluster}, patient=True)["action"]["typed_config"]
     fields = {key: value for key, value in route.items() if key != "@type"}
     host = {"name": name, "domains": ["*"], "routes": [fields]}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})

@@ -25,29 +25,28 @@ from xds.core.v3 import extension_pb2
 from xds.type.matcher.v3 import matcher_pb2
 
 from uapi_gateway.access import headers, policy
-from uapi_gateway.access.keys import ALL, KEY_MARK, Key
+from uapi_gateway.access.keys import ALL, KEY_MARK, LOCAL, Key
 from uapi_gateway.access.policy import Policy
 from uapi_gateway.registry import Demands
 
-# Whom nobody knows may ask whether the platform runs, as orchestrators do.
-HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+# Whom nobody knows may ask whether the platform runs, as orchestrators do, and where to log in.
+OPEN_TO_NOBODY = ("/grpc.health.v1.Health/Check", "/uapi.v1.AccessService/ListIdentityProviders")
 _OnMatch = matcher_pb2.Matcher.OnMatch
 
 
-def rules(wanted: Policy, by_token: Any) -> Any:
+def rules(wanted: Policy, by_token: Any = None) -> Any:
     """The filter's configuration (envoy.extensions.filters.http.rbac.v3.RBAC).
 
     Args:
         wanted: who may call what.
-        by_token: the rule for those who are known by a token of an identity provider, if at all.
+        by_token: the rule for those who are known by a token of an identity provider; None refuses.
     """
-    by_key = {key.key_id: _key_rule(key, wanted.demands) for key in wanted.keys.values()}
+    by_key = {key.key_id: _rule(key.agents, wanted.demands, key) for key in wanted.keys.values() if key.name != LOCAL}
     by_agent = {
-        policy.AGENT_PREFIX + agent: _named(_allowed(agents, wanted.demands, None))
-        for agent, agents in wanted.permitted.items()
+        policy.AGENT_PREFIX + agent: _rule(agents, wanted.demands, None) for agent, agents in wanted.permitted.items()
     }
-    known = {"local": ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_agent}
-    by_principal = look_up(headers.PRINCIPAL, known, by_token)
+    known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_agent}
+    by_principal = look_up(headers.PRINCIPAL, known, by_token or DENY)
     tree = look_up(headers.KEY, by_key, by_principal)
     miswritten = _predicate("authorization")
     miswritten.single_predicate.value_match.contains = KEY_MARK
@@ -56,15 +55,15 @@ def rules(wanted: Policy, by_token: Any) -> Any:
     return message
 
 
-def http_rules(wanted: Policy, by_token: Any) -> Any:
+def http_rules(wanted: Policy, by_token: Any = None) -> Any:
     """The same for the HTTP pages: health is open, the rest is for those who operate all agents."""
     operating = {
         key.key_id: ALLOW
         for key in wanted.keys.values()
         if policy.Grant(key.role, key.agents).covers(access_pb2.ROLE_OPERATE, ALL)
     }
-    known = {"local": ALLOW, **({policy.ANONYMOUS: ALLOW} if wanted.anonymous else {})}
-    tree = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, known, by_token))
+    known = {LOCAL: ALLOW, **({policy.ANONYMOUS: ALLOW} if wanted.anonymous else {})}
+    tree = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, known, by_token or DENY))
     message = rbac_pb2.RBAC()
     message.matcher.CopyFrom(look_up(":path", {"/health": ALLOW}, tree).matcher)
     return message
@@ -72,18 +71,19 @@ def http_rules(wanted: Policy, by_token: Any) -> Any:
 
 def _anonymous(wanted: Policy) -> Any:
     if not wanted.anonymous:
-        return look_up(":path", {HEALTH_CHECK: _named({})}, DENY)
-    return look_up(headers.FOR, {name: _demanded(said, None) for name, said in wanted.demands.items()}, ALLOW)
+        return look_up(":path", dict.fromkeys(OPEN_TO_NOBODY, PLATFORM_ONLY), DENY)
+    return _rule((ALL,), wanted.demands, None)
 
 
-def _key_rule(key: Key, demands: Mapping[str, Demands]) -> Any:
-    relevant = demands if key.agents == (ALL,) else {name: demands[name] for name in key.agents if name in demands}
+def _rule(agents: tuple[str, ...], demands: Mapping[str, Demands], key: Key | None) -> Any:
+    """What a caller may that may call those agents; `key` if it has one."""
+    relevant = demands if agents == (ALL,) else {name: demands[name] for name in agents if name in demands}
     special = tuple(
-        (name, _DENIED if not policy.accepts(said, key) else _SECURE)
+        (name, _SECURE if policy.accepts(said, key) else _DENIED)
         for name, said in sorted(relevant.items())
         if said.tls or not policy.accepts(said, key)
     )
-    return _compiled(key.agents, special)
+    return _compiled(agents, special)
 
 
 # What a caller may do of an agent that demands something.
@@ -97,17 +97,6 @@ def _compiled(agents: tuple[str, ...], special: tuple[tuple[str, str], ...]) -> 
     if agents == (ALL,):
         return look_up(headers.FOR, leaves, ALLOW)
     return _named({**dict.fromkeys(agents, ALLOW), **leaves})
-
-
-def _allowed(agents: Iterable[str], demands: Mapping[str, Demands], key: Key | None) -> dict[str, Any]:
-    return {name: _demanded(demands[name], key) if name in demands else ALLOW for name in agents}
-
-
-def _demanded(demands: Demands, key: Key | None) -> Any:
-    met = policy.accepts(demands, key) if key else not (demands.keys or demands.oauth2_client_id)
-    if not met:
-        return DENY
-    return IF_SECURE if demands.tls else ALLOW
 
 
 def _named(agents: Mapping[str, Any]) -> Any:

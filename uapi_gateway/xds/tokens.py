@@ -27,6 +27,8 @@ _CLAIMS = "envoy.filters.http.jwt_authn"
 CLOCK_SKEW_S = 30
 # Visible ASCII but quotes, commas, semicolons and backslashes: what no log and no header can be misread for.
 _SUBJECT = r"[!#-+\-./0-:<-\[\]-~]{1,255}"
+# No principal is written so.
+_NOBODY = "-"
 _Predicate = matcher_pb2.Matcher.MatcherList.Predicate
 
 
@@ -127,8 +129,8 @@ def _holds(provider: Provider, role: Role, agent: str) -> Any:
     if len(enough) == 1:
         values = {"list_match": {"one_of": _text(enough[0])}}
     if not enough:
-        # Of a mapping in which nothing is.
-        return rules.matches(headers.PRINCIPAL, "")
+        # Of a mapping in which nothing is. Envoy takes no empty expression.
+        return rules.matches(headers.PRINCIPAL, _NOBODY)
     return _any([_claim(provider.name, claim, values) for claim in provider.scope_claims])
 
 
