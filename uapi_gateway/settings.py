@@ -9,6 +9,7 @@ from agentruntime import certificates
 from agentruntime.certificates import Files
 from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
+from agentruntime.units import parse_calls
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -52,6 +53,9 @@ class Settings(BaseSettings):
     envoy_concurrency: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
     # What Envoy may have of memory. Before it gets there it ends the streams that hold the most.
     envoy_heap_bytes: int = Field(default=2**30, ge=2**27)
+    # Calls of each caller whose key says nothing else, such as "100/s"; but for the platform's own user. All that are
+    # anonymous are one caller. None is no limit.
+    rate_per_caller: str = ""
     # From callers by TCP, to all ports together.
     max_connections: int = Field(default=10_000, ge=1)
     # How long calls in flight may take to finish when the gateway is told to end.
@@ -75,6 +79,10 @@ class Settings(BaseSettings):
     access_log_bytes: int = Field(default=64 * 2**20, ge=2**16)
     # Size of the audit log at which its oldest records go.
     audit_bytes: int = Field(default=256 * 2**20, ge=2**20)
+    # Connections that one worker may have to hosts outside; more wait.
+    egress_connections: int = Field(default=256, ge=1)
+    # After which one on which nothing moves is broken off.
+    egress_idle_s: float = Field(default=3600.0, gt=0)
 
     @property
     def home(self) -> Home:
@@ -85,7 +93,9 @@ class Settings(BaseSettings):
 
         Raises:
             InvalidArgument: the address is none, or anyone on the network could read what is said there.
+            InvalidUnit: a rate cannot be read.
         """
+        _ = self.calls_per_second
         try:
             loopback = ipaddress.ip_address(self.address).is_loopback
         except ValueError:
@@ -145,6 +155,11 @@ class Settings(BaseSettings):
         if self.anonymous is None:
             return ipaddress.ip_address(self.address).is_loopback
         return self.anonymous == "call"
+
+    @property
+    def calls_per_second(self) -> float:
+        """Of each caller; 0 is no limit."""
+        return parse_calls(self.rate_per_caller) if self.rate_per_caller else 0.0
 
     @property
     def address(self) -> str:

@@ -1,6 +1,7 @@
 """The headers in which Envoy says whom a call comes from. A caller's own of these names are removed first."""
 
 from uapi_gateway.access.scopes import Role
+from uapi_gateway.kernel import caller
 
 # Told to agents, too.
 PRINCIPAL = "x-uapi-principal"
@@ -18,4 +19,4 @@ SECURE = PREFIX + "secure"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-PRIVATE = (KEY, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, FOR)
+PRIVATE = (KEY, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, FOR, *caller.PRIVATE)

@@ -62,8 +62,8 @@ def chain(nobody: str, access: str = ACCESS) -> list[dict[str, Any]]:
     secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
     found.append(set_header(headers.SECURE, secure))
     return [
-        _changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
-        _changing(TOKENS, f"{_MUTATION}HeaderMutation"),
+        changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
+        changing(TOKENS, f"{_MUTATION}HeaderMutation"),
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
         rules(access),
     ]
@@ -89,7 +89,7 @@ def target() -> list[dict[str, Any]]:
 
 def rules(access: str = ACCESS) -> dict[str, Any]:
     """The filter that decides, for a listener where the principal is known already."""
-    return _changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
+    return changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
 
 
 def for_agent(agent: str) -> dict[str, Any]:
@@ -107,7 +107,8 @@ def for_worker() -> dict[str, Any]:
     }
 
 
-def _changing(name: str, kind: str) -> dict[str, Any]:
+def changing(name: str, kind: str) -> dict[str, Any]:
+    """A filter whose configuration comes by ECDS."""
     source = {"ads": {}, "resource_api_version": "V3"}
     return {
         "name": name,

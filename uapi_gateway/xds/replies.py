@@ -59,7 +59,8 @@ def local_replies() -> list[dict[str, Any]]:
             text="the pool does not answer; `agent status` says what runs",
         ),
         _reply(
-            {"response_flag_filter": {"flags": ["RL"]}},
+            # Its flag is set only after this.
+            _has_status(429),
             code=8,
             http=429,
             reason="RATE_LIMITED",
