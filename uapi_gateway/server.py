@@ -130,7 +130,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         operators = PoolHandler(pool, discovery.routed, checks)
-        control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
+        control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
         for part in (
             _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
@@ -335,8 +335,10 @@ def _control_server(
     server = aio.server(interceptors=[ServerInterceptor(), Guard(checks)])
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
-    health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)
-    server.add_generic_rpc_handlers(ReflectionService(registry).handlers())
+    health_pb2_grpc.add_HealthServicer_to_server(
+        HealthService(registry, lambda: watch.synced, checks.callable_by), server
+    )
+    server.add_generic_rpc_handlers(ReflectionService(registry, checks.callable_by).handlers())
     return server
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
+from agentruntime.api_keys import PREFIX, key_id_of
 from agentruntime.errors import InvalidArgument
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-PREFIX = "uapi_"
 ISSUER = "uapi"
 # How every key begins: the header of a JWT, in JSON, always does.
 KEY_MARK = PREFIX + "eyJ"
@@ -160,19 +160,6 @@ def nobodys_keys() -> str:
 
 def _member(key_id: str, public: str) -> str:
     return f'{{"kty":"OKP","crv":"Ed25519","alg":"EdDSA","kid":"{key_id}","x":"{public}"}}'
-
-
-def key_id_of(secret: str) -> str:
-    """The id in a key, unchecked; "" if it is none."""
-    parts = secret.removeprefix(PREFIX).split(".")
-    if not secret.startswith(PREFIX) or len(parts) != 3:
-        return ""
-    try:
-        claims = json.loads(_bytes(parts[1]))
-    except ValueError:
-        return ""
-    found = claims.get("jti") if isinstance(claims, dict) else None
-    return found if isinstance(found, str) else ""
 
 
 def belongs(secret: str, keys: Sequence[Key]) -> bool:

@@ -15,6 +15,7 @@ takes effect for the next call and cuts none.
 from collections.abc import Iterable
 from typing import Any
 
+from agentruntime.api_keys import PREFIX
 from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from google.protobuf import any_pb2, json_format
@@ -144,8 +145,8 @@ def _keys_provider() -> dict[str, Any]:
     return {
         "issuer": keys.ISSUER,
         "from_headers": [
-            *({"name": "authorization", "value_prefix": f"{scheme} {keys.PREFIX}"} for scheme in _SCHEMES),
-            {"name": "x-api-key", "value_prefix": keys.PREFIX},
+            *({"name": "authorization", "value_prefix": f"{scheme} {PREFIX}"} for scheme in _SCHEMES),
+            {"name": "x-api-key", "value_prefix": PREFIX},
         ],
         "claim_to_headers": [
             {"header_name": headers.PRINCIPAL, "claim_name": "sub"},
