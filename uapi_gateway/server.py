@@ -36,6 +36,7 @@ from uapi_gateway.access.allowances import Allowances
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
+from uapi_gateway.access.identity import IdentityProviders, identity_providers
 from uapi_gateway.access.operators import PoolHandler
 from uapi_gateway.access.service import AccessService
 from uapi_gateway.access.store import KeyStore
@@ -97,17 +98,17 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     held.load()
     outward = Outward(held)
     ports = _ports(settings)
-    registry = Registry()
-    store = Store(home.state / "gateway.db")
+    registry, store = Registry(), Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
-    book = _book(settings, registry, cache)
+    identity = identity_providers(settings)
+    book = _book(settings, registry, cache, identity)
     _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
     pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
     watch = PoolWatch(pool, registry, store)
-    service = GatewayService(registry, envoy, pool, home, own)
+    service = GatewayService(registry, envoy, pool, home, own, policy=lambda: book.policy)
     registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
     health_loop = HealthLoop(
         registry, outward, interval_s=settings.health_interval_s, failures=settings.health_failures
@@ -127,7 +128,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
-        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded), control)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
         for part in (
@@ -156,6 +157,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             envoy.watch(),
             registrar.expire_leases(),
             book.run(),
+            identity.run(),
             health_loop.run(),
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
@@ -256,9 +258,10 @@ def _door(settings: Settings, ports: sockets.Ports) -> Door:
     return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
 
 
-def _book(settings: Settings, registry: Registry, cache: Cache) -> Book:
+def _book(settings: Settings, registry: Registry, cache: Cache, identity: IdentityProviders) -> Book:
     """The keys, and what Envoy is told of them."""
-    book = Book(KeyStore(settings.home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
+    store = KeyStore(settings.home.state / "access.db")
+    book = Book(store, registry, cache, identity, anonymous=settings.anonymous_calls)
     book.publish(settings.home)
     allowances = Allowances(cache, settings.calls_per_second)
     allowances.publish(book.every())

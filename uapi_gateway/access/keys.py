@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 from agentruntime.api_keys import PREFIX, key_id_of
@@ -147,8 +148,14 @@ def mint(wanted: Wanted, now: float) -> tuple[str, Key]:
 def key_set(keys: Iterable[Key]) -> str:
     """The JSON Web Key Set (RFC 7517) that checks these keys."""
     members = [_member(key.key_id, key.public) for key in keys]
-    # Envoy takes no empty set.
-    return '{"keys":[' + ",".join(members or [_member("none", _base64(bytes(32)))]) + "]}"
+    return '{"keys":[' + ",".join(members) + "]}" if members else nobodys_keys()
+
+
+@lru_cache(maxsize=1)
+def nobodys_keys() -> str:
+    """A key set that checks nothing, for Envoy takes no empty one: the other half of its key is gone."""
+    public = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    return '{"keys":[' + _member("nobody", _base64(public)) + "]}"
 
 
 def _member(key_id: str, public: str) -> str:
