@@ -53,7 +53,7 @@ def reduced(document: Mapping[str, Any]) -> KeySet:
     for number, key in enumerate(listed):
         try:
             reduced_key = _reduced(key)
-        except (ValueError, TypeError, OverflowError, binascii.Error, UnsupportedAlgorithm) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, binascii.Error, UnsupportedAlgorithm) as error:
             name = str(key.get("kid", number))[:64] if isinstance(key, dict) else str(number)
             left_out.append(f"{name}: {error}")
             continue
