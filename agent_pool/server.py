@@ -22,7 +22,7 @@ from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from agent_pool import machine
+from agent_pool import machine, remote
 from agent_pool.cgroups import detect
 from agent_pool.cgroups.base import Hierarchy
 from agent_pool.drivers.by_mode import DriversByMode
@@ -97,7 +97,7 @@ async def serve(home: Home, settings: PoolSettings) -> None:
     await catalog.prepare()
     await pool.recover()
     services = AgentPoolService(pool, logs), ImageStoreService(pool, catalog), SecretStoreService(pool)
-    server = await _listen(home, *services)
+    server = await _listen(home, settings, *services)
     shipping = Shipping(logs, home.logs / "sent", pool.note_logs)
     autoscaler = Autoscaler(pool, settings.scale_windows, settings.backoff)
     chores = [
@@ -154,10 +154,14 @@ def _prepared(hierarchy: Hierarchy | None) -> Hierarchy | None:
 
 
 async def _listen(
-    home: Home, agents: AgentPoolService, images: ImageStoreService, secrets: SecretStoreService
+    home: Home,
+    settings: PoolSettings,
+    agents: AgentPoolService,
+    images: ImageStoreService,
+    secrets: SecretStoreService,
 ) -> aio.Server:
     server = aio.server(
-        interceptors=[ServerInterceptor()],
+        interceptors=[ServerInterceptor(remote.only_the_gateway)],
         options=(("grpc.max_receive_message_length", _LARGEST_MESSAGE_BYTES),),
     )
     agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(agents, server)
@@ -175,6 +179,8 @@ async def _listen(
     # The lock on the state says that whoever listened here before is gone.
     home.pool_socket.unlink(missing_ok=True)
     server.add_insecure_port(f"unix:{home.pool_socket}")
+    if settings.listen:
+        remote.listen(server, home, settings)
     await server.start()
     home.pool_socket.chmod(0o600)
     return server

@@ -41,6 +41,12 @@ class PoolSettings(BaseSettings):
     require_signed: bool = False
     # Where the key of the secrets is, as a systemd credential may be; "" for secrets.key in the runtime directory.
     secrets_key_file: str = ""
+    # host:port for a gateway on another machine, with mutual TLS; "" for none. Files in PEM; those of `certs/` where
+    # none are named.
+    listen: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
     # What of the environment the agents' processes begin with.
     path: str = Field("/usr/local/bin:/usr/bin:/bin", validation_alias="PATH")
     lang: str = Field("C.UTF-8", validation_alias="LANG")

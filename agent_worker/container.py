@@ -19,7 +19,7 @@ from agentruntime import errors, launch
 from agentruntime.launch import CONTAINER_CONTROL, TemplateSpec, WorkerSpec
 from agentruntime.manifest import AgentManifest
 
-from agent_worker import loader, worker
+from agent_worker import egress, loader, worker
 from agent_worker.control import exit_with
 from agent_worker.sandbox import BUNDLE
 
@@ -97,7 +97,8 @@ def become_worker() -> int:
     template, spec = launch.template_spec(message["template"]), launch.worker_spec(message["spec"])
     address = f"unix:{Path(CONTAINER_CONTROL).with_name(Path(launch.socket_name(spec.slot)).name)}"
     return worker.run(
-        worker.Readied.of(spec, address),
+        # A container's own network lets everybody listen on any port.
+        worker.Readied.of(spec, address, egress.open_ways(template.sandbox.egress)),
         spec,
         template,
         None,

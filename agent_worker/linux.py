@@ -46,7 +46,11 @@ _INSTRUCTION_BYTES = 8
 # linux/sockios.h, linux/if.h
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
+_SIOCSIFADDR = 0x8916
+_SIOCSIFNETMASK = 0x891C
 _IFF_UP = 0x1
+# The loopback interface is the first of every network namespace (drivers/net/loopback.c).
+_LOOPBACK_INDEX = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -150,3 +154,24 @@ def loopback_up() -> None:
         request = struct.pack("16sh22x", b"lo", 0)
         flags = struct.unpack("16sh22x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))[1]
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
+
+
+def add_loopback_address(address: str, number: int) -> None:
+    """Gives the loopback interface one more IP address, and no network beside it; netdevice(7), ipv6(7).
+
+    Args:
+        address: IPv4 or IPv6.
+        number: another one for each address.
+    """
+    if ":" in address:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as any_socket:
+            # struct in6_ifreq
+            packed = socket.inet_pton(socket.AF_INET6, address)
+            fcntl.ioctl(any_socket, _SIOCSIFADDR, struct.pack("16sIi", packed, 128, _LOOPBACK_INDEX))
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for request, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, "255.255.255.255")):
+            # struct ifreq with a struct sockaddr_in
+            name = f"lo:{number}".encode()
+            packed = struct.pack("16sHH4s16x", name, socket.AF_INET, 0, socket.inet_aton(value))
+            fcntl.ioctl(any_socket, request, packed)

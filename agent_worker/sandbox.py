@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from agentruntime import seccomp
+from agentruntime import egress, seccomp
 from agentruntime.launch import KERNEL_DIR, SANDBOX_WORKERS_DIR, SYSTEM_CALLS, UIDS_PER_AGENT, SandboxSpec
 from agentruntime.sealed import MOST_BYTES
 from agentruntime.secrets import DIRECTORY as SECRETS_DIR
@@ -32,6 +32,8 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "localtime", "nsswitch.conf",
         "passwd", "group", "protocols", "services")  # fmt: skip
 _ETC_NETWORK = ("hosts", "resolv.conf")
+# Of a worker with ways out: names are looked up in its own file, and nowhere else; nsswitch.conf(5).
+_NSSWITCH = "passwd: files\ngroup: files\nprotocols: files\nservices: files\nhosts: files\n"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -130,6 +132,11 @@ def become_worker(spec: SandboxSpec, slot: int) -> None:
     linux.dumpable()
 
 
+def ways_out(spec: SandboxSpec) -> list[str]:
+    """The entries of `permissions.egress` for which a worker is to listen: with the host's network it needs none."""
+    return spec.egress if spec.isolated and not spec.host_network else []
+
+
 def workers_dir(spec: SandboxSpec) -> Path:
     """Where the processes of the sandbox find the directories that hold their sockets."""
     return Path(SANDBOX_WORKERS_DIR) if spec.isolated else Path(spec.workers_dir)
@@ -167,6 +174,10 @@ def _build_view(spec: SandboxSpec, bundle: str) -> None:
     Path(f"/tmp{_OLD_ROOT}").mkdir()  # noqa: S108 — as above
     linux.pivot_root("/tmp", f"/tmp{_OLD_ROOT}")  # noqa: S108 — as above
     os.chdir("/")
+    if entries := ways_out(spec):
+        Path("/etc").mkdir()
+        Path("/etc/hosts").write_text(egress.hosts_file(entries))
+        Path("/etc/nsswitch.conf").write_text(_NSSWITCH)
     for path in (*_SYSTEM, *(f"/etc/{name}" for name in _ETC), *python_paths, *spec.read_only_paths):
         _show(path)
     for target, path in network_files.items():

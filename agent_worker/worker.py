@@ -8,15 +8,15 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from agentruntime import errors, log
+from agentruntime import calls, errors, log
 from agentruntime.launch import MOST_DESCRIPTORS, TemplateSpec, WorkerSpec, socket_name
 
-from agent_worker import linux, loader, output, sandbox, secret_files
+from agent_worker import egress, linux, loader, output, sandbox, secret_files
 from agent_worker.debugging import Debugger
 from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
@@ -73,27 +73,32 @@ class Readied:
     server: WorkerServer
     # Where it will serve, as gRPC writes it.
     address: str
+    # To be handed to the gateway.
+    ways_out: Sequence[egress.Opened]
 
     @classmethod
-    def of(cls, spec: WorkerSpec, address: str) -> "Readied":
+    def of(cls, spec: WorkerSpec, address: str, ways_out: Sequence[egress.Opened] = ()) -> "Readied":
         """In a process that is its worker's own already."""
         lag = LagSelector()
         runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lag))
-        return cls(runner, runner.run(_make_server(spec, lag)), address)
+        return cls(runner, runner.run(_make_server(spec, lag)), address, ways_out)
 
 
 def get_ready(spec: WorkerSpec, template: TemplateSpec) -> Readied:
     """Makes this freshly forked process what a worker is made of: an own uid, an event loop, grpc's core.
 
-    In this order: grpc starts threads, and each thread has capabilities of its own.
+    In this order: to listen for ways out takes capabilities; grpc starts threads, and each thread has capabilities of
+    its own.
 
     Args:
         spec: of the worker; which one it is (its id and environment) does not matter yet.
         template: what its image template was loaded from.
     """
     os.setsid()
+    entries = sandbox.ways_out(template.sandbox)
+    ways_out = egress.open_ways(entries) if entries else ()
     sandbox.become_worker(template.sandbox, spec.slot)
-    return Readied.of(spec, f"unix:{sandbox.workers_dir(template.sandbox) / socket_name(spec.slot)}")
+    return Readied.of(spec, f"unix:{sandbox.workers_dir(template.sandbox) / socket_name(spec.slot)}", ways_out)
 
 
 async def _make_server(spec: WorkerSpec, lag: LagSelector) -> WorkerServer:
@@ -122,11 +127,14 @@ def run(
         secrets_fd: what the pool handed over of secrets.
     """
     linux.name_process(spec.worker_id)
+    calls.attach(sandbox.system_calls(template.sandbox))
     take_environment({**template.env, **spec.env})
     _reseed()
     if spec.log_format == "json":
         output.wrap(worker_id=spec.worker_id, agent=spec.agent)
     log.configure(spec.log_level, worker_id=spec.worker_id, agent=spec.agent, revision=spec.revision)
+    if readied.ways_out:
+        egress.keep_handed_over(readied.ways_out)
     stage = "secrets"
     try:
         if secrets_fd is not None:

@@ -57,12 +57,15 @@ async def measure() -> Table:
     async with platform() as running:
         deployment = await running.run("echo", 1)
         worker = deployment.workers[0]
+        made = running.agent("keys", "create", "--name", "bench", "--agents", "echo")
+        key = ("authorization", f"Bearer {made['secret']}")
         async with _bare_envoy(worker.address.removeprefix("unix:"), len(os.sched_getaffinity(0))) as (
             address,
             bare_pid,
         ):
             sides = {
                 "gateway": Side(Target(running.address, "echo"), lambda: running.cpu_seconds(*_HOP)),
+                "API key": Side(Target(running.address, "echo", (key,)), lambda: running.cpu_seconds(*_HOP)),
                 "bare": Side(Target(address, "echo"), lambda: cpu_seconds(bare_pid)),
                 "direct": Side(Target(worker.address, "echo"), lambda: 0.0),
             }
@@ -92,6 +95,8 @@ async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> Non
                     wall[name].append(seconds / per * _MICRO)
         ratio = statistics.median(a / b for a, b in zip(hop["gateway"], hop["bare"], strict=True))
         table.add(f"{kind}: gateway / bare Envoy", ratio, "×", 1.3)
+        ratio = statistics.median(a / b for a, b in zip(hop["API key"], hop["gateway"], strict=True))
+        table.add(f"{kind}: with an API key / without", ratio, "×", 1.15)
         table.add(f"{kind}: gateway", statistics.median(hop["gateway"]), "µs CPU")
         table.add(f"{kind}: bare Envoy", statistics.median(hop["bare"]), "µs CPU")
         table.add(f"{kind}: the worker itself", statistics.median(served["direct"]), "µs CPU")

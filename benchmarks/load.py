@@ -18,6 +18,8 @@ class Target:
 
     address: str
     agent: str
+    # Beside the agent's name.
+    metadata: tuple[tuple[str, str], ...] = ()
 
 
 class Load:
@@ -28,7 +30,7 @@ class Load:
         options = [("grpc.use_local_subchannel_pool", 1)]
         self._channel = aio.insecure_channel(target.address, options=options)
         self._stub = text_generation_pb2_grpc.TextGenerationServiceStub(self._channel)
-        self._metadata = (("x-uapi-agent", target.agent),)
+        self._metadata = (("x-uapi-agent", target.agent), *target.metadata)
 
     async def close(self) -> None:
         await self._channel.close()

@@ -31,6 +31,7 @@ def read_settings(arguments: list[str]) -> Settings:
     parser.add_argument("--tls-ca", type=Path, help="authority of the certificates that callers show")
     parser.add_argument("--tls-require-client-cert", action="store_true", default=None, help="callers must show one")
     parser.add_argument("--allow-plaintext", action="store_true", default=None, help="no TLS, on any address")
+    parser.add_argument("--anonymous", choices=("call", "none"), help="what callers without a credential may")
     parser.add_argument("--log-level", choices=log.LEVELS)
     given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
     settings = Settings(**given)

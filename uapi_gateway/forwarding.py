@@ -12,12 +12,19 @@ import grpc
 from agentruntime import errors, status
 from grpc import aio
 
+from uapi_gateway.outward import Options, Outward
 from uapi_gateway.registry import Endpoint
 from uapi_gateway.sockets import split_endpoint
 
 _LONGEST_RESPONSE_BYTES = 64 * 2**20
 # A channel that nobody uses is closed after so long.
 _IDLE_S = 10.0
+_OPTIONS: Options = [
+    # Else it would share the connection, and its back-off, of one that was here before.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", _LONGEST_RESPONSE_BYTES),
+    ("grpc.enable_retries", 0),
+]
 # What a message that is kept costs beside its bytes: the object, its header and its place in a list.
 MESSAGE_BYTES = 64
 # A worker that refuses a stream says so at once; metadata that comes before any message waits so long for that.
@@ -136,10 +143,10 @@ async def _next(messages: AsyncIterator[bytes]) -> bytes | None:
 class _Line:
     """A channel to one address, for all calls that go there at a time."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, endpoint: Endpoint, outward: Outward) -> None:
         self.calls = 0
-        self.channel = _channel(address)
-        self.accepted = asyncio.ensure_future(accepts(address))
+        self.channel = outward.channel(endpoint.address, endpoint.dialled, _OPTIONS)
+        self.accepted = asyncio.ensure_future(accepts(endpoint.dialled))
         self.closing: asyncio.TimerHandle | None = None
         # It had a connection, for all that can be seen: its state is read only now and then.
         self.connected = False
@@ -164,7 +171,8 @@ class Lease:
 class Lines:
     """Channels to workers: one for each address, opened when it is needed and closed when it is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, outward: Outward | None = None) -> None:
+        self._outward = outward or Outward()
         self._lines: dict[str, _Line] = {}
         self._turn = itertools.count()
         self._ending: set[asyncio.Task[None]] = set()
@@ -194,7 +202,7 @@ class Lines:
         address = endpoint.dialled
         line = self._lines.get(address)
         if line is None or not line.usable:
-            line = self._lines[address] = _Line(address)
+            line = self._lines[address] = _Line(endpoint, self._outward)
         # Before anything is waited for, so that a thousand calls at once spread.
         line.calls += 1
         if line.closing is not None:
@@ -231,19 +239,6 @@ class Lines:
         for line in list(self._lines.values()):
             await line.channel.close()
         await asyncio.gather(*self._ending)
-
-
-def _channel(address: str) -> aio.Channel:
-    target = address if address.startswith("unix:") else f"dns:///{address}"
-    return aio.insecure_channel(
-        target,
-        options=[
-            # Else it would share the connection, and its back-off, of one that was here before.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_receive_message_length", _LONGEST_RESPONSE_BYTES),
-            ("grpc.enable_retries", 0),
-        ],
-    )
 
 
 async def accepts(address: str) -> bool:

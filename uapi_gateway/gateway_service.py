@@ -17,13 +17,18 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from uapi_gateway import descriptors
+from uapi_gateway.access import headers
+from uapi_gateway.access.keys import LOCAL
 from uapi_gateway.envoy import Envoy
 from uapi_gateway.registry import Agent, Registry
+from uapi_gateway.sockets import inner_socket
 from uapi_gateway.xds.routes import AGENT_HEADER
 
 _STATUS_TIMEOUT_S = 1.0
 # Metadata that belongs to the caller's own call, or is set anew for the one to the agent.
-_NOT_PASSED = frozenset((AGENT_HEADER, "user-agent", "te", "content-type", "x-uapi-cluster", "x-forwarded-proto"))
+_NOT_PASSED = frozenset(
+    (AGENT_HEADER, headers.FOR, "user-agent", "te", "content-type", "x-uapi-cluster", "x-forwarded-proto")
+)
 
 
 def find_method(agent: Agent, service: str, method: str) -> Any:
@@ -90,7 +95,7 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
         self._own = own
         self._began = time.monotonic()
         self._through = aio.insecure_channel(
-            f"unix:{home.gateway_socket}",
+            f"unix:{inner_socket(home)}",
             options=[
                 ("grpc.initial_reconnect_backoff_ms", 50),
                 # Not a back-off, despite its name, but the least time that a connection gets to be made.
@@ -112,6 +117,9 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
         metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_PASSED]
         metadata = [(key, value) for key, value in metadata if key != trace.HEADER]
         metadata.append((AGENT_HEADER, request.agent_id))
+        if not any(key == headers.PRINCIPAL for key, _ in metadata):
+            # It came by the control socket itself.
+            metadata.append((headers.PRINCIPAL, LOCAL))
         if context_now := trace.current.get():
             metadata.append((trace.HEADER, context_now.header()))
         call = self._through.unary_unary(

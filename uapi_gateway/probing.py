@@ -2,12 +2,13 @@
 
 import asyncio
 import socket
+import ssl
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-from agentruntime.errors import InvalidArgument
+from agentruntime.errors import FailedPrecondition, InvalidArgument
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 from grpc import aio
@@ -15,9 +16,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from uapi_gateway.descriptors import REFLECTION
-from uapi_gateway.sockets import join, split_endpoint
+from uapi_gateway.outward import Options, Outward
+from uapi_gateway.sockets import TLS_SCHEME, join, split_endpoint
 
 LONGEST_PROBE_S = 5.0
+_OPTIONS: Options = [("grpc.use_local_subchannel_pool", 1)]
 _MOST_FILES = 500
 _SHOWN = 200
 
@@ -41,29 +44,40 @@ def check_health_url(url: str) -> None:
     """
     try:
         parts = urlsplit(url)
-        good = parts.scheme == "http" and bool(parts.hostname) and (parts.port or 80) > 0
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 80) > 0
     except ValueError:
         good = False
     if not good or not url.isascii() or not url.isprintable() or " " in url:
         raise InvalidArgument(
-            f"'{url[:_SHOWN]}' is not a health check; write http://host:port/path, or leave it empty"
+            f"'{url[:_SHOWN]}' is not a health check; write http://host:port/path or https://…, or leave it empty"
         )
 
 
-async def probe(endpoint: str, health_check: str, timeout_s: float = LONGEST_PROBE_S) -> Finding:
+async def probe(endpoint: str, health_check: str, outward: Outward, timeout_s: float = LONGEST_PROBE_S) -> Finding:
     """Checks an agent once: by HTTP if it names a URL, else by grpc.health.v1. It must accept connections anyhow."""
     try:
         async with asyncio.timeout(timeout_s):
             resolved = await resolve(endpoint)
+            if endpoint.startswith(TLS_SCHEME):
+                await _shake_hands(endpoint, resolved, outward)
             if health_check:
                 await _connect(resolved)
-                await _http_check(health_check)
+                await _http_check(health_check, outward)
             else:
-                await _grpc_check(resolved, timeout_s)
+                await _grpc_check(endpoint, resolved, outward, timeout_s)
     except TimeoutError:
         return Finding(False, f"{health_check or endpoint} does not answer within {timeout_s:g} s")
     except _Unwell as error:
         return Finding(False, str(error))
+    except FailedPrecondition as error:
+        return Finding(False, error.message)
+    except ssl.SSLCertVerificationError as error:
+        return Finding(
+            False, f"the gateway does not take the certificate of {health_check or endpoint}: {error.verify_message}"
+        )
+    except ssl.SSLError as error:
+        said = (error.reason or "no handshake").replace("_", " ").lower()
+        return Finding(False, f"{health_check or endpoint} does not speak TLS with the gateway ({said})")
     except OSError as error:
         return Finding(False, f"{endpoint} does not accept connections ({error.strerror or error})")
     except UnicodeError:
@@ -84,6 +98,7 @@ async def resolve(endpoint: str) -> str:
     host, port = split_endpoint(endpoint)
     if not port:
         return endpoint
+    scheme = TLS_SCHEME if endpoint.startswith(TLS_SCHEME) else ""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     failure: OSError | None = None
     for _family, _type, _proto, _name, address in found:
@@ -93,7 +108,7 @@ async def resolve(endpoint: str) -> str:
         except OSError as error:
             failure = failure or error
         else:
-            return candidate
+            return scheme + candidate
     raise failure or OSError(f"{host} has no address")
 
 
@@ -104,9 +119,19 @@ async def _connect(endpoint: str) -> None:
     writer.close()
 
 
-async def _http_check(url: str) -> None:
+async def _shake_hands(endpoint: str, resolved: str, outward: Outward) -> None:
+    """gRPC would only say that it cannot connect."""
+    host, port = split_endpoint(resolved)
+    name, _ = split_endpoint(endpoint)
+    _reader, writer = await asyncio.open_connection(host, port, ssl=outward.context("h2"), server_hostname=name)
+    writer.close()
+
+
+async def _http_check(url: str, outward: Outward) -> None:
     parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+    context = outward.context("http/1.1") if parts.scheme == "https" else None
+    port = parts.port or (443 if context else 80)
+    reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
     try:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         writer.write(f"GET {target} HTTP/1.1\r\nhost: {parts.netloc}\r\nconnection: close\r\n\r\n".encode())
@@ -121,9 +146,9 @@ async def _http_check(url: str) -> None:
         raise _Unwell(f"{url} answers {line[1][:3]}")
 
 
-async def _grpc_check(endpoint: str, timeout_s: float) -> None:
-    await _connect(endpoint)
-    async with _channel(endpoint) as channel:
+async def _grpc_check(endpoint: str, resolved: str, outward: Outward, timeout_s: float) -> None:
+    await _connect(resolved)
+    async with outward.channel(endpoint, resolved, _OPTIONS) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its methods are set as attributes, untyped
         try:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
@@ -137,9 +162,9 @@ async def _grpc_check(endpoint: str, timeout_s: float) -> None:
         raise _Unwell(f"{endpoint} says it is {state}")
 
 
-async def reflected(endpoint: str, services: list[str], timeout_s: float) -> bytes:
+async def reflected(endpoint: str, resolved: str, services: list[str], outward: Outward, timeout_s: float) -> bytes:
     """A serialized FileDescriptorSet of services, by the endpoint's own reflection; empty if it has none."""
-    async with _channel(endpoint) as channel:
+    async with outward.channel(endpoint, resolved, _OPTIONS) as channel:
         for reflection in REFLECTION:
             try:
                 async with asyncio.timeout(timeout_s):
@@ -186,8 +211,3 @@ async def _reflect(channel: aio.Channel, reflection: str, services: list[str]) -
 
 def _missing(files: dict[str, descriptor_pb2.FileDescriptorProto]) -> set[str]:
     return {name for file in files.values() for name in file.dependency} - files.keys()
-
-
-def _channel(endpoint: str) -> aio.Channel:
-    target = endpoint if endpoint.startswith("unix:") else f"dns:///{endpoint}"
-    return aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])

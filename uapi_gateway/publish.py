@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime.home import Home
 
+from uapi_gateway.outward import Outward
 from uapi_gateway.registry import Agent, Endpoint, Registry
-from uapi_gateway.sockets import Ports
-from uapi_gateway.xds import clusters, listeners, resources, routes
+from uapi_gateway.sockets import TLS_SCHEME, Ports, inner_socket, split_endpoint, system_calls_socket
+from uapi_gateway.xds import clusters, listeners, resources, routes, transport
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.transport import Inbound
 
@@ -14,33 +16,44 @@ from uapi_gateway.xds.transport import Inbound
 class Publisher:
     """Listens to the registry and writes to the cache. Without `publish_all` nothing is there to be served."""
 
-    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path, token: str) -> None:
+    def __init__(self, registry: Registry, cache: Cache, *, relay: Path, hold: Path, outward: Outward) -> None:
         self._registry = registry
         self._cache = cache
         self._relay = relay
         self._hold = hold
-        self._token = token
+        self._outward = outward
         self._plan: routes.RoutePlan | None = None
         # Clusters published for an agent: its own, and one for each of its workers.
         self._names: dict[str, set[str]] = {}
         self._shapes: dict[str, object] = {}
 
-    def publish_platform(self, *, control: Path, pool: Path, http: Path) -> None:
+    def publish_platform(self, *, control: Path, pool: Path, http: Path, kernel: Path) -> None:
         """The clusters that are always there."""
         self._cache.put(resources.CLUSTER, clusters.http_cluster(http))
-        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool)):
+        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool), (clusters.KERNEL, kernel)):
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
         self._cache.put(resources.CLUSTER, clusters.relay_cluster(self._relay))
 
     def publish_listeners(
-        self, *, host: str, ports: Ports, socket: Path, access_log: Path, tls: Inbound | None = None
+        self, *, home: Home, host: str, ports: Ports, access_log: Path, tls: Inbound | None = None
     ) -> None:
         """The listeners, once and for all."""
         self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log, tls))
-        self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
+        self._cache.put(resources.LISTENER, listeners.unix_listener(home.gateway_socket, access_log))
         self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http, tls))
-        self._cache.put(resources.ROUTE, routes.http_configuration(listeners.HTTP))
+        self._cache.put(resources.ROUTE, routes.whole_configuration(listeners.HTTP, clusters.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
+        self._cache.put(resources.LISTENER, listeners.inner_listener(inner_socket(home), access_log))
+        calls = listeners.system_call_listener(system_calls_socket(home), access_log)
+        self._cache.put(resources.LISTENER, calls)
+
+    def publish_remote_pool(self, endpoint: str, link: Path) -> None:
+        """A pool on another machine in the place of this one's, and the gateway's own way to it."""
+        self._outward.check()
+        tls = transport.upstream(split_endpoint(endpoint)[0], known=self._outward.shows_own)
+        self._cache.put(resources.CLUSTER, clusters.remote_cluster(clusters.POOL, endpoint, tls))
+        self._cache.put(resources.LISTENER, listeners.pool_listener(link))
+        self._cache.put(resources.ROUTE, routes.whole_configuration(listeners.POOL_LINK, clusters.POOL))
 
     def publish_all(self) -> None:
         """All agents and the routes; from then on every change of the registry."""
@@ -89,7 +102,10 @@ class Publisher:
             self._remove(clusters.CACHED_PREFIX + agent_id)
 
     def _put(self, name: str, agent: Agent, endpoints: tuple[Endpoint, ...]) -> None:
-        cluster = clusters.agent_cluster(name, agent.traffic, idempotent=agent.idempotent)
+        # An agent from outside has one endpoint.
+        over_tls = next((e.address for e in endpoints if e.address.startswith(TLS_SCHEME)), "")
+        socket = transport.upstream(split_endpoint(over_tls)[0], known=self._outward.shows_own) if over_tls else None
+        cluster = clusters.agent_cluster(name, agent.traffic, idempotent=agent.idempotent, tls=socket)
         self._cache.put(resources.CLUSTER, cluster)
         addresses = _weights(agent, endpoints)
         self._cache.put(resources.ENDPOINTS, clusters.agent_endpoints(cluster.name, addresses, self._hold))
@@ -115,10 +131,11 @@ class Publisher:
         if wanted == self._plan:
             return
         self._plan = wanted
-        for name, open_to_all in ((listeners.TCP, False), (listeners.UNIX, True)):
-            resource = routes.route_configuration(name, wanted, self._token, open_to_all=open_to_all)
+        for name, own in ((listeners.TCP, False), (listeners.UNIX, True), (listeners.INNER, False)):
+            resource = routes.route_configuration(name, wanted, own=own)
             self._cache.put(resources.ROUTE, resource)
         self._cache.put(resources.ROUTE, routes.hold_configuration(listeners.HOLD, wanted))
+        self._cache.put(resources.ROUTE, routes.system_call_configuration(listeners.CALLS, wanted))
 
 
 def _weights(agent: Agent, endpoints: tuple[Endpoint, ...]) -> dict[str, int]:
@@ -133,4 +150,5 @@ def _shape(agent: Agent | None) -> object:
         return None
     # Workers are named in the routes only of agents whose calls may not be repeated.
     workers = () if agent.idempotent else tuple(sorted(e.worker_id for e in agent.endpoints))
-    return agent.services, agent.descriptors, agent.stopped, agent.idempotent, agent.cache is not None, workers
+    own = agent.services, agent.descriptors, agent.stopped, agent.idempotent, agent.cache is not None, workers
+    return own, agent.permissions.agents, agent.demands

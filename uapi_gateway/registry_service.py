@@ -15,8 +15,9 @@ from google.protobuf import duration_pb2
 from grpc import aio
 
 from uapi_gateway import descriptors, probing
+from uapi_gateway.outward import Outward
 from uapi_gateway.registry import Agent, Endpoint, Registry
-from uapi_gateway.sockets import split_endpoint
+from uapi_gateway.sockets import TLS_SCHEME, split_endpoint
 from uapi_gateway.store import Store
 
 _log = log.get("uapi_gateway.registry_service")
@@ -78,11 +79,12 @@ def resolve_services(services: list[str], known: set[str]) -> list[str]:
 class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
     """The service, and the loop that ends leases."""
 
-    def __init__(self, registry: Registry, store: Store, *, is_own: Callable[[str], bool]) -> None:
+    def __init__(self, registry: Registry, store: Store, outward: Outward, *, is_own: Callable[[str], bool]) -> None:
         """`is_own` says whether an address ("ip:port", "unix:/path") is the platform's own: a call there would
         circle, or anyone's calls would reach what is the operator's."""
         self._registry = registry
         self._store = store
+        self._outward = outward
         self._is_own = is_own
 
     async def RegisterAgent(
@@ -97,10 +99,10 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
         if any(len(capability) > _LONGEST_CAPABILITY for capability in registration.capabilities):
             raise InvalidArgument(f"a capability has at most {_LONGEST_CAPABILITY} characters")
         services = resolve_services(list(registration.services), self._known_services())
-        finding = await probing.probe(registration.endpoint, registration.health_check, _PROBE_S)
+        finding = await probing.probe(registration.endpoint, registration.health_check, self._outward, _PROBE_S)
         if not finding.healthy:
             raise FailedPrecondition(f"agent '{registration.agent_id}' does not answer: {finding.reason}")
-        if self._is_own(finding.resolved):
+        if self._is_own(finding.resolved.removeprefix(TLS_SCHEME)):
             raise FailedPrecondition(
                 f"{registration.endpoint} is the platform's own address; register the one where the agent serves"
             )
@@ -110,7 +112,7 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
                 services=tuple(services),
                 endpoints=(Endpoint(registration.endpoint, ready=True, resolved=finding.resolved),),
                 capabilities=tuple(registration.capabilities),
-                descriptors=await self._descriptors(finding.resolved, services),
+                descriptors=await self._descriptors(registration.endpoint, finding.resolved, services),
                 health_check=registration.health_check,
             ),
             ttl_s,
@@ -193,18 +195,20 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
         known = {service for agent in self._registry.agents() for service in agent.services}
         return known | set(descriptors.services_of(descriptors.platform_set()))
 
-    async def _descriptors(self, endpoint: str, services: list[str]) -> bytes:
+    async def _descriptors(self, endpoint: str, resolved: str, services: list[str]) -> bytes:
         builtin = set(descriptors.services_of(descriptors.platform_set()))
         if not set(services) - builtin:
             return descriptors.platform_subset(services)
-        return await probing.reflected(endpoint, services, _REFLECTION_S) or descriptors.platform_subset(services)
+        found = await probing.reflected(endpoint, resolved, services, self._outward, _REFLECTION_S)
+        return found or descriptors.platform_subset(services)
 
 
 class HealthLoop:
     """Asks the registered agents again and again; one that fails several times in a row gets no calls."""
 
-    def __init__(self, registry: Registry, *, interval_s: float, failures: int) -> None:
+    def __init__(self, registry: Registry, outward: Outward, *, interval_s: float, failures: int) -> None:
         self._registry = registry
+        self._outward = outward
         self._interval_s = interval_s
         self._most_failures = failures
 
@@ -217,7 +221,7 @@ class HealthLoop:
     async def check(self, agent: Agent) -> None:
         """Checks one agent, and enters what it finds unless the agent has registered anew meanwhile."""
         (endpoint,) = agent.endpoints
-        finding = await probing.probe(endpoint.address, agent.health_check, probing.LONGEST_PROBE_S)
+        finding = await probing.probe(endpoint.address, agent.health_check, self._outward)
         found = judge(endpoint, finding, self._most_failures)
         if found.ready != endpoint.ready:
             _log.warning("health of an agent changed", agent=agent.agent_id, ready=found.ready, reason=found.reason)

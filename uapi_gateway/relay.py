@@ -21,6 +21,7 @@ from uapi_gateway import caching, response_cache, waking
 from uapi_gateway.ejections import Ejections
 from uapi_gateway.forwarding import Allowance, Kept, Lease, Lines, Metadata, Reply, ask, bytes_handler, forward
 from uapi_gateway.load import Load
+from uapi_gateway.outward import Outward
 from uapi_gateway.registry import Agent, Endpoint, Registry, Target
 from uapi_gateway.settings import Settings
 from uapi_gateway.xds.routes import AGENT_HEADER, CACHE_HEADER, CLUSTER_HEADER
@@ -117,7 +118,14 @@ class Relay:
     """The wait for a worker, and the pass-through."""
 
     def __init__(
-        self, registry: Registry, pool: aio.Channel, load: Load, ejections: Ejections, settings: Settings
+        self,
+        registry: Registry,
+        pool: aio.Channel,
+        load: Load,
+        ejections: Ejections,
+        *,
+        settings: Settings,
+        outward: Outward | None = None,
     ) -> None:
         self._registry = registry
         self._load = load
@@ -125,7 +133,7 @@ class Relay:
         self._wait_s = settings.relay_wait_s
         self._wake_wait_s = settings.relay_wake_wait_s
         self._allowance = Allowance(settings.relay_held_bytes)
-        self._lines = Lines()
+        self._lines = Lines(outward)
         self._waker = waking.Waker(registry, pool)
         self.caching = caching.Caching(registry)
         self._waiting: Counter[str] = Counter()

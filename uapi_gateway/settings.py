@@ -3,11 +3,13 @@
 import ipaddress
 import os
 from pathlib import Path
+from typing import Literal
 
 from agentruntime import certificates
 from agentruntime.certificates import Files
 from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
+from agentruntime.units import parse_calls
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -40,11 +42,16 @@ class Settings(BaseSettings):
     # 0 takes a free port; the bound one is in `run/gateway.json`.
     grpc_port: int = Field(default=50051, ge=0, le=65535)
     http_port: int = Field(default=8080, ge=0, le=65535)
+    # Whether callers without a credential may call agents that demand none. By default on loopback only.
+    anonymous: Literal["call", "none"] | None = None
     log_level: str = "INFO"
     # Threads of Envoy that carry calls.
     envoy_concurrency: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
     # What Envoy may have of memory. Before it gets there it ends the streams that hold the most.
     envoy_heap_bytes: int = Field(default=2**30, ge=2**27)
+    # Calls of each caller whose key says nothing else, such as "100/s"; but for the platform's own user. All that are
+    # anonymous are one caller. None is no limit.
+    rate_per_caller: str = ""
     # From callers by TCP, to all ports together.
     max_connections: int = Field(default=10_000, ge=1)
     # How long calls in flight may take to finish when the gateway is told to end.
@@ -62,10 +69,16 @@ class Settings(BaseSettings):
     health_failures: int = Field(default=3, ge=1)
     # Between two reports of the agents' load, by Envoy to the gateway and by the gateway to the pool.
     load_interval_s: float = Field(default=0.5, ge=0.1, le=10)
+    # https://host:port of a pool on another machine; "" for the one of the runtime directory.
+    pool_endpoint: str = ""
     # Size at which the access log is renamed to `.1` and begun anew.
     access_log_bytes: int = Field(default=64 * 2**20, ge=2**16)
     # Size of the audit log at which its oldest records go.
     audit_bytes: int = Field(default=256 * 2**20, ge=2**20)
+    # Connections that one worker may have to hosts outside; more wait.
+    egress_connections: int = Field(default=256, ge=1)
+    # After which one on which nothing moves is broken off.
+    egress_idle_s: float = Field(default=3600.0, gt=0)
 
     @property
     def home(self) -> Home:
@@ -76,7 +89,9 @@ class Settings(BaseSettings):
 
         Raises:
             InvalidArgument: the address is none, or anyone on the network could read what is said there.
+            InvalidUnit: a rate cannot be read.
         """
+        _ = self.calls_per_second
         try:
             loopback = ipaddress.ip_address(self.address).is_loopback
         except ValueError:
@@ -95,6 +110,8 @@ class Settings(BaseSettings):
                 f"there are no certificates in {self.home.certs}; make them with `agent certs init`, or name "
                 "yours by --cert and --key"
             )
+        if self.pool_endpoint and not self.pool_endpoint.startswith("https://"):
+            raise InvalidArgument(f"UAPI_GATEWAY_POOL_ENDPOINT is '{self.pool_endpoint}'; write https://host:port")
         if self.tls_require_client_cert and self.sources.callers is None:
             raise InvalidArgument(
                 "--require-client-cert needs the authority that signs callers' certificates: --ca FILE"
@@ -127,6 +144,18 @@ class Settings(BaseSettings):
             own=_files(client, self.client_key) if self.client_cert or client.exists() else None,
             authority=self.client_ca or self.tls_ca or (authority if authority.exists() else None),
         )
+
+    @property
+    def anonymous_calls(self) -> bool:
+        """Whether callers without a credential may call."""
+        if self.anonymous is None:
+            return ipaddress.ip_address(self.address).is_loopback
+        return self.anonymous == "call"
+
+    @property
+    def calls_per_second(self) -> float:
+        """Of each caller; 0 is no limit."""
+        return parse_calls(self.rate_per_caller) if self.rate_per_caller else 0.0
 
     @property
     def address(self) -> str:

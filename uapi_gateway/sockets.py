@@ -10,6 +10,8 @@ from pathlib import Path
 from agentruntime.errors import FailedPrecondition, InvalidArgument
 from agentruntime.home import Home
 
+# Before an endpoint that speaks TLS.
+TLS_SCHEME = "https://"
 _FREE_PORTS = "`agent up --grpc-port 0 --http-port 0` takes free ports"
 _IN_USE = f"is already in use by another program; {_FREE_PORTS}"
 
@@ -32,6 +34,11 @@ def relay_socket(home: Home) -> Path:
     return home.run / "relay.sock"
 
 
+def pool_link(home: Home) -> Path:
+    """Envoy's way to a pool on another machine: it speaks TLS, and knows when certificates change."""
+    return home.run / "pool-link.sock"
+
+
 def http_socket(home: Home) -> Path:
     """The HTTP pages, behind Envoy's HTTP listener."""
     return home.run / "http.sock"
@@ -42,24 +49,39 @@ def ejections_pipe(home: Home) -> Path:
     return home.run / "envoy-ejections"
 
 
+def system_calls_socket(home: Home) -> Path:
+    """Where Envoy takes the connections of workers from the gateway, which says whose they are."""
+    return home.run / "calls.sock"
+
+
+def kernel_socket(home: Home) -> Path:
+    """The gateway's answers to system calls. Not the control socket: no agent reaches what is there."""
+    return home.run / "kernel.sock"
+
+
+def inner_socket(home: Home) -> Path:
+    """Envoy's door for what the gateway calls on somebody's behalf, and says on whose."""
+    return home.run / "inner.sock"
+
+
 def hold_socket(home: Home) -> Path:
     """Where Envoy itself holds the calls for the relay while the gateway is away."""
     return home.run / "hold.sock"
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """("host", port) of "host:port", "[::1]:port"; ("/path", 0) of "unix:/path".
+    """("host", port) of "host:port", "[::1]:port" and both with "https://" before; ("/path", 0) of "unix:/path".
 
     Raises:
         InvalidArgument: the text is none of these.
     """
-    wanted = f"'{endpoint}' is not an endpoint; write host:port or unix:/path"
+    wanted = f"'{endpoint}' is not an endpoint; write host:port, https://host:port or unix:/path"
     if endpoint.startswith("unix:"):
         path = endpoint.removeprefix("unix:")
         if not path.startswith("/") or len(path.encode()) > 107:  # sun_path, unix(7)
             raise InvalidArgument(wanted)
         return path, 0
-    host, colon, port = endpoint.rpartition(":")
+    host, colon, port = endpoint.removeprefix(TLS_SCHEME).rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

@@ -1,6 +1,7 @@
 """The gateway's certificates: read from their files, handed to Envoy, and read anew whenever the files change."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,11 @@ class Certificates:
         self._wrong: dict[str, str] = {}
         self._reminded: dict[str, float] = {}
 
+    @property
+    def own_files(self) -> Files | None:
+        """Where the certificate is by which the gateway is known, if it has one."""
+        return self._sources.own
+
     def load(self) -> None:
         """Reads all of them.
 
@@ -72,6 +78,8 @@ class Certificates:
         """Takes up what changes, until cancelled."""
         if not self._readers():
             await asyncio.Event().wait()
+        # It tells of every change, wanted or not.
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
         async for _ in watchfiles.awatch(
             *sorted(self._sources.folders()),
             watch_filter=None,

@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentruntime import errors, launch, log, processes
+from agentruntime import egress, errors, launch, log, processes
 from agentruntime.home import Home, short
-from agentruntime.launch import CONTAINER_CONTROL, TemplateSpec
+from agentruntime.launch import CONTAINER_CONTROL, KERNEL_DIR, SandboxSpec, TemplateSpec
 
 from agent_pool import gpus
 from agent_pool.cgroups import detect
@@ -139,6 +139,11 @@ class DockerDriver(Driver):
         return "native" if await self._engine.absent() else "container"
 
     async def check(self, revision: Revision) -> None:
+        if literals := [way.entry for way in egress.ways(revision.egress) if way.is_literal]:
+            raise errors.FailedPrecondition(
+                f"agent '{revision.agent}' is to reach {', '.join(literals)}, and a container reaches hosts by name "
+                "only; name them, or run it with --native"
+            )
         if revision.venv:
             raise errors.FailedPrecondition(
                 f"{revision.venv} is on this machine, and a container has what its image has; leave out --venv and "
@@ -279,6 +284,9 @@ class DockerDriver(Driver):
             services=list(revision.services),
             env=dict(revision.env),
             log_level=revision.log_level,
+            sandbox=SandboxSpec(
+                kernel_dir=str(KERNEL_DIR), egress=[] if revision.host_network else list(revision.egress)
+            ),
         )
         message = {**launch.spec_message("become", spec), "template": launch.spec_message("", template)["spec"]}
         descriptors = [self._logs.open(revision.agent, launch_.worker_id), *handed.descriptors]

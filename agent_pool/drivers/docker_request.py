@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from agentruntime import seccomp
+from agentruntime import egress, seccomp
 from agentruntime.launch import CONTAINER_CONTROL, KERNEL_DIR
 from agentruntime.sealed import MOST_BYTES
 from agentruntime.secrets import DIRECTORY as SECRETS_DIR
@@ -60,6 +60,8 @@ def worker(launch: Launch, *, image: str, user: str, directory: Path, kernel_dir
         host["Tmpfs"][str(SECRETS_DIR)] = f"rw,noexec,nosuid,nodev,{options}"
     if revision.host_network:
         host["NetworkMode"] = "host"
+    else:
+        host["ExtraHosts"] = [f"{name}:{address}" for name, address in egress.hosts(revision.egress)]
     if launch.gpus:
         host["DeviceRequests"] = [
             {"DeviceIDs": [str(index) for index in launch.gpus], "Capabilities": [["gpu", "compute", "utility"]]}

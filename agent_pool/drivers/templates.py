@@ -297,6 +297,7 @@ class Templates:
                 devices=gpus.devices(revision.wants_gpus),
                 system_calls=_system_calls(revision),
                 may_be_root=revision.may_be_root,
+                egress=list(revision.egress),
                 secrets=bool(revision.secrets),
             ),
         )

@@ -1,6 +1,6 @@
 """The runtime directory: where the platform of one user on one machine keeps its sockets, state and logs.
 
-token               the operator's credential, mode 0600
+token               the API key of this user, mode 0600; the gateway makes it
 certs/              certificates that `agent certs` made, and their keys
 secrets.key         with which the agents' secrets are encrypted, mode 0600
 run/                sockets and pid files (elsewhere if the path would be too long for a socket)
@@ -13,7 +13,6 @@ logs/               of the platform; below agents/<agent>/ those of workers
 
 import hashlib
 import os
-import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class Home:
         return cls(Path(state) / "agentruntime")
 
     def create(self) -> None:
-        """Makes the directories, closed to other users, and the token if there is none.
+        """Makes the directories, closed to other users.
 
         Raises:
             FailedPrecondition: another user has made the run directory.
@@ -51,17 +50,6 @@ class Home:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
         _check_own(self.run)
-        if not self.token_file.exists():
-            # Written aside and renamed, so that two starters agree on one token.
-            scratch = self.root / f"token.{os.getpid()}"
-            scratch.touch(mode=0o600)
-            scratch.write_text(secrets.token_urlsafe(32))
-            try:
-                os.link(scratch, self.token_file)
-            except FileExistsError:
-                pass
-            finally:
-                scratch.unlink()
 
     @property
     def token_file(self) -> Path:
@@ -72,7 +60,7 @@ class Home:
         return self.root / "secrets.key"
 
     def token(self) -> str:
-        """The operator's credential, or "" if there is none or it may not be read."""
+        """This user's own API key, or "" if there is none yet or it may not be read."""
         try:
             return self.token_file.read_text().strip()
         except OSError:

@@ -22,6 +22,10 @@ class ServerInterceptor(aio.ServerInterceptor):
     pass untouched. Handlers are coroutines or async generators; a worker's admission makes plain ones so.
     """
 
+    def __init__(self, check: Callable[[AioContext], None] | None = None) -> None:
+        """`check` sees each call before its handler, and raises an error to refuse it."""
+        self._check = check
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -34,18 +38,20 @@ class ServerInterceptor(aio.ServerInterceptor):
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
-        guarded = _guard(getattr(handler, kind), header, handler_call_details.method)
+        guarded = _guard(getattr(handler, kind), header, handler_call_details.method, self._check)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
 
-def _guard(behaviour: Any, header: str | None, method: str) -> Any:
+def _guard(behaviour: Any, header: str | None, method: str, check: Callable[[AioContext], None] | None = None) -> Any:
     """The behaviour of a handler, in the form that it had, with the trace taken up and errors encoded."""
     if inspect.isasyncgenfunction(behaviour):
 
         async def async_stream(request: Any, context: AioContext) -> AsyncIterator[Any]:
             trace.enter(header)
             try:
+                if check:
+                    check(context)
                 async for response in behaviour(request, context):
                     yield response
             except Exception as error:
@@ -56,6 +62,8 @@ def _guard(behaviour: Any, header: str | None, method: str) -> Any:
     async def async_call(request: Any, context: AioContext) -> Any:
         trace.enter(header)
         try:
+            if check:
+                check(context)
             return await behaviour(request, context)
         except Exception as error:
             await abort(context, error, method)

@@ -108,6 +108,8 @@ class SandboxSpec:
     system_calls: str = "default"
     # Whether to go on without isolation where this machine has none and the pool is root, so the agent would be.
     may_be_root: bool = False
+    # "host:port" for which workers have ways out of their own network, see `agentruntime.egress`.
+    egress: list[str] = field(default_factory=list)
     # Give each worker a place in memory for its secrets.
     secrets: bool = False
 

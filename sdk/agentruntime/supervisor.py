@@ -57,6 +57,8 @@ class Listen:
     tls_ca: str | None = None
     tls_require_client_cert: bool | None = None
     allow_plaintext: bool | None = None
+    # "call" or "none".
+    anonymous: str | None = None
 
     def argv(self) -> list[str]:
         """As flags."""

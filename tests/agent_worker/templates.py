@@ -141,6 +141,7 @@ class Base:
             host_network=settings.pop("host_network", False),
             uid_base=settings.pop("uid_base", UID_BASE if os.geteuid() == 0 else 0),
             workers_dir=str(directory / "w"),
+            egress=settings.pop("egress", []),
         )
         spec = TemplateSpec(f"{agent}@1", agent, str(bundle), entrypoint, sandbox=sandbox, **settings)
         answer = self.control.ask(launch.spec_message("load", spec), [listener.fileno(), log_fd])

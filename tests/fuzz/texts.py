@@ -54,13 +54,14 @@ def runtime_config(data: bytes) -> None:
 
 
 def unit(data: bytes) -> None:
-    """Sizes, shares, durations, rates: a finite number or InvalidUnit."""
+    """Sizes, shares, durations, rates of bits and of calls: a finite number or InvalidUnit."""
     written = text(data)
     for parse, longest in (
         (units.parse_size, 2**63),
         (units.parse_cpu, 10**10),
         (units.parse_duration, 2**63),
         (units.parse_rate, 2**63),
+        (units.parse_calls, 10**6),
     ):
         try:
             value = float(parse(written))

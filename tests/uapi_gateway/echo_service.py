@@ -90,16 +90,18 @@ class Health(health_pb2_grpc.HealthServicer):
 
 
 @contextlib.asynccontextmanager
-async def echoing(address: str, name: str) -> AsyncIterator[int]:
+async def echoing(address: str, name: str, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[int]:
     """A server in this process; yields its port, 0 for a Unix socket's."""
-    server, port = await _start(address, name)
+    server, port = await _start(address, name, credentials)
     try:
         yield port
     finally:
         await server.stop(0)
 
 
-async def _start(address: str, name: str) -> tuple[aio.Server, int]:
+async def _start(
+    address: str, name: str, credentials: grpc.ServerCredentials | None = None
+) -> tuple[aio.Server, int]:
     server = aio.server(interceptors=[ServerInterceptor()])
     echo = Echo(name)
     text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(echo, server)
@@ -109,7 +111,7 @@ async def _start(address: str, name: str) -> tuple[aio.Server, int]:
         "acme.v1.Chatter", {"Chat": grpc.stream_stream_rpc_method_handler(echo.chat)}
     )
     server.add_generic_rpc_handlers((chats,))
-    port = server.add_insecure_port(address)
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
     return server, port
 

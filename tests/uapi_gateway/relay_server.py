@@ -50,7 +50,7 @@ async def relaying(home: Home, **settings: Any) -> AsyncIterator[RelayServer]:
     registry = Registry()
     load, ejections = Load(registry), Ejections(registry)
     to_pool = pool_channel(home.pool_socket)
-    relay = Relay(registry, to_pool, load, ejections, Settings(root=home.root, **settings))
+    relay = Relay(registry, to_pool, load, ejections, settings=Settings(root=home.root, **settings))
     server = aio.server(
         interceptors=[ServerInterceptor()], options=[("grpc.max_receive_message_length", LONGEST_REQUEST_BYTES)]
     )

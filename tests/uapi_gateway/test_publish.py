@@ -8,6 +8,7 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from envoy.config.endpoint.v3 import endpoint_pb2
 
 from tests.uapi_gateway.test_registry import NOW, agent, outside
+from uapi_gateway.outward import Outward
 from uapi_gateway.publish import Publisher
 from uapi_gateway.registry import CachePolicy, Endpoint, Registry, Traffic
 from uapi_gateway.xds.cache import Cache
@@ -16,7 +17,7 @@ from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, ROUTE
 
 def published(registry: Registry) -> Cache:
     cache = Cache()
-    Publisher(registry, cache, relay=Path("/relay"), hold=Path("/hold"), token="t").publish_all()
+    Publisher(registry, cache, relay=Path("/relay"), hold=Path("/hold"), outward=Outward()).publish_all()
     return cache
 
 
@@ -116,7 +117,7 @@ def test_what_was_there_before_is_published_at_once() -> None:
     registry.put_pool_agent(agent("a", "a-01"))
     cache = published(registry)
     assert paths(cache, "a") == [["/a-01"], ["/hold"]]
-    assert set(cache.names(ROUTE)) == {"tcp", "unix", "hold"}
+    assert set(cache.names(ROUTE)) == {"tcp", "unix", "hold", "inner", "calls"}
 
 
 def test_a_registered_id_that_is_a_workers_name_wins_and_gives_it_back() -> None:

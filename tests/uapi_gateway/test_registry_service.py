@@ -8,6 +8,7 @@ from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
 from agentruntime.errors import InvalidArgument
 from google.protobuf.duration_pb2 import Duration
 
+from uapi_gateway.outward import Outward
 from uapi_gateway.probing import Finding, check_health_url
 from uapi_gateway.registry import Agent, Endpoint, Registry
 from uapi_gateway.registry_service import HealthLoop, judge, lease_ttl, resolve_services
@@ -47,13 +48,12 @@ def test_services_that_are_refused(services: list[str], words: str) -> None:
         resolve_services(services, {"a.v1.S", "b.v1.S", "a.v1.T"})
 
 
-@pytest.mark.parametrize(
-    "url", ["", "https://h/", "ftp://h/", "http://", "http://h:99999/", "http://h/a b", "h:80/x"]
-)
+@pytest.mark.parametrize("url", ["", "ftp://h/", "http://", "http://h:99999/", "http://h/a b", "h:80/x", "https://"])
 def test_what_is_no_health_check(url: str) -> None:
     with pytest.raises(InvalidArgument, match="not a health check"):
         check_health_url(url)
     check_health_url("http://localhost:8080/health?full=1")
+    check_health_url("https://agents.example.com/health")
 
 
 def test_unready_after_three_failures_in_a_row_and_ready_after_one_success() -> None:
@@ -86,6 +86,6 @@ async def test_a_finding_about_an_earlier_registration_is_dropped() -> None:
     async with await asyncio.start_server(moves_while_it_is_checked, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
         before = registered(f"{host}:{port}", f"http://{host}:{port}/health")
-        await HealthLoop(registry, interval_s=1, failures=1).check(before)
+        await HealthLoop(registry, Outward(), interval_s=1, failures=1).check(before)
     found = registry.require("x")
     assert [(e.address, e.ready, e.failures) for e in found.endpoints] == [("127.0.0.1:1", True, 0)]

@@ -14,6 +14,7 @@ from uapi_gateway.sockets import claimed, join, split_endpoint
         ("localhost:50051", ("localhost", 50051)),
         ("10.0.0.1:1", ("10.0.0.1", 1)),
         ("[::1]:65535", ("::1", 65535)),
+        ("https://agents.example.com:443", ("agents.example.com", 443)),
         ("unix:/run/a.sock", ("/run/a.sock", 0)),
     ],
 )

@@ -14,8 +14,11 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
+from agentruntime import errors, status
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_proto
+from agentruntime._proto.uapi.v1 import agent_registry_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
-from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
+from agentruntime.certificates import GATEWAY
 from cryptography import x509
 from grpc import aio
 
@@ -38,6 +41,13 @@ class Secured:
         self.ca = ca
         self.cert, self.key = directory / "tls.pem", directory / "tls-key.pem"
         self._numbers = itertools.count()
+        own = issued(directory, ca, "gateway", f"URI:{GATEWAY}")
+        self.environment = {
+            "UAPI_GATEWAY_TLS_CERT": str(self.cert),
+            "UAPI_GATEWAY_TLS_CA": str(ca.cert),
+            "UAPI_GATEWAY_CLIENT_CERT": str(own.cert),
+            "UAPI_GATEWAY_CLIENT_KEY": str(own.key),
+        }
 
     def new(self, name: str = "") -> Made:
         """A certificate for this machine, not in use yet."""
@@ -76,6 +86,12 @@ class Secured:
     def refused_since(self, before: int) -> bool:
         return self.refusals() > before
 
+    async def waiting(self) -> bool:
+        """Whether a call waits in the relay."""
+        url = self.gateway.http_address + "/metrics"
+        _, page = await self.run("curl", "-s", "--cacert", str(self.ca.cert), url)
+        return 'uapi_relay_queued{agent="outside"} 1.0' in page
+
     async def run(self, *argv: str) -> tuple[int, str]:
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -105,7 +121,7 @@ async def secured(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sec
         pool.put(deployment("alpha", {"alpha-01": f"unix:{tmp}/a.sock"}))
         await stack.enter_async_context(pool.serving(home))
         try:
-            await gateway.start(UAPI_GATEWAY_TLS_CERT=str(made.cert), UAPI_GATEWAY_TLS_CA=str(made.ca.cert))
+            await gateway.start(**made.environment)
             async with gateway.channel(unix=True) as channel:
 
                 async def answers() -> bool:
@@ -247,7 +263,7 @@ async def test_a_new_certificate_is_no_other_configuration(secured: Secured) -> 
         secured.gateway.kill()
         made = secured.new()
         secured.install(made)
-        await secured.gateway.start(UAPI_GATEWAY_TLS_CERT=str(secured.cert), UAPI_GATEWAY_TLS_CA=str(secured.ca.cert))
+        await secured.gateway.start(**secured.environment)
         assert await generate(channel, "hi", agent="alpha")
     assert secured.gateway.envoy_pid == envoy
 
@@ -259,3 +275,46 @@ async def test_a_new_certificate_is_no_other_configuration(secured: Secured) -> 
     assert announced["tls"] == {
         "cert": str(secured.cert), "key": str(secured.key), "ca": str(secured.ca.cert),
     }  # fmt: skip
+
+
+def mutual(made: Made, ca: Made) -> grpc.ServerCredentials:
+    """Of a server that wants its callers' certificates."""
+    pair = (made.key.read_bytes(), made.cert.read_bytes())
+    return grpc.ssl_server_credentials([pair], ca.cert.read_bytes(), require_client_auth=True)
+
+
+async def test_an_agent_from_outside_is_called_with_mutual_tls(secured: Secured, tmp_path: Path) -> None:
+    other = authority(tmp_path, "Other CA")
+    right = secured.new("outside")
+    wrong_name = issued(tmp_path, secured.ca, "elsewhere", "DNS:elsewhere.example")
+    foreign = issued(tmp_path, other, "foreign-server", NAMES)
+    async with secured.gateway.channel(unix=True) as channel:
+        registry = agent_registry_pb2_grpc.AgentRegistryStub(channel)
+
+        async def register(port: int) -> None:
+            said = registry_proto.AgentRegistration(
+                agent_id="outside", services=["TextGenerationService"], endpoint=f"https://localhost:{port}"
+            )
+            await registry.RegisterAgent(registry_proto.RegisterAgentRequest(registration=said))
+
+        for made, words in ((wrong_name, "Hostname mismatch"), (foreign, "unable to get local issuer")):
+            async with echoing("127.0.0.1:0", "outside", mutual(made, secured.ca)) as port:
+                with pytest.raises(aio.AioRpcError) as refused:
+                    await register(port)
+                failure = status.decode(refused.value)
+                assert isinstance(failure, errors.FailedPrecondition)
+                assert words in failure.message
+        async with echoing("127.0.0.1:0", "outside", mutual(right, secured.ca)) as port:
+            await register(port)
+
+            async def answers() -> bool:
+                with contextlib.suppress(aio.AioRpcError):
+                    return await generate(channel, "hi", agent="outside") == "outside: hi"
+                return False
+
+            await eventually(answers)
+        # While it is away a call waits in the relay, which makes it once it is back.
+        held = asyncio.create_task(generate(channel, "held", agent="outside", timeout_s=20))
+        await eventually(secured.waiting)
+        async with echoing(f"127.0.0.1:{port}", "outside", mutual(right, secured.ca)):
+            assert await held == "outside: held"

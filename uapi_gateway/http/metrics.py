@@ -24,7 +24,15 @@ def exposition(observed: Observation, agents: Iterable[Agent]) -> bytes:
     known = list(agents)
     collector = CollectorRegistry(auto_describe=False)
     collector.register(
-        _Families([*_platform(observed), *_agents(observed, known), *_relay(observed, known), *_workers(observed)])
+        _Families(
+            [
+                *_platform(observed),
+                *_agents(observed, known),
+                *_relay(observed, known),
+                *_egress(observed),
+                *_workers(observed),
+            ]
+        )
     )
     return generate_latest(collector)
 
@@ -119,6 +127,21 @@ def _relay(observed: Observation, agents: list[Agent]) -> Iterator[Metric]:
         evictions.add_metric([agent_id], figures.evictions)
         size.add_metric([agent_id], figures.size_bytes)
     yield from (asleep, queued, outcomes, took, hits, misses, evictions, size)
+
+
+def _egress(observed: Observation) -> Iterator[Metric]:
+    connections = CounterMetricFamily(
+        "uapi_egress_connections", "Connections of an agent to hosts outside.", labels=["agent", "outcome"]
+    )
+    is_open = GaugeMetricFamily("uapi_egress_open", "Of these, those that are there now.", labels=["agent"])
+    carried = CounterMetricFamily("uapi_egress_bytes", "Bytes on them.", labels=["agent", "direction"])
+    for agent_id, found in sorted(observed.egress.items()):
+        for outcome, count in sorted(found.outcomes.items()):
+            connections.add_metric([agent_id, outcome], count)
+        is_open.add_metric([agent_id], found.open)
+        carried.add_metric([agent_id, "sent"], found.bytes_sent)
+        carried.add_metric([agent_id, "received"], found.bytes_received)
+    yield from (connections, is_open, carried)
 
 
 def _workers(observed: Observation) -> Iterator[Metric]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -13,6 +13,7 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from agentruntime.errors import Unavailable
 from grpc import aio
 
+from uapi_gateway.egress import outlets
 from uapi_gateway.envoy import Envoy
 from uapi_gateway.http.statistics import TARGET, Statistics, read_statistics
 from uapi_gateway.registry import Registry
@@ -35,6 +36,8 @@ class Observation:
     envoy_restarts: int = 0
     uptime_s: float = 0.0
     relay: Figures = field(default_factory=Figures)
+    # By agent.
+    egress: Mapping[str, outlets.Figures] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -55,6 +58,7 @@ class Observer:
     envoy: Envoy
     pool_channel: aio.Channel
     relay: Relay
+    outlets: outlets.Outlets
     _began: float = field(default_factory=time.monotonic)
     _processes: dict[int, psutil.Process] = field(default_factory=dict)
 
@@ -71,6 +75,7 @@ class Observer:
             envoy_restarts=self.envoy.restarts,
             uptime_s=time.monotonic() - self._began,
             relay=self.relay.figures(),
+            egress=self.outlets.figures(),
         )
 
     async def _statistics(self) -> Statistics | None:

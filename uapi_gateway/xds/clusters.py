@@ -11,7 +11,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from google.protobuf import json_format
 
 from uapi_gateway.registry import Traffic
-from uapi_gateway.sockets import split_endpoint
+from uapi_gateway.sockets import TLS_SCHEME, split_endpoint
 from uapi_gateway.xds import limits, resources
 from uapi_gateway.xds.resources import Resource, typed
 
@@ -21,6 +21,8 @@ AGENT_PREFIX = "agent/"
 ONCE_PREFIX = "once/"
 CONTROL = "control"
 POOL = "pool"
+# The gateway's answers to system calls.
+KERNEL = "kernel"
 # The gateway's HTTP pages.
 HTTP = "http"
 # The relay by itself.
@@ -34,6 +36,8 @@ LONGEST_EJECTION_S = 30.0
 _POLICIES: dict[int, str] = {pool.LOAD_BALANCER_ROUND_ROBIN: "ROUND_ROBIN", pool.LOAD_BALANCER_STICKY: "MAGLEV"}
 # One worker of a thousand that is well gets all calls.
 _NEVER_SHORT_PERCENT = 100_000
+# In an endpoint's metadata.
+_OVER_TLS = "tls"
 _PROTOCOL = "typed_extension_protocol_options"
 # Queues live in the workers; Envoy only must not be a limit before them.
 _MOST_REQUESTS = 100_000
@@ -52,14 +56,24 @@ def named(cluster: str) -> str:
     return ""
 
 
-def agent_cluster(name: str, traffic: Traffic, *, idempotent: bool) -> Resource:
-    """The cluster of an agent or of one worker; its endpoints come by EDS."""
+def agent_cluster(name: str, traffic: Traffic, *, idempotent: bool, tls: dict[str, Any] | None = None) -> Resource:
+    """The cluster of an agent or of one worker; its endpoints come by EDS.
+
+    Args:
+        name: of the agent or worker.
+        traffic: how its calls are spread.
+        idempotent: whether they may be repeated.
+        tls: the transport socket to those of its endpoints that speak TLS; Envoy's own way to the relay does not.
+    """
     message = cluster_pb2.Cluster()
     message.CopyFrom(_agent_template(traffic.load_balancer, traffic.failure_threshold))
     message.name = cluster_name(name, idempotent=idempotent)
     if not idempotent:
         # Statistics do not depend on it.
         message.alt_stat_name = AGENT_PREFIX + name
+    if tls:
+        match = {"name": "tls", "match": {_OVER_TLS: True}, "transport_socket": tls}
+        json_format.ParseDict({"transport_socket_matches": [match]}, message)
     return resources.wrap(resources.CLUSTER, message.name, message)
 
 
@@ -74,6 +88,26 @@ def cached_cluster(agent_id: str) -> Resource:
 def socket_cluster(name: str, path: Path) -> Resource:
     """A cluster that is one Unix socket."""
     return resources.make(resources.CLUSTER, name, _socket_content(name, path))
+
+
+def remote_cluster(name: str, endpoint: str, tls: dict[str, Any]) -> Resource:
+    """A cluster that is one program on another machine.
+
+    Args:
+        name: of the cluster.
+        endpoint: https://host:port.
+        tls: the transport socket.
+    """
+    host, port = split_endpoint(endpoint)
+    address = {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}
+    content = {
+        **_common(),
+        "name": name,
+        "type": "STRICT_DNS",
+        "transport_socket": tls,
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [address]}]},
+    }
+    return resources.make(resources.CLUSTER, name, content)
 
 
 def http_cluster(path: Path) -> Resource:
@@ -128,6 +162,8 @@ def _endpoints(cluster: str, *by_priority: Mapping[str, int]) -> Resource:
         for address, weight in sorted(addresses.items()):
             host, port = split_endpoint(address)
             endpoint = group.lb_endpoints.add()
+            if address.startswith(TLS_SCHEME):
+                endpoint.metadata.filter_metadata["envoy.transport_socket_match"].update({_OVER_TLS: True})
             if weight:
                 endpoint.load_balancing_weight.value = weight
             target = endpoint.endpoint.address

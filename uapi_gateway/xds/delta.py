@@ -10,10 +10,10 @@ from typing import Any
 from envoy.service.discovery.v3 import discovery_pb2
 
 from uapi_gateway.xds.cache import Cache
-from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, LISTENER, ROUTE, SECRET
+from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTE, SECRET
 
-# Made before broken: what is named is sent before what names it.
-_ORDER = (SECRET, CLUSTER, ENDPOINTS, LISTENER, ROUTE)
+# Made before broken: what is named is sent before what names it. Who may call an agent, before the way to it.
+_ORDER = (SECRET, EXTENSION, CLUSTER, ENDPOINTS, LISTENER, ROUTE)
 _WILDCARD = "*"
 
 
@@ -29,6 +29,9 @@ class Subscription:
     pending: set[str] = field(default_factory=set)
     # It waits for an answer, even an empty one.
     awaited: bool = False
+    # The last response that it was sent, and the last that it took up, by their nonces.
+    sent: str = ""
+    taken: str = ""
 
     def wants(self, name: str) -> bool:
         return self.wildcard or name in self.names
@@ -46,17 +49,17 @@ class Session:
         self._unacknowledged: dict[str, list[str]] = {}
         # Endpoints that Envoy has taken up. A cluster is in use with its endpoints, not before.
         self.endpoints: set[str] = set()
-        # Envoy has taken up the routes as they are.
-        self.routed = False
-        self._routes_nonce = ""
         # Envoy did not accept a cluster, and will never ask for its endpoints.
         self._refused = False
+
+    def in_force(self, kind: str) -> bool:
+        """Envoy has taken up all resources of a kind as they are."""
+        found = self._subscriptions.get(kind)
+        return found is not None and not found.pending and found.sent != "" and found.sent == found.taken
 
     def touched(self, kind: str, name: str) -> None:
         """A resource has changed or is gone."""
         subscription = self._subscriptions.get(kind)
-        if kind == ROUTE:
-            self.routed = False
         if subscription is not None and subscription.wants(name):
             subscription.pending.add(name)
             self._wake()
@@ -67,8 +70,8 @@ class Session:
         acknowledged = self._unacknowledged.pop(request.response_nonce, [])
         if not request.HasField("error_detail"):
             self.endpoints.update(acknowledged)
-            if request.response_nonce and request.response_nonce == self._routes_nonce:
-                self.routed = not self._subscriptions[ROUTE].pending
+            if request.response_nonce and kind in self._subscriptions:
+                self._subscriptions[kind].taken = request.response_nonce
         asked = set(request.resource_names_subscribe)
         first = kind not in self._subscriptions
         self._refused |= kind == CLUSTER and request.HasField("error_detail")
@@ -156,11 +159,10 @@ class Session:
 
     def _response(self, kind: str, changed: list[Any], gone: list[str]) -> Any:
         self._responses += 1
+        self._subscriptions[kind].sent = str(self._responses)
         if kind == ENDPOINTS:
             self._unacknowledged[str(self._responses)] = [resource.name for resource in changed]
             self.endpoints.difference_update(gone)
-        elif kind == ROUTE:
-            self._routes_nonce = str(self._responses)
         return discovery_pb2.DeltaDiscoveryResponse(
             type_url=kind,
             resources=[

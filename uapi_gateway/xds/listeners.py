@@ -1,4 +1,5 @@
-"""The doors of Envoy: TCP for gRPC and for HTTP, a Unix socket for this user; and one to itself, before the relay.
+"""The doors of Envoy: TCP for gRPC and for HTTP, a Unix socket for this user; and three to itself: before the
+relay, for what the gateway calls on somebody's behalf, and for the system calls of workers.
 
 A listener is never changed at run time, for that cuts the open streams of its connections: everything that
 changes is in routes, clusters, endpoints and secrets.
@@ -7,33 +8,45 @@ changes is in routes, clusters, endpoints and secrets.
 from pathlib import Path
 from typing import Any
 
-from uapi_gateway.xds import limits, managers, resources, transport
+from agentruntime import calls
+
+from uapi_gateway.access import headers
+from uapi_gateway.access.keys import LOCAL
+from uapi_gateway.access.policy import AGENT_PREFIX, ANONYMOUS
+from uapi_gateway.kernel import caller
+from uapi_gateway.kernel.caller import TLV_AGENT, TLV_REVISION, TLV_WORKER
+from uapi_gateway.xds import filters, limits, managers, resources, transport
 from uapi_gateway.xds.managers import Chain
-from uapi_gateway.xds.resources import Resource
+from uapi_gateway.xds.resources import Resource, typed
+from uapi_gateway.xds.routes import AGENT_HEADER
 from uapi_gateway.xds.transport import Inbound
 
 TCP = "tcp"
 UNIX = "unix"
 HTTP = "http"
 HOLD = "hold"
-NAMES = (TCP, UNIX, HTTP, HOLD)
+POOL_LINK = "pool-link"
+INNER = "inner"
+CALLS = "calls"
 
 
 def tcp_listener(host: str, port: int, access_log: Path, tls: Inbound | None = None) -> Resource:
     """The listener for the calls of everyone."""
-    manager = managers.grpc_manager(TCP, Chain(managers.grpc_mutations()), access_log)
+    manager = managers.grpc_manager(TCP, _outer(ANONYMOUS), access_log)
     return _listener(TCP, _socket(host, port), manager, _transport(tls, ["h2"]))
 
 
 def unix_listener(path: Path, access_log: Path) -> Resource:
     """The listener for this user alone."""
-    manager = managers.grpc_manager(UNIX, Chain(managers.grpc_mutations()), access_log)
+    manager = managers.grpc_manager(UNIX, _outer(LOCAL), access_log)
     return _listener(UNIX, _pipe(path), manager)
 
 
 def http_listener(host: str, port: int, tls: Inbound | None = None) -> Resource:
     """The listener for the HTTP pages."""
-    manager = managers.http_manager(HTTP, Chain(managers.http_mutations()))
+    mutations = [*managers.http_mutations(), *filters.early()]
+    chain = Chain(mutations, [*filters.chain(ANONYMOUS, filters.HTTP_ACCESS), limits.rate_filter()])
+    manager = managers.http_manager(HTTP, chain)
     return _listener(HTTP, _socket(host, port), manager, _transport(tls, ["h2", "http/1.1"]))
 
 
@@ -43,6 +56,51 @@ def hold_listener(path: Path) -> Resource:
     A route has one way to retry: quickly, as suits workers. What the relay needs is patience.
     """
     return _listener(HOLD, _pipe(path), managers.grpc_manager(HOLD, Chain()))
+
+
+def inner_listener(path: Path, access_log: Path) -> Resource:
+    """The listener for the gateway's own calls on somebody's behalf: it says whose."""
+    chain = Chain(
+        [*managers.grpc_mutations(), filters.for_whom()],
+        [*filters.target(), filters.rules(), limits.concurrency_filter()],
+    )
+    return _listener(INNER, _pipe(path), managers.grpc_manager(INNER, chain, access_log))
+
+
+def system_call_listener(path: Path, access_log: Path) -> Resource:
+    """The listener for the connections of workers. Each begins with the gateway's word on whose it is."""
+    worker = "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:{})%"
+    said = {
+        headers.PRINCIPAL: f"{AGENT_PREFIX}{worker.format('agent')}",
+        caller.AGENT: worker.format("agent"),
+        caller.WORKER: worker.format("worker"),
+        caller.REVISION: worker.format("revision"),
+        caller.EDGE: f"{worker.format('agent')}>%REQ({AGENT_HEADER})%",
+        calls.CHAIN_KEY: f"%REQ({calls.CHAIN_KEY})%,{worker.format('agent')}",
+    }
+    mutations = [filters.set_header(name, value) for name, value in said.items()]
+    chain = Chain([*managers.grpc_mutations(), *filters.early(), *mutations], filters.target())
+    values = {TLV_AGENT: "agent", TLV_WORKER: "worker", TLV_REVISION: "revision"}
+    proxied = typed(
+        "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+        tlv_location="FILTER_STATE",
+        rules=[{"tlv_type": kind, "on_tlv_present": {"key": key}} for kind, key in values.items()],
+    )
+    first = {"listener_filters": [{"name": "envoy.filters.listener.proxy_protocol", "typed_config": proxied}]}
+    manager = managers.grpc_manager(CALLS, chain, access_log)
+    return _listener(CALLS, _pipe(path), manager, first=first)
+
+
+def pool_listener(path: Path) -> Resource:
+    """The listener for the gateway's own calls to a pool on another machine."""
+    return _listener(POOL_LINK, _pipe(path), managers.grpc_manager(POOL_LINK, Chain()))
+
+
+def _outer(nobody: str) -> Chain:
+    """What calls from outside go through; `nobody` is the principal of those without a credential."""
+    mutations = [*managers.grpc_mutations(), *filters.early()]
+    last = (limits.rate_filter(), limits.concurrency_filter())
+    return Chain(mutations, [*filters.target(), *filters.chain(nobody), *last])
 
 
 def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
@@ -60,7 +118,11 @@ def _pipe(path: Path) -> dict[str, Any]:
 
 
 def _listener(
-    name: str, address: dict[str, Any], manager: dict[str, Any], more: dict[str, Any] | None = None
+    name: str,
+    address: dict[str, Any],
+    manager: dict[str, Any],
+    more: dict[str, Any] | None = None,
+    first: dict[str, Any] | None = None,
 ) -> Resource:
     content = {
         "name": name,
@@ -69,5 +131,6 @@ def _listener(
         "enable_reuse_port": False,
         **limits.listener_options(for_everyone=name in (TCP, HTTP)),
         "filter_chains": [{"filters": [manager], **(more or {})}],
+        **(first or {}),
     }
     return resources.make(resources.LISTENER, name, content)

@@ -7,6 +7,9 @@ from agentruntime import status
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from uapi_gateway.access import headers
+from uapi_gateway.access.keys import KEY_MARK
+from uapi_gateway.access.policy import ANONYMOUS
 from uapi_gateway.xds.routes import AGENT_HEADER
 
 
@@ -14,6 +17,7 @@ def local_replies() -> list[dict[str, Any]]:
     """The mappers, the first that fits first."""
     agent = f"%REQ({AGENT_HEADER}):63%"
     return [
+        *_refusals(agent),
         _reply(
             {"response_flag_filter": {"flags": ["NC"]}},
             code=5,
@@ -55,7 +59,8 @@ def local_replies() -> list[dict[str, Any]]:
             text="the pool does not answer; `agent status` says what runs",
         ),
         _reply(
-            {"response_flag_filter": {"flags": ["RL"]}},
+            # Its flag is set only after this.
+            _has_status(429),
             code=8,
             http=429,
             reason="RATE_LIMITED",
@@ -85,6 +90,50 @@ def local_replies() -> list[dict[str, Any]]:
             reason="METADATA_TOO_LARGE",
             message="the call's metadata is larger than 60 KiB",
             text="the call's metadata is larger than 60 KiB",
+        ),
+    ]
+
+
+def _refusals(agent: str) -> list[dict[str, Any]]:
+    """Of callers that may not, or whose credential is no good."""
+    miswritten = {"header_filter": {"header": {"name": "authorization", "string_match": {"contains": KEY_MARK}}}}
+    anonymous = {"header_filter": {"header": {"name": headers.PRINCIPAL, "string_match": {"exact": ANONYMOUS}}}}
+    return [
+        _reply(
+            _both(_has_status(403), miswritten),
+            code=16,
+            http=401,
+            reason="CREDENTIAL_INVALID",
+            message="the API key is not written as the gateway reads it",
+            text="the API key is not written as the gateway reads it, and is not passed on to agents: send "
+            "'authorization: Bearer uapi_…' once, or 'x-api-key: uapi_…'",
+        ),
+        _reply(
+            _has_status(401),
+            code=16,
+            http=401,
+            reason="CREDENTIAL_INVALID",
+            message="the credential is not valid",
+            text="the credential is not valid (%LOCAL_REPLY_BODY%): it has expired, was revoked, or is not of this "
+            "platform; `agent keys create` makes an API key, `agent login` gets a token",
+        ),
+        _reply(
+            _both(_has_status(403), anonymous),
+            code=16,
+            http=401,
+            reason="CREDENTIAL_MISSING",
+            message="a credential is needed",
+            text="this needs a credential: send an API key as 'authorization: Bearer uapi_…' or 'x-api-key: uapi_…' "
+            "(with the SDK UAPI_AUTH_TOKEN); `agent keys create` makes one",
+        ),
+        _reply(
+            _has_status(403),
+            code=7,
+            http=403,
+            reason="NOT_PERMITTED",
+            message="the caller may not do this",
+            text=f"%REQ({headers.PRINCIPAL}):128% may not call agent '{agent}'; an administrator gives it that by "
+            "`agent keys create --agents`, and the agent's access: section says what it demands",
         ),
     ]
 

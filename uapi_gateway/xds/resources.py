@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import extension_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
@@ -15,9 +16,11 @@ from envoy.extensions.filters.http.buffer.v3 import buffer_pb2
 from envoy.extensions.filters.http.composite.v3 import composite_pb2
 from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2 as header_filter_pb2
+from envoy.extensions.filters.http.header_to_metadata.v3 import header_to_metadata_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
+from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
@@ -32,6 +35,7 @@ PREFIX = "type.googleapis.com/"
 LISTENER = PREFIX + "envoy.config.listener.v3.Listener"
 ROUTE = PREFIX + "envoy.config.route.v3.RouteConfiguration"
 CLUSTER = PREFIX + "envoy.config.cluster.v3.Cluster"
+EXTENSION = PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 ENDPOINTS = PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 SECRET = PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 
@@ -39,6 +43,7 @@ _TYPES: dict[str, Any] = {
     LISTENER: listener_pb2.Listener,
     ROUTE: route_pb2.RouteConfiguration,
     CLUSTER: cluster_pb2.Cluster,
+    EXTENSION: extension_pb2.TypedExtensionConfig,
     ENDPOINTS: endpoint_pb2.ClusterLoadAssignment,
     SECRET: secret_pb2.Secret,
 }
@@ -51,7 +56,9 @@ _WITHIN = (
     header_filter_pb2,
     local_rate_limit_pb2,
     http_inspector_pb2,
+    proxy_protocol_pb2,
     grpc_stats_pb2,
+    header_to_metadata_pb2,
     router_pb2,
     http_connection_manager_pb2,
     header_mutation_pb2,

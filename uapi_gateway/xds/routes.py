@@ -1,12 +1,13 @@
-"""The routes: which cluster a call goes to, who may make it, and when it may be repeated.
+"""The routes: which cluster a call goes to, and when it may be repeated.
 
 All is found by look-up, in a tree of matchers, so that a thousand services cost a call no more than one:
 
     a header that gRPC cannot read      refused
-    authorization is the operator's     the header is removed and the rest of the tree is open
-    it only holds the operator's token  refused, for an agent would get it
     x-uapi-agent is given               the cluster that Envoy made of it (never a name that the caller chose)
     else, by service                    the pool's; one of exactly one agent; the gateway's own and all others
+
+Who may make a call is decided behind it, by the filters, which a route tells the agent that it leads to. Calls to the
+pool go there by way of the gateway, which looks who makes them; those of this user go there straight.
 
 A call that an agent's cache may answer goes to the relay instead, unless it belongs to a conversation or says that
 the cache is to be passed by.
@@ -17,10 +18,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentruntime import status
+from agentruntime import calls, status
 
 from uapi_gateway import descriptors
-from uapi_gateway.xds import clusters, limits, resources
+from uapi_gateway.access import headers
+from uapi_gateway.access.keys import KEY_MARK
+from uapi_gateway.kernel import caller
+from uapi_gateway.kernel.caller import MOST_HOPS
+from uapi_gateway.xds import clusters, filters, limits, resources
+from uapi_gateway.xds.edges import Edges, edges
+from uapi_gateway.xds.filters import WORKER_SUFFIX
 from uapi_gateway.xds.resources import Resource, typed
 
 AGENT_HEADER = "x-uapi-agent"
@@ -32,29 +39,11 @@ CONVERSATION_HEADER = "x-uapi-conversation"
 CACHE_HEADER = "x-uapi-cache"
 LONGEST_DEADLINE_S = 24 * 3600
 LONGEST_MESSAGE_BYTES = 4 * 2**20
-UNAUTHENTICATED = (
-    "this needs the operator's credential: send 'authorization: Bearer <token>' with the token from the "
-    "runtime directory, or use its gateway socket"
-)
-MISWRITTEN = (
-    "the operator's credential is not written as the gateway reads it, and is not passed on to agents: send "
-    "'authorization: Bearer <token>' once"
-)
+_NUMBERED = re.compile(f"{WORKER_SUFFIX}$")
 # Goes to the pool by way of the gateway.
 RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
-# Of the pool's services.
-POOLS_PREFIXES = (f"/{descriptors.POOL}/", f"/{descriptors.IMAGES}/", f"/{descriptors.SECRETS}/")
-# Services that need the operator's credential over TCP, as a whole or by method.
-OPERATOR_PREFIXES = (
-    f"/{descriptors.POOL}/",
-    RUN_AGENT,
-    f"/{descriptors.IMAGES}/",
-    f"/{descriptors.SECRETS}/",
-    f"/{descriptors.AUDIT}/",
-    f"/{descriptors.REGISTRY}/RegisterAgent",
-    f"/{descriptors.REGISTRY}/KeepAlive",
-    f"/{descriptors.REGISTRY}/DeregisterAgent",
-)
+# Served by the pool.
+POOL_SERVICES = (descriptors.POOL, descriptors.IMAGES, descriptors.SECRETS)
 # What gRPC's own headers look like (gRPC over HTTP/2, "Requests"). A worker's gRPC keeps one that it cannot read in
 # the state of the connection, which all callers share, and then fails their calls too: none must reach it.
 WELL_FORMED = {"grpc-timeout": "[0-9]{1,8}[HMSmun]", "grpc-encoding": "identity|gzip|deflate"}
@@ -86,8 +75,12 @@ class RoutePlan:
     cached: frozenset[str] = frozenset()
     # "/service/Method" of methods whose answers may be kept.
     cacheable: frozenset[str] = frozenset()
+    # Agents whose ids look like the name of another's worker.
+    numbered: frozenset[str] = frozenset()
     # "/service/Method" of methods whose requests are one message.
     whole: frozenset[str] = frozenset()
+    # Which agent may call which.
+    edges: Edges = field(default_factory=Edges)
 
 
 def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
@@ -131,7 +124,9 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
         opted_out=frozenset(out | {worker for worker, agent in workers.items() if agent in out}),
         cached=with_cache,
         cacheable=frozenset(path for path in idempotent - streaming if with_cache and not path.endswith(_HEALTH)),
+        numbered=frozenset(agent.agent_id for agent in agents if _NUMBERED.search(agent.agent_id)),
         whole=frozenset(path for path, yes in whole.items() if yes),
+        edges=edges(agents),
     )
 
 
@@ -140,31 +135,53 @@ def cached(agents: Iterable[Any]) -> frozenset[str]:
     return frozenset(agent.agent_id for agent in agents if agent.cache is not None and agent.idempotent)
 
 
-def route_configuration(name: str, wanted: RoutePlan, token: str, *, open_to_all: bool) -> Resource:
+def route_configuration(name: str, wanted: RoutePlan, *, own: bool) -> Resource:
     """The routes of one listener.
 
     Args:
         name: of the route configuration.
         wanted: what there is to route.
-        token: the operator's credential.
-        open_to_all: whoever can reach the listener may do everything.
+        own: a caller that shows no credential is this user, whose calls to the pool go there straight.
     """
-    malformed = [
-        {"predicate": _malformed(header, form), "on_match": _refusal(400, f"{header} is malformed")}
-        for header, form in WELL_FORMED.items()
-    ]
-    # The scheme's case is free, RFC 9110 section 11.1.
-    bearer = _matches("authorization", f"(?i:bearer) +{re.escape(token)}")
-    matcher = {
-        "matcher_list": {
-            "matchers": [
-                *malformed,
-                {"predicate": bearer, "on_match": _tree(wanted, operator=True, credential=True)},
-                {"predicate": _holds("authorization", token), "on_match": _refusal(401, MISWRITTEN)},
-            ]
-        },
-        "on_no_match": _tree(wanted, operator=open_to_all, credential=False),
+    plain, checked = _tree(wanted, straight=own), _tree(wanted, straight=False)
+    shown = [_holds("authorization", KEY_MARK), _holds("x-api-key", KEY_MARK)] if own else []
+    credentials = [{"predicate": each, "on_match": checked} for each in shown]
+    matcher = {"matcher_list": {"matchers": [*_refusals(), *credentials]}, "on_no_match": plain}
+    host = {
+        "name": name,
+        "domains": ["*"],
+        "matcher": matcher,
+        "typed_per_filter_config": limits.whole_requests(wanted.whole, LONGEST_MESSAGE_BYTES),
     }
+    return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
+def system_call_configuration(name: str, wanted: RoutePlan) -> Resource:
+    """The routes of what workers call on their socket: to the agents that theirs may call, and to the gateway.
+
+    That refuses whatever leads to no agent, and says what would be needed.
+    """
+    kernel = _route({"cluster": clusters.KERNEL}, patient=True, platform=True)
+    may = wanted.edges
+    named = _named(wanted)
+    guarded = _look_up(AGENT_HEADER, dict.fromkeys(sorted(may.demanding), kernel), otherwise=named)
+    services = {
+        prefix: {"matcher": {"matcher_list": {"matchers": [{"predicate": predicate, "on_match": found}]},
+                             "on_no_match": kernel}}
+        for prefix, (agent, found) in _services(wanted).items()
+        for predicate in [_matches(caller.AGENT, may.callers(agent))]
+    }  # fmt: skip
+    no_agent: dict[str, Any] = kernel
+    if services:
+        tree = {"input": _header(":path"), "prefix_match_map": {"map": services}}
+        no_agent = {"matcher": {"matcher_tree": tree, "on_no_match": kernel}}
+    cases = [
+        {"predicate": _matches(calls.CHAIN_KEY, f"(?:[^,]*,){{{MOST_HOPS + 1},}}.*"), "on_match": kernel},
+        {"predicate": {"not_matcher": _matches(AGENT_HEADER, ".+")}, "on_match": no_agent},
+        {"predicate": _matches(caller.EDGE, may.allowed()), "on_match": named},
+        {"predicate": _matches(caller.EDGE, may.from_everywhere()), "on_match": guarded},
+    ]
+    matcher = {"matcher_list": {"matchers": [*_refusals(), *cases]}, "on_no_match": kernel}
     host = {
         "name": name,
         "domains": ["*"],
@@ -180,8 +197,8 @@ def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
     A call that it has seen is repeated like any other: held for a worker or not, it may have been passed on.
     """
     target = {"cluster": clusters.RELAY}
-    once = _route(target, credential=False, patient=True)
-    tree = _by_path(wanted.idempotent, _route(target, credential=False, repeat=True, patient=True), once)
+    once = _route(target, patient=True)
+    tree = _by_path(wanted.idempotent, _route(target, repeat=True, patient=True), once)
     if wanted.opted_out:
         tree = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.opted_out), once), otherwise=tree)
     # A matcher must be one, even if there is nothing to look up.
@@ -190,64 +207,88 @@ def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
-def http_configuration(name: str) -> Resource:
-    """The routes of the HTTP pages: all lead to the gateway, as soon as it is there."""
-    route = _route({"cluster": clusters.HTTP}, credential=False, patient=True)["action"]["typed_config"]
+def whole_configuration(name: str, cluster: str) -> Resource:
+    """The routes of a listener whose requests all lead to one cluster, as soon as it is there."""
+    route = _route({"cluster": cluster}, patient=True)["action"]["typed_config"]
     fields = {key: value for key, value in route.items() if key != "@type"}
     host = {"name": name, "domains": ["*"], "routes": [fields]}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
-def _tree(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, Any]:
+def _refusals() -> list[dict[str, Any]]:
+    """Of headers that a worker's gRPC cannot read."""
+    return [
+        {"predicate": _malformed(header, form), "on_match": _refusal(400, f"{header} is malformed")}
+        for header, form in WELL_FORMED.items()
+    ]
+
+
+def _tree(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
+    by_agent = _named(wanted)
+    numbered = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.numbered), by_agent), _named(wanted, worker=True))
+    given = _matches(AGENT_HEADER, ".+")
+    cases = [
+        {"predicate": _matches(AGENT_HEADER, f".+{WORKER_SUFFIX}"), "on_match": numbered},
+        {"predicate": given, "on_match": by_agent},
+    ]
+    return {
+        "matcher": {
+            "matcher_list": {"matchers": cases},
+            "on_no_match": _by_service(wanted, straight=straight),
+        }
+    }
+
+
+def _named(wanted: RoutePlan, *, worker: bool = False) -> dict[str, Any]:
+    """The routes of calls that name an agent, or a worker of one."""
+    told = filters.for_worker() if worker else {}
     by_header: dict[str, Any] = {"cluster_header": CLUSTER_HEADER, "cluster_not_found_response_code": "NOT_FOUND"}
-    plain = _route(by_header, credential=credential)
-    again = _route(by_header, repeat=True, credential=credential)
+    plain = _route(by_header, told=told)
+    again = _route(by_header, repeat=True, told=told)
     opted_out = {
-        name: _route({"cluster": clusters.cluster_name(name, idempotent=False)}, credential=credential)
+        name: _route({"cluster": clusters.cluster_name(name, idempotent=False)}, told=told)
         for name in sorted(wanted.opted_out)
     }
     named = _look_up(AGENT_HEADER, opted_out, otherwise=_by_path(wanted.idempotent, again, plain))
-    if wanted.cached:
+    if wanted.cached and not worker:
         by_relay = {
-            agent: _route({"cluster": clusters.CACHED_PREFIX + agent}, repeat=True, credential=credential)
-            for agent in sorted(wanted.cached)
+            agent: _route({"cluster": clusters.CACHED_PREFIX + agent}, repeat=True) for agent in sorted(wanted.cached)
         }
         # What may be kept may be repeated, so below each such path only the agents differ: the tree stays small.
         kept = _look_up(AGENT_HEADER, by_relay, otherwise=_look_up(AGENT_HEADER, opted_out, otherwise=again))
         named = _unless_passed_by(_by_path(wanted.cacheable, kept, named), named)
-    given = _matches(AGENT_HEADER, ".+")
-    return {
-        "matcher": {
-            "matcher_list": {"matchers": [{"predicate": given, "on_match": named}]},
-            "on_no_match": _by_service(wanted, operator=operator, credential=credential),
-        }
-    }
+    return named
 
 
-def _by_service(wanted: RoutePlan, *, operator: bool, credential: bool) -> dict[str, Any]:
-    control = _route({"cluster": clusters.CONTROL}, credential=credential, patient=True)
-    pool = _route({"cluster": clusters.POOL}, credential=credential)
+def _by_service(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
+    control = _route({"cluster": clusters.CONTROL}, patient=True, platform=True)
+    pool = _route({"cluster": clusters.POOL}) if straight else control
+    prefixes: dict[str, Any] = {prefix: found for prefix, (_, found) in _services(wanted).items()}
+    prefixes |= {f"/{service}/": pool for service in POOL_SERVICES}
+    prefixes[RUN_AGENT] = control
+    tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
+    return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
+
+
+def _services(wanted: RoutePlan) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The prefixes of the services that one agent serves, each with that agent and its routes."""
     prefixes: dict[str, Any] = {}
     for service, agent in sorted(wanted.services.items()):
         prefix = f"/{service}/"
         target = {"cluster": clusters.cluster_name(agent, idempotent=agent not in wanted.opted_out)}
-        once = _route(target, agent=agent, credential=credential)
+        told = filters.for_agent(agent)
+        once = _route(target, told=told)
         repeatable = {path for path in wanted.idempotent if path.startswith(prefix)}
         if agent in wanted.opted_out:
             repeatable = set()
-        again = _route(target, agent=agent, repeat=True, credential=credential)
+        again = _route(target, told=told, repeat=True)
         prefixes[prefix] = _by_path(repeatable, again, once)
         if agent in wanted.cached:
-            by_relay = {"cluster": clusters.CACHED_PREFIX + agent}
-            relay = _route(by_relay, agent=agent, repeat=True, credential=credential)
+            relay = _route({"cluster": clusters.CACHED_PREFIX + agent}, told=told, repeat=True)
             cacheable = {path for path in wanted.cacheable if path.startswith(prefix)}
             prefixes[prefix] = _by_path(cacheable, _unless_passed_by(relay, again), prefixes[prefix])
-    for prefix in OPERATOR_PREFIXES:
-        pools_own = prefix.startswith(POOLS_PREFIXES) and prefix != RUN_AGENT
-        allowed = pool if pools_own else control
-        prefixes[prefix] = allowed if operator else _refusal(401, UNAUTHENTICATED)
-    tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
-    return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
+        prefixes[prefix] = (agent, prefixes[prefix])
+    return prefixes
 
 
 def _unless_passed_by(kept: dict[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
@@ -292,8 +333,22 @@ def _malformed(header: str, form: str) -> dict[str, Any]:
 
 
 def _route(
-    target: dict[str, Any], *, credential: bool, agent: str = "", repeat: bool = False, patient: bool = False
+    target: dict[str, Any],
+    *,
+    told: dict[str, Any] | None = None,
+    repeat: bool = False,
+    patient: bool = False,
+    platform: bool = False,
 ) -> dict[str, Any]:
+    """One route.
+
+    Args:
+        target: its cluster.
+        told: what the filters learn of it, by their names.
+        repeat: the call may be made again once a worker may have seen it.
+        patient: it waits for what is away.
+        platform: it leads to the platform itself, which is told all that is known of the caller.
+    """
     retry_on = (_SAFE, *(() if patient else (_REFUSED,)), *(("reset",) if repeat else ()))
     route: dict[str, Any] = {
         "match": {"prefix": "/"},
@@ -331,11 +386,9 @@ def _route(
             },
         },
     }
-    route["request_headers_to_remove"] = [CLUSTER_HEADER, *(["authorization"] if credential else [])]
-    if agent:
-        # So that the relay knows whom the call is for.
-        header = {"header": {"key": AGENT_HEADER, "value": agent}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-        route["request_headers_to_add"] = [header]
+    route["request_headers_to_remove"] = [CLUSTER_HEADER, *(() if platform else headers.PRIVATE)]
+    if told:
+        route["typed_per_filter_config"] = told
     return {"action": {"name": "route", "typed_config": typed("envoy.config.route.v3.Route", **route)}}
 
 

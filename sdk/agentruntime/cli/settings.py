@@ -83,6 +83,7 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
         ),
     ),
     "Who may call it, and whom it may": (
+        Flag("--tls/--no-tls", bool, "access.tls", _REVISION, "Callers must come over TLS."),
         Flag(
             "--api-key",
             Environment,

@@ -1,7 +1,7 @@
 """`agent up`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,6 +37,10 @@ def command(
     allow_plaintext: Annotated[
         bool, typer.Option("--allow-plaintext", help="Listen on any address without TLS: others can read along.")
     ] = False,
+    anonymous: Annotated[
+        Literal["call", "none"] | None,
+        typer.Option(help="What callers without a credential may; call on loopback by default, none elsewhere."),
+    ] = None,
     format_: output.Output = None,
 ) -> None:
     """Start the platform on this machine.
@@ -55,6 +59,7 @@ def command(
         tls_ca=platform.whole(ca),
         tls_require_client_cert=require_client_cert or None,
         allow_plaintext=allow_plaintext or None,
+        anonymous=anonymous,
     )
     with output.progress("starting the platform"):
         started = platform.start(home, listen)

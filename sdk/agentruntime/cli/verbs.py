@@ -19,6 +19,8 @@ VERBS = {
     "logs": "Show what an agent's workers wrote, in order of time.",
     "metrics": "Show what an agent's workers use: CPU, memory, network, GPUs.",
     "monitor": "Follow what an agent's workers use, until Ctrl-C.",
+    "keys": "Make, list and revoke API keys.",
+    "whoami": "Show whom the platform takes you for, and what you may do.",
     "secrets": "Set, list and delete the secrets that agents find as files.",
     "audit": "Show what was done on the platform and by whom, and what was refused.",
     "debug": "Attach a debugger to a worker that runs with --debug.",

@@ -56,10 +56,11 @@ def resolve(
 
     Without an endpoint it is the platform that `agent up` started from this user's runtime directory, else
     `localhost:50051`. Without a token it is that of `agent login` to this endpoint, else the runtime directory's, but
-    only towards that directory's own gateway: anybody may listen on a port of this machine. TLS is spoken to
-    every other machine, unless the endpoint begins with `http://`; a token then is refused, for it would cross the
-    network readable. To this one it is spoken where the endpoint begins with `https://`, or the runtime directory's
-    own gateway listens there and speaks it; that gateway's authority is trusted without being named.
+    only towards that directory's own gateway: anybody may listen on a port of this machine. Its socket needs none.
+    TLS is spoken to every other machine, unless the endpoint begins with `http://`; a token then is refused, for it
+    would cross the network readable. To this one it is spoken where the endpoint begins with `https://`, or the
+    runtime directory's own gateway listens there and speaks it; that gateway's authority is trusted without being
+    named.
 
     Raises:
         InvalidArgument: the endpoint, the timeout or an environment variable cannot be read.
@@ -83,7 +84,8 @@ def resolve(
         secure |= gateway.tls and "://" not in given
     if own is None:
         login = LoginFile(home.logins, written(address, secure))
-        own = login if login.exists() else home.token() if gateway else ""
+        by_socket = address.startswith("unix:")
+        own = login if login.exists() else home.token() if gateway and not by_socket else ""
     wait_s = config.uapi.timeout_s if timeout_s is None else timeout_s
     if not wait_s > 0:
         raise InvalidArgument(f"a timeout of {wait_s:g} seconds leaves no time for an answer; use a positive number")

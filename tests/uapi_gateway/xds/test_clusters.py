@@ -103,10 +103,22 @@ def test_listeners_share_no_port_and_take_no_orders_from_headers() -> None:
     assert tcp["enable_reuse_port"] is False
     manager = tcp["filter_chains"][0]["filters"][0]["typed_config"]
     (early,) = manager["early_header_mutation_extensions"]
-    *removed, envoys, added = early["typed_config"]["mutations"]
-    assert {each["remove"] for each in removed} == {CLUSTER_HEADER, *UNREADABLE, "x-uapi-not-begun"}
-    assert envoys["remove_on_match"]["key_matcher"] == {"prefix": "x-envoy-"}
-    assert added["append"]["header"]["value"] == "agent/%REQ(x-uapi-agent)%"
+    mutations = early["typed_config"]["mutations"]
+    removed = {each["remove"] for each in mutations if "remove" in each}
+    assert removed == {
+        CLUSTER_HEADER,
+        *UNREADABLE,
+        "x-uapi-not-begun",
+        "x-uapi-principal",
+        "x-uapi-for",
+        "x-uapi-concurrency",
+    }
+    prefixes = [each["remove_on_match"]["key_matcher"]["prefix"] for each in mutations if "remove_on_match" in each]
+    assert prefixes == ["x-envoy-", "x-uapi-caller-"]
+    added = {
+        each["append"]["header"]["key"]: each["append"]["header"]["value"] for each in mutations if "append" in each
+    }
+    assert added == {CLUSTER_HEADER: "agent/%REQ(x-uapi-agent)%", "x-uapi-for": "%REQ(x-uapi-agent)%"}
     assert manager["stream_idle_timeout"] == "0s"
     unix = content(unix_listener(Path("/s"), Path("/log")), listener_pb2.Listener)
     assert unix["address"] == {"pipe": {"path": "/s", "mode": 0o600}}

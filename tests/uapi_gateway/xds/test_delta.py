@@ -220,14 +220,14 @@ def test_routes_are_taken_up_when_envoy_has_the_newest() -> None:
 
     def taken_up(nonce: str) -> bool:
         envoy.session.request(discovery_pb2.DeltaDiscoveryRequest(type_url=ROUTE, response_nonce=nonce))
-        return envoy.session.routed
+        return envoy.session.in_force(ROUTE)
 
     [first] = envoy.session.flush()
-    assert not envoy.session.routed
+    assert not envoy.session.in_force(ROUTE)
     envoy.cache.put(ROUTE, resource("r", "2"))
     assert not taken_up(first.nonce)
     [second] = envoy.session.flush()
     assert not taken_up(first.nonce)
     assert taken_up(second.nonce)
     envoy.cache.put(ROUTE, resource("r", "3"))
-    assert not envoy.session.routed
+    assert not envoy.session.in_force(ROUTE)

@@ -19,13 +19,14 @@ PLAN = RoutePlan(
     opted_out=frozenset(("once", "once-01")),
     cached=frozenset(("kept",)),
     cacheable=frozenset((GENERATE, "/s.S/Again", "/o.O/Again", "/k.K/Again")),
+    numbered=frozenset(("single-01",)),
 )
-TOKEN = {"authorization": "Bearer secret"}
+KEY = {"authorization": "Bearer uapi_eyJhbGciOiJFZERTQSJ9.e30.x"}
 
 
-def decide(headers: dict[str, str], *, open_to_all: bool = False) -> dict[str, Any]:
+def decide(headers: dict[str, str], *, own: bool = False) -> dict[str, Any]:
     """The route that a call with these headers takes."""
-    resource = route_configuration("r", PLAN, "secret", open_to_all=open_to_all)
+    resource = route_configuration("r", PLAN, own=own)
     message = route_pb2.RouteConfiguration.FromString(resource.body.value)
     host = json_format.MessageToDict(message, preserving_proto_field_name=True)["virtual_hosts"][0]
     return walk(host["matcher"], headers)
@@ -80,11 +81,18 @@ def holds(predicate: dict[str, Any], headers: dict[str, str]) -> bool:
     ],
 )
 def test_headers_that_grpc_cannot_read_are_refused(header: str, value: str, refused: bool) -> None:
-    for more in ({}, TOKEN, {"x-uapi-agent": "a"}):
-        route = decide({":path": GENERATE, header: value, **more}, open_to_all=True)
+    for more in ({}, KEY, {"x-uapi-agent": "a"}):
+        route = decide({":path": GENERATE, header: value, **more}, own=True)
         assert ("direct_response" in route) is refused
         if refused:
             assert route["direct_response"]["status"] == 400
+
+
+def told(route: dict[str, Any]) -> dict[str, str]:
+    """The headers that the filters set for a route, before they decide."""
+    filters = route.get("typed_per_filter_config", {})
+    mutations = filters.get("uapi.agent", {}).get("mutations", {}).get("request_mutations", [])
+    return {each["append"]["header"]["key"]: each["append"]["header"]["value"] for each in mutations}
 
 
 def repeats(route: dict[str, Any]) -> bool:
@@ -100,17 +108,16 @@ def repeats(route: dict[str, Any]) -> bool:
     ],
 )
 def test_a_named_agent_gets_the_call(headers: dict[str, str], repeated: bool) -> None:
-    for more in ({}, TOKEN):
+    for more in ({}, KEY):
         route = decide({**headers, **more})
         assert route["route"]["cluster_header"] == "x-uapi-cluster"
         assert route["route"]["cluster_not_found_response_code"] == "NOT_FOUND"
         assert repeats(route) is repeated
-        assert ("authorization" in route.get("request_headers_to_remove", [])) is bool(more)
 
 
 @pytest.mark.parametrize("name", ["once", "once-01"])
 def test_an_agent_that_opted_out_is_reached_by_routes_that_know_it_only(name: str) -> None:
-    for more in ({}, TOKEN):
+    for more in ({}, KEY):
         route = decide({"x-uapi-agent": name, ":path": GENERATE, **more})
         assert route["route"]["cluster"] == f"once/{name}"
         assert not repeats(route)
@@ -134,9 +141,11 @@ def test_without_a_name_the_service_decides(path: str, cluster: str, repeated: b
         route = decide(headers)
         assert route["route"]["cluster"] == cluster
         assert repeats(route) is repeated
-        added = [h["header"] for h in route.get("request_headers_to_add", [])]
-        named = cluster.partition("/")[2]
-        assert added == ([{"key": "x-uapi-agent", "value": named}] if cluster != "control" else [])
+        assert told(route) == (
+            {"x-uapi-agent": named, "x-uapi-for": named} if (named := cluster.partition("/")[2]) else {}
+        )
+        # The platform is told all there is of the caller, an agent only who it is.
+        assert ("x-uapi-caller-key" in route["request_headers_to_remove"]) is (cluster != "control")
 
 
 @pytest.mark.parametrize(
@@ -154,14 +163,13 @@ def test_without_a_name_the_service_decides(path: str, cluster: str, repeated: b
     ],
 )
 def test_what_a_cache_may_answer_goes_to_the_relay(headers: dict[str, str], cached: bool) -> None:
-    for more in ({}, TOKEN):
+    for more in ({}, KEY):
         route = decide({**headers, **more})
         assert (route["route"].get("cluster") == "cached/kept") is cached
-        assert ("authorization" in route.get("request_headers_to_remove", [])) is bool(more)
         if cached:
             assert repeats(route)
-            added = [h["header"] for h in route.get("request_headers_to_add", [])]
-            assert added == ([] if "x-uapi-agent" in headers else [{"key": "x-uapi-agent", "value": "kept"}])
+            named = {} if "x-uapi-agent" in headers else {"x-uapi-agent": "kept", "x-uapi-for": "kept"}
+            assert told(route) == named
         for passes_by in ("x-uapi-conversation", "x-uapi-cache"):
             assert decide({**headers, **more, passes_by: ""})["route"].get("cluster") != "relay"
 
@@ -193,23 +201,18 @@ def test_whom_a_cache_serves() -> None:
         ("/uapi.v1.AgentRegistry/DeregisterAgent", "control"),
     ],
 )
-def test_operating_needs_the_credential_over_tcp(path: str, cluster: str) -> None:
-    for wrong in ({}, {"authorization": "Bearer other"}, {"authorization": "Basic c2VjcmV0"}):
-        route = decide({":path": path, **wrong})
-        assert route["direct_response"]["status"] == 401
-        assert "Bearer" in route["direct_response"]["body"]["inline_string"]
-        assert decide({":path": path, **wrong}, open_to_all=True)["route"]["cluster"] == cluster
-    for right in ("Bearer secret", "bearer secret", "BEARER  secret"):
-        assert decide({":path": path, "authorization": right})["route"]["cluster"] == cluster
+def test_only_this_user_s_own_calls_go_to_the_pool_straight(path: str, cluster: str) -> None:
+    assert decide({":path": path}, own=True)["route"]["cluster"] == cluster
+    assert decide({":path": path})["route"]["cluster"] == "control"
+    for shown in (KEY, {"x-api-key": "uapi_eyJ"}):
+        assert decide({":path": path, **shown}, own=True)["route"]["cluster"] == "control"
 
 
-@pytest.mark.parametrize("value", ["secret", "Token secret", "Bearer secret,Bearer other", "Bearer secrets"])
-@pytest.mark.parametrize("open_to_all", [False, True])
-def test_no_agent_gets_the_operator_s_token(value: str, open_to_all: bool) -> None:
-    for headers in ({"x-uapi-agent": "a"}, {}):
-        route = decide({**headers, ":path": "/s.S/Again", "authorization": value}, open_to_all=open_to_all)
-        assert route["direct_response"]["status"] == 401
-        assert "not passed on" in route["direct_response"]["body"]["inline_string"]
+def test_calls_to_a_worker_are_for_its_agent() -> None:
+    for name, worker in (("a-01", True), ("a-123", True), ("a-1", False), ("a", False), ("single-01", False)):
+        route = decide({":path": GENERATE, "x-uapi-agent": name})
+        assert told(route) == ({"x-uapi-for": "%DYNAMIC_METADATA(uapi:owner)%"} if worker else {})
+        assert ("uapi.owner" in route.get("typed_per_filter_config", {})) is worker
 
 
 def test_deadlines_are_the_callers_and_at_most_a_day() -> None:
@@ -246,7 +249,7 @@ def test_only_where_the_relay_has_not_tried_yet_is_a_refused_call_repeated() -> 
 
 def test_equal_plans_are_equal_routes() -> None:
     one, other = (
-        route_configuration("r", RoutePlan({"b": "x", "a": "y"}, frozenset(paths)), "t", open_to_all=True)
+        route_configuration("r", RoutePlan({"b": "x", "a": "y"}, frozenset(paths)), own=True)
         for paths in (("/1", "/2"), ("/2", "/1"))
     )
     assert one.version == other.version

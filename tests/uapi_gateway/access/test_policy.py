@@ -1,0 +1,144 @@
+"""Who may call which agent, as a table; and that Envoy's rules decide the same."""
+
+import itertools
+
+import pytest
+from agentruntime._proto.uapi.v1 import access_pb2 as proto
+
+from tests.uapi_gateway.xds.walking import walk
+from uapi_gateway.access import headers, keys
+from uapi_gateway.access.callers import caller_of
+from uapi_gateway.access.keys import Key, Wanted
+from uapi_gateway.access.policy import Policy, may_call
+from uapi_gateway.registry import Demands
+from uapi_gateway.xds.rules import http_rules, rules
+
+
+def key(name: str, *agents: str, role: int = proto.ROLE_CALL) -> Key:
+    return keys.mint(Wanted(name, role, agents), 1000.0)[1]
+
+
+KEYS = {
+    made.name: made
+    for made in (
+        key("one", "open"),
+        key("two", "open", "by-key"),
+        key("all", "*"),
+        key("chosen", "*"),
+        key("operator", "open", role=proto.ROLE_OPERATE),
+        key("local", "*", role=proto.ROLE_ADMINISTER),
+    )
+}
+DEMANDS = {
+    "by-key": Demands(keys=("chosen", "two")),
+    "by-id": Demands(keys=(KEYS["one"].key_id,)),
+    "any-key": Demands(keys=("*",)),
+    "tls": Demands(tls=True),
+    "tls-key": Demands(tls=True, keys=("chosen",)),
+    "client": Demands(oauth2_client_id="chat"),
+}
+AGENTS = ("open", "unknown", *DEMANDS)
+
+
+def policy(*, anonymous: bool = True) -> Policy:
+    return Policy(
+        keys={made.key_id: made for made in KEYS.values()},
+        demands=DEMANDS,
+        permitted={"caller": ("open", "by-key"), "free": ("*",)},
+        anonymous=anonymous,
+    )
+
+
+def told(principal: str, **more: str) -> dict[str, str]:
+    """The headers in which Envoy says who calls."""
+    found = {headers.PRINCIPAL: principal, **more}
+    if made := KEYS.get(principal.removeprefix("key:")):
+        found[headers.KEY] = made.key_id
+    return found
+
+
+CALLERS: dict[str, dict[str, str]] = {
+    **{name: told("local" if name == "local" else f"key:{name}") for name in KEYS},
+    "socket": {headers.PRINCIPAL: "local"},
+    "anonymous": told("anonymous"),
+    "agent": told("agent:caller"),
+    "free agent": told("agent:free"),
+    "agent without permission": told("agent:other"),
+    "revoked": {headers.PRINCIPAL: "key:gone", headers.KEY: "gone"},
+    "nobody": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("caller", "agent", "allowed"),
+    [
+        ("one", "open", True),
+        ("one", "unknown", False),
+        ("one", "by-id", False),  # The agent takes the key, but the key is not for the agent.
+        ("two", "by-key", True),
+        ("all", "by-key", False),
+        ("all", "any-key", True),
+        ("all", "client", False),
+        ("chosen", "by-key", True),
+        ("chosen", "tls-key", False),
+        ("operator", "open", True),
+        ("operator", "tls", False),
+        ("local", "tls-key", True),
+        ("socket", "client", True),
+        ("anonymous", "open", True),
+        ("anonymous", "unknown", True),
+        ("anonymous", "any-key", False),
+        ("anonymous", "tls", False),
+        ("agent", "open", True),
+        ("agent", "by-key", False),
+        ("agent", "unknown", False),
+        ("free agent", "unknown", True),
+        ("agent without permission", "open", False),
+        ("revoked", "open", False),
+    ],
+)
+def test_who_may_call_what(caller: str, agent: str, allowed: bool) -> None:
+    found = caller_of(CALLERS[caller].items(), policy())
+    assert may_call(found, agent, DEMANDS.get(agent)) is allowed
+
+
+@pytest.mark.parametrize("anonymous", [True, False])
+@pytest.mark.parametrize("secure", [True, False])
+def test_envoy_decides_the_same(anonymous: bool, secure: bool) -> None:
+    wanted = policy(anonymous=anonymous)
+    tree = rules(wanted).matcher
+    for (name, said), agent in itertools.product(CALLERS.items(), AGENTS):
+        if name == "nobody":
+            continue
+        sent = {**said, headers.FOR: agent, ":path": "/x.Y/Z", **({headers.SECURE: "TLSv1.3"} if secure else {})}
+        expected = may_call(caller_of(sent.items(), wanted), agent, DEMANDS.get(agent))
+        assert walk(tree, sent) is expected, (name, agent, secure)
+
+
+def test_calls_of_the_platform_itself_pass_but_for_those_of_nobody() -> None:
+    for anonymous in (True, False):
+        tree = rules(policy(anonymous=anonymous)).matcher
+        path = {":path": "/uapi.v1.AgentRegistry/ListAgents"}
+        for name, said in CALLERS.items():
+            if name not in ("nobody", "revoked", "agent without permission", "anonymous"):
+                assert walk(tree, {**said, **path}), name
+        assert walk(tree, {**CALLERS["anonymous"], **path}) is anonymous
+        assert walk(tree, {**CALLERS["anonymous"], ":path": "/grpc.health.v1.Health/Check"})
+        assert not walk(tree, {**CALLERS["revoked"], **path})
+        assert not walk(tree, path)
+
+
+def test_a_key_that_is_not_written_as_it_must_be_goes_nowhere() -> None:
+    tree = rules(policy()).matcher
+    for written in ("uapi_eyJx", "Token uapi_eyJx", "Bearer  uapi_eyJx"):
+        assert not walk(tree, {**told("local"), headers.FOR: "open", "authorization": written})
+    assert walk(tree, {**told("local"), headers.FOR: "open", "authorization": "Bearer own"})
+
+
+def test_pages_are_for_those_who_operate_all_agents() -> None:
+    for anonymous in (True, False):
+        tree = http_rules(policy(anonymous=anonymous)).matcher
+        for name, said in CALLERS.items():
+            assert walk(tree, {**said, ":path": "/health"})
+            metrics = walk(tree, {**said, ":path": "/metrics"})
+            assert metrics is (name in ("local", "socket") or (name == "anonymous" and anonymous)), name

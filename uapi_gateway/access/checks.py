@@ -1,0 +1,144 @@
+"""Whether a call on the control socket may be made, by role and by the agents that it names; denials are audited."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from agentruntime._proto.uapi.v1 import access_pb2 as proto
+from agentruntime.errors import AgentError, InvalidArgument
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from uapi_gateway.access.callers import caller_of, refusal
+from uapi_gateway.access.demand import ANY, Need
+from uapi_gateway.access.keys import ALL
+from uapi_gateway.access.policy import Caller, Policy, may_call
+from uapi_gateway.kernel.audit import AuditLog, Outcome
+from uapi_gateway.registry import Registry
+
+# Fields by which requests name what they are about.
+_NAMES = ("name", "key", "reference")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A call that may be made."""
+
+    caller: Caller
+    method: MethodDescriptor
+    need: Need
+    # As its request has them: agents or workers.
+    names: tuple[str, ...]
+    # What it is about, for the audit log, where it names no agent.
+    about: str = ""
+
+    @property
+    def changes(self) -> bool:
+        """The method does something."""
+        return bool(self.method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS)
+
+
+class Checks:
+    """Args:
+    registry: knows whose worker a name is.
+    policy: what is in force now.
+    audit: where it is written down.
+    """
+
+    def __init__(self, registry: Registry, policy: Callable[[], Policy], audit: AuditLog) -> None:
+        self._registry = registry
+        self._policy = policy
+        self._audit = audit
+
+    def caller(self, context: aio.ServicerContext[Any, Any]) -> Caller:
+        return caller_of(context.invocation_metadata(), self._policy())
+
+    async def check(
+        self, method: MethodDescriptor, need: Need, request: Any, context: aio.ServicerContext[Any, Any]
+    ) -> Checked:
+        """Lets a call pass; one that changes something is written down first, so that a caller who hangs up leaves no
+        gap.
+
+        Raises:
+            PermissionDenied: its caller has not the role for those that it names.
+            Unauthenticated: the same, of a caller without a credential.
+        """
+        checked = Checked(self.caller(context), method, need, need.names(request), _about(request))
+        if not self._allowed(checked):
+            await self._refuse(checked)
+        if checked.changes:
+            await self.write(checked, "allowed")
+        return checked
+
+    async def admit(self, method: MethodDescriptor, need: Need, context: aio.ServicerContext[Any, Any]) -> None:
+        """The same before the request is there: whoever has the role for no agent is not waited for."""
+        checked = Checked(self.caller(context), method, need, ANY)
+        if not self._allowed(checked):
+            await self._refuse(checked)
+
+    async def _refuse(self, checked: Checked) -> None:
+        error = refusal(checked.caller, checked.need.role, checked.names)
+        await self.write(checked, "denied", error.message)
+        raise error
+
+    async def failed(self, checked: Checked, error: AgentError) -> None:
+        """Writes down that a call which changes something has failed."""
+        if checked.changes:
+            await self.write(checked, "failed", error.message)
+
+    async def write(self, checked: Checked, outcome: Outcome, detail: str = "") -> None:
+        agents = {name: self._agent(name) for name in checked.names}
+        await self._audit.record(
+            principal=checked.caller.principal,
+            action=f"{checked.method.containing_service.name}/{checked.method.name}",
+            target=checked.about if checked.names in (ANY, (ALL,)) else ", ".join(agents.values()),
+            outcome=outcome,
+            detail=detail,
+            worker_id=next((name for name, agent in agents.items() if name != agent), ""),
+        )
+
+    def shown(self, checked: Checked, answer: Any) -> Any | None:
+        """What the caller sees of an answer; None: nothing of it."""
+        if checked.need.shown is None or checked.caller.may(proto.ROLE_OPERATE, ALL):
+            return answer
+        return checked.need.shown(answer, lambda agent: self.sees(checked.caller, checked.need.role, agent))
+
+    def sees(self, caller: Caller, role: int, agent: str) -> bool:
+        """Whether a caller has a role for an agent; to call it, the agent's demands must be met, too."""
+        if role == proto.ROLE_CALL:
+            return may_call(caller, agent, self._policy().demands.get(agent))
+        return caller.may(role, agent)
+
+    def _allowed(self, checked: Checked) -> bool:
+        caller, role = checked.caller, checked.need.role
+        if checked.names == ANY:
+            return any(grant.role >= role and grant.agents for grant in caller.grants)
+        return all(self.sees(caller, role, self._agent(name)) for name in checked.names)
+
+    def _agent(self, name: str) -> str:
+        target = self._registry.find(name)
+        return target.agent.agent_id if target else name
+
+
+def _about(request: Any) -> str:
+    """The name in a request of what is no agent: a key's, a secret's, an image's."""
+    fields = request.DESCRIPTOR.fields_by_name
+    named = (
+        getattr(request, name) for name in _NAMES if name in fields and fields[name].type == fields[name].TYPE_STRING
+    )
+    return next((name for name in named if name), ALL)
+
+
+def parsed(kind: Any, message: bytes) -> Any:
+    """A message by its type.
+
+    Raises:
+        InvalidArgument: the bytes are none.
+    """
+    try:
+        return message_factory.GetMessageClass(kind).FromString(message)
+    except DecodeError:
+        raise InvalidArgument(f"the message is not a {kind.full_name}") from None

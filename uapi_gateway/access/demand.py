@@ -1,0 +1,140 @@
+"""What each method of the platform needs of its caller, and what of its answers a caller sees who may not see all."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentruntime._proto.uapi.v1 import access_pb2 as access
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry
+from agentruntime._proto.uapi.v1 import audit_pb2 as audit
+from agentruntime._proto.uapi.v1 import image_service_pb2 as images
+from agentruntime._proto.uapi.v1 import secret_service_pb2 as secrets
+from agentruntime.names import ImageReference
+from google.protobuf.descriptor import MethodDescriptor
+
+from uapi_gateway.access.keys import ALL
+
+# Of a method that looks at no single agent: whoever has the role for some agent may, and sees those.
+ANY: tuple[str, ...] = ()
+Seen = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one method needs."""
+
+    role: int
+    # The names in its first request: agents or workers; ALL asks for every agent.
+    names: Callable[[Any], tuple[str, ...]]
+    # Leaves out of an answer what the caller may not see; None: the message says nothing that it may.
+    shown: Callable[[Any, Seen], Any | None] | None = None
+
+
+def _field(name: str) -> Callable[[Any], tuple[str, ...]]:
+    return lambda request: (getattr(request, name),)
+
+
+def _every(_request: Any) -> tuple[str, ...]:
+    return (ALL,)
+
+
+def _any(_request: Any) -> tuple[str, ...]:
+    return ANY
+
+
+def _run(request: Any) -> tuple[str, ...]:
+    return (request.agent or ImageReference.parse(request.image).agent,)
+
+
+def _if_named(request: Any) -> tuple[str, ...]:
+    return (request.agent,) if request.agent else ANY
+
+
+def _workers(answer: Any, seen: Seen) -> Any:
+    kept = [worker for worker in answer.workers if seen(worker.agent)]
+    del answer.workers[:]
+    answer.workers.extend(kept)
+    return answer
+
+
+def _deployments(answer: Any, seen: Seen) -> Any:
+    kept = [deployment for deployment in answer.deployments if seen(deployment.agent)]
+    del answer.deployments[:]
+    answer.deployments.extend(kept)
+    return answer
+
+
+def _event(answer: Any, seen: Seen) -> Any | None:
+    about = answer.changed.agent if answer.HasField("changed") else answer.removed
+    return answer if not about or seen(about) else None
+
+
+def _agents(answer: Any, seen: Seen) -> Any:
+    kept = [agent for agent in answer.agents if seen(agent.agent_id)]
+    del answer.agents[:]
+    answer.agents.extend(kept)
+    return answer
+
+
+def _agent_event(answer: Any, seen: Seen) -> Any | None:
+    about = answer.changed.agent_id if answer.HasField("changed") else answer.removed
+    return answer if not about or seen(about) else None
+
+
+_CALL, _OPERATE, _ADMINISTER = access.ROLE_CALL, access.ROLE_OPERATE, access.ROLE_ADMINISTER
+_OPEN = ("/uapi.v1.AccessService/GetCaller", "/uapi.v1.AccessService/ListIdentityProviders")
+_POOL: Mapping[str, Need] = {
+    "RunAgent": Need(_OPERATE, _run),
+    **{name: Need(_OPERATE, _field("name")) for name in ("StopAgent", "RestartAgent", "UpdateAgent", "StreamLogs")},
+    **{
+        name: Need(_OPERATE, _field("agent"))
+        for name in ("RollbackAgent", "ScaleAgent", "WakeAgent", "ListRevisions", "GetDeployment")
+    },
+    **{name: Need(_OPERATE, _field("worker_id")) for name in ("GetWorker", "DebugWorker")},
+    "ListWorkers": Need(_OPERATE, _if_named, _workers),
+    "ListDeployments": Need(_OPERATE, _any, _deployments),
+    "WatchDeployments": Need(_OPERATE, _any, _event),
+    "GetNode": Need(_OPERATE, _any),
+    # The gateway's own, on the pool's socket.
+    "ReportLoad": Need(_ADMINISTER, _every),
+}
+
+
+_REGISTRY: Mapping[str, Need] = {
+    "RegisterAgent": Need(_OPERATE, lambda request: (request.registration.agent_id,)),
+    "DeregisterAgent": Need(_OPERATE, _field("agent_id")),
+    # Whoever knows the lease may renew it: its id is random, and told to whoever registered.
+    "KeepAlive": Need(_OPERATE, _any),
+    "GetAgent": Need(_CALL, _field("agent_id")),
+    "ListAgents": Need(_CALL, _any, _agents),
+    "WatchAgents": Need(_CALL, _any, _agent_event),
+}
+
+
+def _needs(
+    file: Any, role: int, named: Mapping[str, Need] | None = None
+) -> Iterable[tuple[str, tuple[MethodDescriptor, Need]]]:
+    """Of all methods in a file; one that nobody thought of here needs the role for all agents."""
+    for service in file.DESCRIPTOR.services_by_name.values():
+        for method in service.methods:
+            yield f"/{service.full_name}/{method.name}", (method, (named or {}).get(method.name, Need(role, _every)))
+
+
+# "/service/Method" of all that the pool serves.
+POOL_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
+    **dict(_needs(pool, _ADMINISTER, _POOL)),
+    **dict(_needs(images, _OPERATE)),
+    **dict(_needs(secrets, _ADMINISTER)),
+}
+# Of what the gateway serves by itself. `AgentGateway` and a few methods are for everyone; reflection and health look
+# by themselves.
+OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
+    path: found
+    for path, found in (
+        *_needs(registry, _ADMINISTER, _REGISTRY),
+        *_needs(audit, _ADMINISTER),
+        *_needs(access, _ADMINISTER),
+    )
+    if path not in _OPEN
+}

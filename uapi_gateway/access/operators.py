@@ -1,0 +1,97 @@
+"""Operators' calls on their way to the pool: who makes them is looked up here, and what they do is written down.
+
+Those of this user come to the pool by its socket, past this; only `RunAgent` always comes this way, for its answer
+waits until Envoy knows the agent, so that it can be called at once.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from agentruntime import log, status, trace
+from agentruntime.errors import AgentError, Unavailable
+from grpc import aio
+
+from uapi_gateway.access import headers
+from uapi_gateway.access.checks import Checks, parsed
+from uapi_gateway.access.demand import POOL_NEEDS
+from uapi_gateway.forwarding import bytes_handler
+from uapi_gateway.xds.routes import RUN_AGENT
+
+_log = log.get("uapi_gateway.operators")
+# Envoy takes milliseconds. One that is being started again must not hold up an operator.
+_LONGEST_WAIT_S = 2.0
+_NOT_PASSED = frozenset((headers.PRINCIPAL, *headers.PRIVATE, "user-agent", "te", "content-type", trace.HEADER))
+
+
+class PoolHandler(grpc.GenericRpcHandler):
+    """Handles every method of the pool's services.
+
+    Args:
+        channel: to the pool.
+        routed: waits until Envoy can route to an agent, for at most so many seconds; says whether it can.
+        checks: says who may.
+    """
+
+    def __init__(self, channel: aio.Channel, routed: Callable[[str, float], Awaitable[bool]], checks: Checks) -> None:
+        self._channel = channel
+        self._routed = routed
+        self._checks = checks
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        if handler_call_details.method not in POOL_NEEDS:
+            return None
+        return bytes_handler(handler_call_details.method, self._handle)
+
+    async def _handle(
+        self, path: str, requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[bytes]:
+        method, need = POOL_NEEDS[path]
+        await self._checks.admit(method, need, context)
+        first = await anext(aiter(requests), None)
+        checked = await self._checks.check(method, need, parsed(method.input_type, first or b""), context)
+        try:
+            async for answer in self._passed(path, _again(first, requests), context):
+                if path == RUN_AGENT:
+                    await self._await_routes(parsed(method.output_type, answer).deployment.agent)
+                if need.shown is None:
+                    yield answer
+                elif (shown := self._checks.shown(checked, parsed(method.output_type, answer))) is not None:
+                    yield shown.SerializeToString()
+        except AgentError as error:
+            await self._checks.failed(checked, error)
+            raise
+
+    async def _passed(
+        self, path: str, requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[bytes]:
+        """The call once more, at the pool."""
+        metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_PASSED]
+        if context_now := trace.current.get():
+            metadata.append((trace.HEADER, context_now.header()))
+        start: Any = self._channel.stream_stream(path)
+        call = start(requests, metadata=metadata, timeout=context.time_remaining())
+        try:
+            async for answer in call:
+                yield answer
+        except aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
+                raise Unavailable(
+                    "the pool does not answer; `agent status` says what runs", reason="POOL_UNAVAILABLE"
+                ) from error
+            raise status.decode(error) from error
+        finally:
+            if not call.done():
+                call.cancel()
+
+    async def _await_routes(self, agent: str) -> None:
+        if not await self._routed(agent, _LONGEST_WAIT_S):
+            _log.warning("envoy does not know a new agent yet", agent=agent)
+
+
+async def _again(first: bytes | None, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """All requests, with the one that was read already."""
+    if first is not None:
+        yield first
+        async for message in rest:
+            yield message

@@ -1,0 +1,81 @@
+"""Who may call which agent. Pure data and decisions; Envoy's filters are built from the same data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agentruntime._proto.uapi.v1 import access_pb2 as proto
+
+from uapi_gateway.access.keys import ALL, Key
+from uapi_gateway.registry import Demands
+
+ANONYMOUS = "anonymous"
+AGENT_PREFIX = "agent:"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """All that it depends on who may call what."""
+
+    # By id; those that have not expired.
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    # What agents demand of their callers, where they demand something.
+    demands: Mapping[str, Demands] = field(default_factory=dict)
+    # The agents that agents may call, as their permissions say; without those that may call none.
+    permitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Callers without a credential may call agents that demand none.
+    anonymous: bool = True
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A role for some agents."""
+
+    role: int
+    agents: tuple[str, ...]
+
+    def covers(self, role: int, agent: str) -> bool:
+        """Whether it is enough for a role on an agent; "*" asks for all agents."""
+        return self.role >= role and (self.agents == (ALL,) or agent in self.agents)
+
+
+EVERYTHING = Grant(proto.ROLE_ADMINISTER, (ALL,))
+CALL_ALL = Grant(proto.ROLE_CALL, (ALL,))
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whom a call comes from, as Envoy has found out."""
+
+    principal: str
+    grants: tuple[Grant, ...] = ()
+    key: Key | None = None
+    # The OAuth2 client that its token was issued to or for.
+    client: str = ""
+    # Its connection is encrypted, or does not leave this machine's kernel.
+    secure: bool = False
+
+    def may(self, role: int, agent: str) -> bool:
+        """Whether it has a role for an agent; "*" asks for all agents."""
+        return any(grant.covers(role, agent) for grant in self.grants)
+
+
+def may_call(caller: Caller, agent: str, demands: Demands | None) -> bool:
+    """Whether a caller may call an agent: it has the role, and is what the agent demands."""
+    if not caller.may(proto.ROLE_CALL, agent):
+        return False
+    return demands is None or caller.principal == "local" or meets(caller, demands)
+
+
+def meets(caller: Caller, demands: Demands) -> bool:
+    """Whether a caller is what an agent demands: one of the keys or of the client, and encrypted if it says so."""
+    if demands.tls and not caller.secure:
+        return False
+    by_client = bool(demands.oauth2_client_id) and caller.client == demands.oauth2_client_id
+    return by_client or accepts(demands, caller.key)
+
+
+def accepts(demands: Demands, key: Key | None) -> bool:
+    """Whether the demands are met by that key, or by none, or leave it open who calls."""
+    if not demands.keys:
+        return not demands.oauth2_client_id
+    return key is not None and bool({ALL, key.name, key.key_id} & set(demands.keys))

@@ -1,0 +1,164 @@
+"""The filters that find out whom a call comes from and whether it may: those that stay, and those that change.
+
+In this order, on every listener that callers reach:
+
+    uapi.agent      the agent that the call is for, where a route knows it better than the caller's headers
+    uapi.keys       API keys: their signatures, and what they say
+    uapi.principal  x-uapi-principal, from what is known by then
+    uapi.access     who may call what
+
+What changes comes by ECDS (https://www.envoyproxy.io/docs/envoy/latest/configuration/overview/extension), which
+takes effect for the next call and cuts none.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from envoy.config.core.v3 import extension_pb2
+from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
+from google.protobuf import any_pb2, json_format
+
+from uapi_gateway.access import headers, keys
+from uapi_gateway.access.keys import Key
+from uapi_gateway.xds import resources
+from uapi_gateway.xds.resources import Resource, typed
+
+AGENT, OWNER, KEYS, WHO, ACCESS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.principal", "uapi.access"
+# Of the HTTP pages.
+HTTP_ACCESS = "uapi.http-access"
+# Tokens that were checked and need not be again, in each of Envoy's threads.
+_CHECKED_TOKENS = 4096
+# Of a worker's name, after its agent's (names.worker_id).
+WORKER_SUFFIX = "-[0-9]{2,}"
+_MUTATION = "envoy.extensions.filters.http.header_mutation.v3."
+_SCHEMES = ("Bearer", "bearer")
+
+
+def early() -> list[dict[str, Any]]:
+    """What every caller's headers lose before anything looks at them, and what they get."""
+    return [
+        {"remove": headers.PRINCIPAL},
+        {"remove": headers.FOR},
+        {"remove_on_match": {"key_matcher": {"prefix": headers.PREFIX}}},
+        for_whom(),
+    ]
+
+
+def for_whom() -> dict[str, Any]:
+    """The first guess of the agent that a call is for."""
+    return set_header(headers.FOR, "%REQ(x-uapi-agent)%")
+
+
+def chain(nobody: str, access: str = ACCESS) -> list[dict[str, Any]]:
+    """The filters of a listener.
+
+    Args:
+        nobody: the principal of a caller that shows no credential.
+        access: which rules are in force there.
+    """
+    found = [set_header(headers.PRINCIPAL, nobody, absent=True)]
+    secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
+    found.append(set_header(headers.SECURE, secure))
+    return [
+        changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
+        {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
+        rules(access),
+    ]
+
+
+def target() -> list[dict[str, Any]]:
+    """The filters that say which agent a call is for, by what its route says of that."""
+    rule = {
+        "header": "x-uapi-agent",
+        "on_header_present": {
+            "metadata_namespace": "uapi",
+            "key": "owner",
+            "regex_value_rewrite": {"pattern": {"google_re2": {}, "regex": f"{WORKER_SUFFIX}$"}, "substitution": ""},
+        },
+    }
+    worker = typed("envoy.extensions.filters.http.header_to_metadata.v3.Config", request_rules=[rule])
+    return [
+        # Of calls to a worker by its name, whose routes turn it on.
+        {"name": OWNER, "typed_config": worker, "disabled": True},
+        {"name": AGENT, "typed_config": typed(_MUTATION + "HeaderMutation")},
+    ]
+
+
+def rules(access: str = ACCESS) -> dict[str, Any]:
+    """The filter that decides, for a listener where the principal is known already."""
+    return changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
+
+
+def for_agent(agent: str) -> dict[str, Any]:
+    """What a route says that knows the agent."""
+    found = [set_header("x-uapi-agent", agent), set_header(headers.FOR, agent)]
+    return {AGENT: typed(_MUTATION + "HeaderMutationPerRoute", mutations={"request_mutations": found})}
+
+
+def for_worker() -> dict[str, Any]:
+    """What a route says of calls that name a worker: they are for its agent."""
+    found = [set_header(headers.FOR, "%DYNAMIC_METADATA(uapi:owner)%")]
+    return {
+        OWNER: typed("envoy.config.route.v3.FilterConfig", config=target()[0]["typed_config"]),
+        AGENT: typed(_MUTATION + "HeaderMutationPerRoute", mutations={"request_mutations": found}),
+    }
+
+
+def changing(name: str, kind: str) -> dict[str, Any]:
+    """A filter whose configuration comes by ECDS."""
+    source = {"ads": {}, "resource_api_version": "V3"}
+    return {
+        "name": name,
+        "config_discovery": {"config_source": source, "type_urls": [resources.PREFIX + kind]},
+    }
+
+
+def set_header(name: str, value: str, *, absent: bool = False) -> dict[str, Any]:
+    """A mutation; one whose value turns out empty sets nothing."""
+    action = "ADD_IF_ABSENT" if absent else "OVERWRITE_IF_EXISTS_OR_ADD"
+    return {"append": {"header": {"key": name, "value": value}, "append_action": action}}
+
+
+def authentication(known: Iterable[Key], providers: Iterable[tuple[str, dict[str, Any]]] = ()) -> Resource:
+    """The filter that checks keys, and tokens of identity providers.
+
+    Args:
+        known: the keys.
+        providers: by name, each an envoy.extensions.filters.http.jwt_authn.v3.JwtProvider in protobuf's JSON form.
+    """
+    by_name = {"keys": _keys_provider(), **dict(providers)}
+    requirements = [*({"provider_name": name} for name in by_name), {"allow_missing": {}}]
+    content = {
+        "providers": by_name,
+        "rules": [{"match": {"prefix": "/"}, "requires": {"requires_any": {"requirements": requirements}}}],
+    }
+    message = json_format.ParseDict(content, jwt_pb2.JwtAuthentication())
+    message.providers["keys"].local_jwks.inline_string = keys.key_set(known)
+    return extension(KEYS, message)
+
+
+def _keys_provider() -> dict[str, Any]:
+    return {
+        "issuer": keys.ISSUER,
+        "from_headers": [
+            *({"name": "authorization", "value_prefix": f"{scheme} {keys.PREFIX}"} for scheme in _SCHEMES),
+            {"name": "x-api-key", "value_prefix": keys.PREFIX},
+        ],
+        "claim_to_headers": [
+            {"header_name": headers.PRINCIPAL, "claim_name": "sub"},
+            {"header_name": headers.KEY, "claim_name": "jti"},
+        ],
+        "jwt_cache_config": {"jwt_cache_size": _CHECKED_TOKENS},
+        "clock_skew_seconds": 1,
+    }
+
+
+def extension(name: str, message: Any) -> Resource:
+    """A filter's configuration as Envoy takes it by ECDS."""
+    # Packed here: where a map stands inside an `Any`, only this keeps its order.
+    packed = any_pb2.Any(
+        type_url=resources.PREFIX + message.DESCRIPTOR.full_name, value=message.SerializeToString(deterministic=True)
+    )
+    return resources.wrap(
+        resources.EXTENSION, name, extension_pb2.TypedExtensionConfig(name=name, typed_config=packed)
+    )

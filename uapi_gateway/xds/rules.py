@@ -1,0 +1,154 @@
+"""Who may call what, as the tree of look-ups that Envoy's role-based access control walks.
+
+All is found by look-up, so that a thousand agents or ten thousand keys cost a call no more than one:
+
+    a key that is not written as it must be     refused, for an agent would get it
+    x-uapi-principal: local                     allowed
+                      anonymous                 what demands nothing, or nothing at all
+    x-uapi-caller-key                           the key's agents
+    x-uapi-principal: agent:<agent>             the agents that it may call
+    else, with scopes                           all agents, or those that a scope names
+
+A call without x-uapi-for is for the platform itself, which looks by itself.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from agentruntime._proto.uapi.v1 import access_pb2
+from envoy.config.rbac.v3 import rbac_pb2 as action_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
+from envoy.type.matcher.v3 import http_inputs_pb2
+from google.protobuf import any_pb2
+from xds.core.v3 import extension_pb2
+from xds.type.matcher.v3 import matcher_pb2
+
+from uapi_gateway.access import headers, policy
+from uapi_gateway.access.keys import ALL, KEY_MARK, LOCAL, Key
+from uapi_gateway.access.policy import Policy
+from uapi_gateway.registry import Demands
+
+# Whom nobody knows may ask whether the platform runs, as orchestrators do, and where to log in.
+OPEN_TO_NOBODY = ("/grpc.health.v1.Health/Check", "/uapi.v1.AccessService/ListIdentityProviders")
+_OnMatch = matcher_pb2.Matcher.OnMatch
+
+
+def rules(wanted: Policy) -> Any:
+    """The filter's configuration (envoy.extensions.filters.http.rbac.v3.RBAC)."""
+    by_key = {key.key_id: _rule(key.agents, wanted.demands, key) for key in wanted.keys.values() if key.name != LOCAL}
+    by_agent = {
+        policy.AGENT_PREFIX + agent: _rule(agents, wanted.demands, None) for agent, agents in wanted.permitted.items()
+    }
+    known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_agent}
+    by_principal = look_up(headers.PRINCIPAL, known, DENY)
+    tree = look_up(headers.KEY, by_key, by_principal)
+    miswritten = _predicate("authorization")
+    miswritten.single_predicate.value_match.contains = KEY_MARK
+    message = rbac_pb2.RBAC()
+    message.matcher.CopyFrom(_first([(miswritten, DENY)], tree).matcher)
+    return message
+
+
+def http_rules(wanted: Policy) -> Any:
+    """The same for the HTTP pages: health is open, the rest is for those who operate all agents."""
+    operating = {
+        key.key_id: ALLOW
+        for key in wanted.keys.values()
+        if policy.Grant(key.role, key.agents).covers(access_pb2.ROLE_OPERATE, ALL)
+    }
+    known = {LOCAL: ALLOW, **({policy.ANONYMOUS: ALLOW} if wanted.anonymous else {})}
+    tree = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, known, DENY))
+    message = rbac_pb2.RBAC()
+    message.matcher.CopyFrom(look_up(":path", {"/health": ALLOW}, tree).matcher)
+    return message
+
+
+def _anonymous(wanted: Policy) -> Any:
+    if not wanted.anonymous:
+        return look_up(":path", dict.fromkeys(OPEN_TO_NOBODY, PLATFORM_ONLY), DENY)
+    return _rule((ALL,), wanted.demands, None)
+
+
+def _rule(agents: tuple[str, ...], demands: Mapping[str, Demands], key: Key | None) -> Any:
+    """What a caller may that may call those agents; `key` if it has one."""
+    relevant = demands if agents == (ALL,) else {name: demands[name] for name in agents if name in demands}
+    special = tuple(
+        (name, _SECURE if policy.accepts(said, key) else _DENIED)
+        for name, said in sorted(relevant.items())
+        if said.tls or not policy.accepts(said, key)
+    )
+    return _compiled(agents, special)
+
+
+# What a caller may do of an agent that demands something.
+_DENIED, _SECURE = "denied", "secure"
+
+
+@lru_cache(maxsize=16_384)
+def _compiled(agents: tuple[str, ...], special: tuple[tuple[str, str], ...]) -> Any:
+    """The rule of all keys that may do the same."""
+    leaves = {name: DENY if kind == _DENIED else IF_SECURE for name, kind in special}
+    if agents == (ALL,):
+        return look_up(headers.FOR, leaves, ALLOW)
+    return _named({**dict.fromkeys(agents, ALLOW), **leaves})
+
+
+def _named(agents: Mapping[str, Any]) -> Any:
+    """Those agents, and the platform itself; no other agent."""
+    return look_up(headers.FOR, agents, PLATFORM_ONLY)
+
+
+def look_up(header: str, values: Mapping[str, Any], otherwise: Any) -> Any:
+    """What a header's value leads to."""
+    if not values:
+        return otherwise
+    found = _OnMatch()
+    tree = found.matcher.matcher_tree
+    tree.input.CopyFrom(_input(header))
+    for value, leaf in values.items():
+        tree.exact_match_map.map[value].CopyFrom(leaf)
+    found.matcher.on_no_match.CopyFrom(otherwise)
+    return found
+
+
+def _first(cases: Iterable[tuple[Any, Any]], otherwise: Any) -> Any:
+    found = _OnMatch()
+    for predicate, leaf in cases:
+        case = found.matcher.matcher_list.matchers.add()
+        case.predicate.CopyFrom(predicate)
+        case.on_match.CopyFrom(leaf)
+    found.matcher.on_no_match.CopyFrom(otherwise)
+    return found
+
+
+def _given(header: str) -> Any:
+    predicate = _predicate(header)
+    predicate.single_predicate.value_match.safe_regex.google_re2.SetInParent()
+    predicate.single_predicate.value_match.safe_regex.regex = ".+"
+    return predicate
+
+
+def _predicate(header: str) -> Any:
+    predicate = matcher_pb2.Matcher.MatcherList.Predicate()
+    predicate.single_predicate.input.CopyFrom(_input(header))
+    return predicate
+
+
+@lru_cache(maxsize=32)
+def _input(header: str) -> Any:
+    config = any_pb2.Any()
+    config.Pack(http_inputs_pb2.HttpRequestHeaderMatchInput(header_name=header))
+    return extension_pb2.TypedExtensionConfig(name=header, typed_config=config)
+
+
+def _leaf(name: str, *, allow: bool) -> Any:
+    kind = action_pb2.RBAC.ALLOW if allow else action_pb2.RBAC.DENY
+    config = any_pb2.Any()
+    config.Pack(action_pb2.Action(name=name, action=kind))
+    return _OnMatch(action=extension_pb2.TypedExtensionConfig(name=name, typed_config=config))
+
+
+ALLOW, DENY = _leaf("allowed", allow=True), _leaf("denied", allow=False)
+IF_SECURE = _first([(_given(headers.SECURE), ALLOW)], DENY)
+PLATFORM_ONLY = _first([(_given(headers.FOR), DENY)], ALLOW)
