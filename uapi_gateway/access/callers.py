@@ -9,7 +9,16 @@ from agentruntime.errors import AgentError, PermissionDenied, Unauthenticated
 
 from uapi_gateway.access import headers
 from uapi_gateway.access.keys import ALL, LOCAL, Key
-from uapi_gateway.access.policy import AGENT_PREFIX, ANONYMOUS, CALL_ALL, EVERYTHING, Caller, Grant, Policy
+from uapi_gateway.access.policy import (
+    AGENT_PREFIX,
+    ANONYMOUS,
+    CALL_ALL,
+    CERTIFICATE_PREFIX,
+    EVERYTHING,
+    Caller,
+    Grant,
+    Policy,
+)
 
 _SCOPE = re.compile(r"uapi\.(?P<role>call|operate|administer)(?::(?P<agent>[a-z0-9-]+))?")
 _ROLES = {"call": proto.ROLE_CALL, "operate": proto.ROLE_OPERATE, "administer": proto.ROLE_ADMINISTER}
@@ -38,6 +47,8 @@ def grants_of(principal: str, key: Key | None, told: Mapping[str, str], policy: 
         return (CALL_ALL,) if policy.anonymous else ()
     if key is not None:
         return (Grant(key.role, key.agents),)
+    if principal.startswith(CERTIFICATE_PREFIX):
+        return (CALL_ALL,)
     if principal.startswith(AGENT_PREFIX):
         agents = policy.permitted.get(principal.removeprefix(AGENT_PREFIX), ())
         return (Grant(proto.ROLE_CALL, agents),) if agents else ()

@@ -12,7 +12,9 @@ SCOPES = PREFIX + "scopes"
 CLIENT = PREFIX + "client"
 # There if the connection is encrypted, or does not leave this machine's kernel.
 SECURE = PREFIX + "secure"
+# "cert:" and the URI name of the certificate that the caller has shown; there only if it is verified.
+CERTIFICATE = PREFIX + "certificate"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-PRIVATE = (KEY, SCOPES, CLIENT, SECURE, FOR, *caller.PRIVATE)
+PRIVATE = (KEY, SCOPES, CLIENT, SECURE, CERTIFICATE, FOR, *caller.PRIVATE)

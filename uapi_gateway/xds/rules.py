@@ -7,6 +7,7 @@ All is found by look-up, so that a thousand agents or ten thousand keys cost a c
                       anonymous                 what demands nothing, or nothing at all
     x-uapi-caller-key                           the key's agents
     x-uapi-principal: agent:<agent>             the agents that it may call
+                      cert:<URI>                all agents that demand no more
     else, with scopes                           all agents, or those that a scope names
 
 A call without x-uapi-for is for the platform itself, which looks by itself.
@@ -41,7 +42,8 @@ def rules(wanted: Policy) -> Any:
         policy.AGENT_PREFIX + agent: _rule(agents, wanted.demands, None) for agent, agents in wanted.permitted.items()
     }
     known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_agent}
-    by_principal = look_up(headers.PRINCIPAL, known, DENY)
+    certified = [(_certified(), _rule((ALL,), wanted.demands, None))]
+    by_principal = look_up(headers.PRINCIPAL, known, _first(certified, DENY))
     tree = look_up(headers.KEY, by_key, by_principal)
     miswritten = _predicate("authorization")
     miswritten.single_predicate.value_match.contains = KEY_MARK
@@ -126,6 +128,13 @@ def _given(header: str) -> Any:
     predicate = _predicate(header)
     predicate.single_predicate.value_match.safe_regex.google_re2.SetInParent()
     predicate.single_predicate.value_match.safe_regex.regex = ".+"
+    return predicate
+
+
+def _certified() -> Any:
+    predicate = _predicate(headers.PRINCIPAL)
+    predicate.single_predicate.value_match.safe_regex.google_re2.SetInParent()
+    predicate.single_predicate.value_match.safe_regex.regex = f"{policy.CERTIFICATE_PREFIX}.+"
     return predicate
 
 
