@@ -3,9 +3,15 @@
 In this order, on every listener that callers reach:
 
     uapi.agent      the agent that the call is for, where a route knows it better than the caller's headers
+<<<<<<< HEAD
     uapi.keys       API keys: their signatures, and what they say
     uapi.certificate  whose verified certificate the caller has shown, where callers show some
     uapi.principal  x-uapi-principal, from what is known by then
+=======
+    uapi.keys       API keys and tokens of identity providers: their signatures, and what they say
+    uapi.tokens     x-uapi-principal, from a token of an identity provider
+    uapi.principal  x-uapi-principal of whoever has none by then
+>>>>>>> next
     uapi.access     who may call what
 
 What changes comes by ECDS (https://www.envoyproxy.io/docs/envoy/latest/configuration/overview/extension), which
@@ -15,6 +21,7 @@ takes effect for the next call and cuts none.
 from collections.abc import Iterable
 from typing import Any
 
+from agentruntime.api_keys import PREFIX
 from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from google.protobuf import any_pb2, json_format
@@ -24,14 +31,19 @@ from uapi_gateway.access.keys import Key
 from uapi_gateway.xds import resources
 from uapi_gateway.xds.resources import Resource, typed
 
+<<<<<<< HEAD
 AGENT, OWNER, KEYS, WHO, ACCESS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.principal", "uapi.access"
 CERTIFICATE = "uapi.certificate"
 # Before an agent's name in its certificate.
 AGENT_URI = "spiffe://agentruntime/agent/"
+=======
+AGENT, OWNER, KEYS, TOKENS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.tokens"
+WHO, ACCESS = "uapi.principal", "uapi.access"
+>>>>>>> next
 # Of the HTTP pages.
 HTTP_ACCESS = "uapi.http-access"
 # Tokens that were checked and need not be again, in each of Envoy's threads.
-_CHECKED_TOKENS = 4096
+CHECKED_TOKENS = 4096
 # Of a worker's name, after its agent's (names.worker_id).
 WORKER_SUFFIX = "-[0-9]{2,}"
 _MUTATION = "envoy.extensions.filters.http.header_mutation.v3."
@@ -104,7 +116,11 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
     found.append(set_header(headers.SECURE, secure))
     return [
         changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
+<<<<<<< HEAD
         *([_certified()] if certified else []),
+=======
+        changing(TOKENS, f"{_MUTATION}HeaderMutation"),
+>>>>>>> next
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
         rules(access),
     ]
@@ -185,14 +201,14 @@ def _keys_provider() -> dict[str, Any]:
     return {
         "issuer": keys.ISSUER,
         "from_headers": [
-            *({"name": "authorization", "value_prefix": f"{scheme} {keys.PREFIX}"} for scheme in _SCHEMES),
-            {"name": "x-api-key", "value_prefix": keys.PREFIX},
+            *({"name": "authorization", "value_prefix": f"{scheme} {PREFIX}"} for scheme in _SCHEMES),
+            {"name": "x-api-key", "value_prefix": PREFIX},
         ],
         "claim_to_headers": [
             {"header_name": headers.PRINCIPAL, "claim_name": "sub"},
             {"header_name": headers.KEY, "claim_name": "jti"},
         ],
-        "jwt_cache_config": {"jwt_cache_size": _CHECKED_TOKENS},
+        "jwt_cache_config": {"jwt_cache_size": CHECKED_TOKENS},
         "clock_skew_seconds": 1,
     }
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agentruntime import errors, supervisor, units
+from agentruntime._proto.uapi.v1 import access_pb2, access_pb2_grpc
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime.cli import connection, output, platform
 from agentruntime.home import Home
@@ -49,7 +50,10 @@ def command(format_: output.Output = None) -> None:
     if not platform.is_local(config) or supervisor.is_running(Home.default()):
         with platform.connect(config) as client:
             node = client.pool.GetNode(pool_pb2.GetNodeRequest())
-        findings += machine(node)
+            listed = client.stub(access_pb2_grpc.AccessServiceStub, agent="").ListIdentityProviders(
+                access_pb2.ListIdentityProvidersRequest()
+            )
+        findings += [*machine(node), *identity_providers(listed, time.time())]
     else:
         findings.append(Finding("platform", False, "not running; start it with `agent up` to see what is enforced"))
     if output.wants_json(format_):
@@ -73,6 +77,24 @@ def machine(node: pool_pb2.GetNodeResponse) -> list[Finding]:
         for item in node.enforcement
     ]
     return [Finding("resources", True, capacity), *enforced]
+
+
+def identity_providers(listed: access_pb2.ListIdentityProvidersResponse, now: float) -> list[Finding]:
+    """How the gateway gets on with them."""
+    wrong = [Finding("identity providers", False, listed.file_error)] if listed.file_error else []
+    return [*wrong, *(_identity_provider(provider, now) for provider in listed.providers)]
+
+
+def _identity_provider(provider: access_pb2.IdentityProvider, now: float) -> Finding:
+    name = f"identity provider {provider.name}"
+    if not provider.HasField("fetched_at"):
+        return Finding(
+            name, False, f"no token of it can be checked yet: {provider.error or 'its keys are being fetched'}"
+        )
+    age = units.format_duration(max(0.0, now - provider.fetched_at.ToMilliseconds() / 1000))
+    if provider.error:
+        return Finding(name, False, f"{provider.keys} keys, kept for {age}: {provider.error}")
+    return Finding(name, True, f"{provider.keys} keys, fetched {age} ago")
 
 
 def parts() -> list[Finding]:

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from google.protobuf import descriptor_pb2
 
-from agentruntime import errors, names, supervisor, wire
+from agentruntime import api_keys, errors, names, supervisor, wire
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime._proto.uapi.v1 import secret_service_pb2, secret_service_pb2_grpc
 from agentruntime.cli import deployment, output, platform, settings
 from agentruntime.cli.update import update
 from agentruntime.client.sync import Client
@@ -69,6 +70,7 @@ def command(
     as_json = output.wants_json(format_)
     _start_platform(given, listen)
     with platform.connect(given) as client:
+        _hand_over(client, _agent_of(request), flags.whole_keys())
         if update_it:
             _update(client, request, quiet=as_json)
         after = run(client, request, quiet=as_json)
@@ -77,6 +79,15 @@ def command(
         if not request.settings.mode:
             output.note(f"note: {_mode_of(after)}")
         _say_how_to_call(after)
+
+
+def _hand_over(client: Client, agent: str, keys: list[str]) -> None:
+    """Gives an agent the API key that its callers must hold, to present it to others."""
+    if len(keys) > 1:
+        raise errors.InvalidArgument("an agent presents one API key; give one whole, and the others by name")
+    for key in keys:
+        secret = secret_service_pb2.SetSecretRequest(name=f"{agent}/{api_keys.SECRET}", value=key.encode())
+        client.stub(secret_service_pb2_grpc.SecretServiceStub, agent="").SetSecret(secret)
 
 
 def _listen(config: RuntimeConfig, cert: Path | None, key: Path | None, ca: Path | None) -> supervisor.Listen:
