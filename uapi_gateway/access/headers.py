@@ -21,8 +21,4 @@ CERTIFICATE = PREFIX + "certificate"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-<<<<<<< HEAD
-PRIVATE = (KEY, SCOPES, CLIENT, SECURE, CERTIFICATE, FOR, *caller.PRIVATE)
-=======
-PRIVATE = (KEY, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, FOR, *caller.PRIVATE)
->>>>>>> next
+PRIVATE = (KEY, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, FOR, *caller.PRIVATE)

@@ -3,15 +3,10 @@
 In this order, on every listener that callers reach:
 
     uapi.agent      the agent that the call is for, where a route knows it better than the caller's headers
-<<<<<<< HEAD
-    uapi.keys       API keys: their signatures, and what they say
-    uapi.certificate  whose verified certificate the caller has shown, where callers show some
-    uapi.principal  x-uapi-principal, from what is known by then
-=======
     uapi.keys       API keys and tokens of identity providers: their signatures, and what they say
     uapi.tokens     x-uapi-principal, from a token of an identity provider
+    uapi.certificate  whose certificate the caller has shown, on listeners that verify some
     uapi.principal  x-uapi-principal of whoever has none by then
->>>>>>> next
     uapi.access     who may call what
 
 What changes comes by ECDS (https://www.envoyproxy.io/docs/envoy/latest/configuration/overview/extension), which
@@ -31,15 +26,10 @@ from uapi_gateway.access.keys import Key
 from uapi_gateway.xds import resources
 from uapi_gateway.xds.resources import Resource, typed
 
-<<<<<<< HEAD
-AGENT, OWNER, KEYS, WHO, ACCESS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.principal", "uapi.access"
-CERTIFICATE = "uapi.certificate"
+AGENT, OWNER, KEYS, TOKENS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.tokens"
+CERTIFICATE, WHO, ACCESS = "uapi.certificate", "uapi.principal", "uapi.access"
 # Before an agent's name in its certificate.
 AGENT_URI = "spiffe://agentruntime/agent/"
-=======
-AGENT, OWNER, KEYS, TOKENS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.tokens"
-WHO, ACCESS = "uapi.principal", "uapi.access"
->>>>>>> next
 # Of the HTTP pages.
 HTTP_ACCESS = "uapi.http-access"
 # Tokens that were checked and need not be again, in each of Envoy's threads.
@@ -108,7 +98,7 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
     Args:
         nobody: the principal of a caller that shows no credential.
         access: which rules are in force there.
-        certified: callers may show a certificate, which is verified. A key that they show counts for more.
+        certified: callers may show a certificate, which is verified. Another credential counts for more.
     """
     by_certificate = [set_header(headers.PRINCIPAL, "%DYNAMIC_METADATA(uapi:certificate)%", absent=True)]
     found = [*(by_certificate if certified else []), set_header(headers.PRINCIPAL, nobody, absent=True)]
@@ -116,11 +106,8 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
     found.append(set_header(headers.SECURE, secure))
     return [
         changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
-<<<<<<< HEAD
-        *([_certified()] if certified else []),
-=======
         changing(TOKENS, f"{_MUTATION}HeaderMutation"),
->>>>>>> next
+        *([_certified()] if certified else []),
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
         rules(access),
     ]
