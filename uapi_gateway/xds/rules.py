@@ -48,7 +48,7 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
     }
     known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_agent}
     certified = [(_certified(), _rule((ALL,), wanted.demands, None))]
-    by_principal = look_up(headers.PRINCIPAL, known, _first(certified, by_token or DENY))
+    by_principal = look_up(headers.PRINCIPAL, known, first(certified, by_token or DENY))
     tree = look_up(headers.KEY, by_key, by_principal)
     miswritten = _predicate("authorization")
     miswritten.single_predicate.value_match.contains = KEY_MARK
