@@ -13,7 +13,7 @@ _PEER = Peer("my-agent", "my-agent-01", 3, 7, 8)
 
 def test_the_header_says_whose_it_is() -> None:
     found = header(_PEER)
-    # https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt, section 2.2: signature, version and command, family,
+    # https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt, section 2.2: signature, version and command, kind,
     # length.
     assert found[:12] == bytes.fromhex("0d0a0d0a000d0a515549540a")
     assert struct.unpack("!BBH", found[12:16]) == (0x21, 0x11, len(found) - 16)
