@@ -6,7 +6,8 @@ import pytest
 
 from tests.integration.conftest import ROOT, Platform
 
-pytestmark = pytest.mark.integration
+# The first to use the platform also waits for it.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
