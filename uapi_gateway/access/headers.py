@@ -8,6 +8,8 @@ PRINCIPAL = "x-uapi-principal"
 # All that stays between Envoy and the gateway begins so.
 PREFIX = "x-uapi-caller-"
 KEY = PREFIX + "key"
+# The key's id and the agent that the call is for, joined by "@".
+PAIR = PREFIX + "pair"
 # The claims of an identity provider's token that was good, in base64url.
 CLAIMS = PREFIX + "claims"
 # The scopes that are enough to call the agent that the call is for.
@@ -21,4 +23,4 @@ CERTIFICATE = PREFIX + "certificate"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-PRIVATE = (KEY, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, FOR, *caller.PRIVATE)
+PRIVATE = (KEY, PAIR, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, FOR, *caller.PRIVATE)

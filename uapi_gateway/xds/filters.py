@@ -103,7 +103,7 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
     by_certificate = [set_header(headers.PRINCIPAL, "%DYNAMIC_METADATA(uapi:certificate)%", absent=True)]
     found = [*(by_certificate if certified else []), set_header(headers.PRINCIPAL, nobody, absent=True)]
     secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
-    found.append(set_header(headers.SECURE, secure))
+    found += [set_header(headers.SECURE, secure), _pair()]
     return [
         changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
         changing(TOKENS, f"{_MUTATION}HeaderMutation"),
@@ -111,6 +111,16 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
         rules(access),
     ]
+
+
+def _pair() -> dict[str, Any]:
+    return set_header(headers.PAIR, f"%REQ({headers.KEY})%@%REQ({headers.FOR})%")
+
+
+def inner_chain() -> list[dict[str, Any]]:
+    """The same where the principal is known already, and only the agent may be another."""
+    mutation = typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": [_pair()]})
+    return [{"name": WHO, "typed_config": mutation}, rules()]
 
 
 def target() -> list[dict[str, Any]]:
@@ -132,7 +142,7 @@ def target() -> list[dict[str, Any]]:
 
 
 def rules(access: str = ACCESS) -> dict[str, Any]:
-    """The filter that decides, for a listener where the principal is known already."""
+    """The filter that decides."""
     return changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
 
 
