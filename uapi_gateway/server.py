@@ -136,6 +136,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
             _serving(control, home.control_socket),
             _serving(system_calls.server(registry, audit), sockets.kernel_socket(home)),
+            _system_calls(home, registry).open(),
             observer.outlets.opened(home),
         ):
             await stack.enter_async_context(part)
@@ -143,7 +144,6 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        await stack.enter_async_context(_system_calls(home, registry).open())
         await stack.enter_async_context(
             _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
         )
