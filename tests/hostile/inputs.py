@@ -224,7 +224,7 @@ def _slow_writers(chance: Random) -> Input:
         path = chance.choice((ECHO, ECHO, REFLECTION, CALL_AGENT))
         stream = 2 * number + 1
         said += frames.headers_frames(frames.block(call_headers(path, AGENT * (path == ECHO))), stream)
-        bodies[stream] = frames.message(bytes(chance.choice((10, 30_000, 4 * _MIB - 1))), length=4 * _MIB)
+        bodies[stream] = frames.message(bytes(_size(chance, 4 * _MIB - 1)), length=4 * _MIB)
     return Input("slow writers", said, then="reset", held_s=_HELD_S, bodies=bodies, ends=False)
 
 
@@ -236,7 +236,7 @@ def _slow_readers(chance: Random) -> Input:
     for number in range(chance.randrange(1, 12)):
         stream = 2 * number + 1
         said += frames.headers_frames(encoded, stream)
-        bodies[stream] = frames.message(_prompt(b"x" * chance.choice((30_000, 4 * _MIB - 100))))
+        bodies[stream] = frames.message(_prompt(b"x" * _size(chance, 4 * _MIB - 100)))
     return Input("slow readers", said, then="reset", held_s=_HELD_S, bodies=bodies)
 
 
@@ -288,6 +288,10 @@ FAMILIES: tuple[Family, ...] = (
 
 def _end(chance: Random) -> str:
     return chance.choice(("read", "read", "half", "hang up", "reset"))
+
+
+def _size(chance: Random, longest: int) -> int:
+    return chance.choices((10, 30_000, 300_000, longest), (3, 3, 3, 1))[0]
 
 
 def _prompt(text: bytes) -> bytes:

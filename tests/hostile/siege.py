@@ -62,6 +62,7 @@ class Siege:
     calm: Traffic
     besieged: Traffic
     memory: Watched
+    lost: list[str]
     seconds: float
 
 
@@ -96,7 +97,7 @@ async def besiege(
             process.kill()
             await process.wait()
     ended = {family: Counter(counts) for family, counts in json.loads(output).items()}
-    return Siege(ended, calm, besieged, memory, time.monotonic() - started)
+    return Siege(ended, calm, besieged, memory, memory.lost(), time.monotonic() - started)
 
 
 async def _traffic(grpc_port: int, http_port: int, memory: Watched, until: Awaitable[object]) -> Traffic:
