@@ -43,4 +43,5 @@ async def _besiege(running: Platform) -> Siege:
     pids = {**running.pids, "worker": deployment.workers[0].pid}
     announced = json.loads(running.home.gateway_file.read_text())
     grpc_port, http_port = (int(announced[key].rpartition(":")[2]) for key in ("grpc_address", "http_address"))
-    return await besiege(grpc_port, http_port, pids, seed=_SEED, count=_COUNT, lanes=_LANES)
+    options = ("--seed", str(_SEED), "--count", str(_COUNT), "--lanes", str(_LANES))
+    return await besiege(grpc_port, http_port, pids, *options)

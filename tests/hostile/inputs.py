@@ -17,6 +17,8 @@ _MIB = 2**20
 _LARGEST = 2**31 - 1
 # How long one waits whose weapon is to wait.
 _HELD_S = 2.0
+_PINNED_S = 10.0
+_EIGHT = range(1, 17, 2)
 _POST = b"POST /health HTTP/1.1\r\nHost: a\r\n"
 
 
@@ -36,6 +38,20 @@ class Input:
     bodies: dict[int, bytes] = field(default_factory=dict)
     # The bodies are ended.
     ends: bool = True
+
+
+def pinning(count: int) -> Iterator[Input]:
+    """So many connections, each of which would keep 32 MiB: of requests that do not end, or of answers."""
+    writes, reads = frames.start(), frames.start((frames.INITIAL_WINDOW, 0))
+    encoded = frames.block(call_headers(ECHO, AGENT))
+    opened = b"".join(frames.headers_frames(encoded, stream) for stream in _EIGHT)
+    longest = _prompt(bytes(4 * _MIB - 100))
+    for number in range(count):
+        unread = number % 2 == 0
+        body = frames.message(longest) if unread else frames.message(longest)[:-1]
+        bodies = dict.fromkeys(_EIGHT, body)
+        said = (reads if unread else writes) + opened
+        yield Input("pinning", said, then="reset", held_s=_PINNED_S, bodies=bodies, ends=unread)
 
 
 Family = Callable[[Random], Input]
