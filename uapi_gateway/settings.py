@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     http_port: int = Field(default=8080, ge=0, le=65535)
     # Whether callers without a credential may call agents that demand none. By default on loopback only.
     anonymous: Literal["call", "none"] | None = None
+    # Whose tokens are taken; by default identity-providers.yaml in the runtime directory, if it is there.
+    identity_providers: Path | None = None
+    # Between two fetches of an identity provider's keys.
+    jwks_interval_s: float = Field(default=60.0, ge=0.1, le=86400)
     log_level: str = "INFO"
     # Threads of Envoy that carry calls.
     envoy_concurrency: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)

@@ -1,8 +1,8 @@
 """SystemCallService, and the refusal of whatever else a worker called on its socket and may not."""
 
 import re
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Final
 
 import grpc
 from agentruntime import calls, errors, interceptors
@@ -20,6 +20,15 @@ from uapi_gateway.registry import Agent, Registry
 # Of a worker's name, names.worker_id.
 _NUMBER = re.compile(r"-[0-9]{2,}$")
 AGENT_KEY = "x-uapi-agent"
+# As what a use is recorded.
+_ACTIONS: Final[Mapping["proto.PermissionKind.ValueType", str]] = {
+    proto.PERMISSION_KIND_AGENT: "call",
+    proto.PERMISSION_KIND_MODEL: "model",
+    proto.PERMISSION_KIND_TOPIC: "topic",
+    proto.PERMISSION_KIND_TOOL: "tool",
+    proto.PERMISSION_KIND_EGRESS: "egress",
+    proto.PERMISSION_KIND_SECRET: "secret",
+}
 _Context = aio.ServicerContext[Any, Any]
 
 
@@ -57,8 +66,7 @@ class SystemCallService(system_calls_pb2_grpc.SystemCallServiceServicer):
         try:
             permissions.require(agent, request.kind, request.name)
         except errors.PermissionDenied as error:
-            action = permissions.KEYS[request.kind].removesuffix("s")
-            await record_denial(self._audit, caller, action, request.name, error)
+            await record_denial(self._audit, caller, _ACTIONS[request.kind], request.name, error)
             raise
         return proto.CheckPermissionResponse()
 

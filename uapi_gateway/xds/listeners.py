@@ -62,7 +62,7 @@ def inner_listener(path: Path, access_log: Path) -> Resource:
     """The listener for the gateway's own calls on somebody's behalf: it says whose."""
     chain = Chain(
         [*managers.grpc_mutations(), filters.for_whom()],
-        [*filters.target(), filters.rules(), limits.concurrency_filter()],
+        [*filters.target(), *filters.inner_chain(), limits.concurrency_filter()],
     )
     return _listener(INNER, _pipe(path), managers.grpc_manager(INNER, chain, access_log))
 

@@ -23,6 +23,7 @@ ROLE_NAMES: dict[int, str] = {role: name for name, role in _ROLES.items()}
 
 def create(
     name: Annotated[str, typer.Option(metavar="NAME", help="What it is called in lists, logs and the audit log.")],
+    *,
     agents: Annotated[str, typer.Option(metavar="AGENT[,AGENT]", help="The agents that it is for; '*' is all.")],
     role: Annotated[
         Literal["call", "operate", "administer"],

@@ -1,11 +1,12 @@
 """Who may call which agent, as a table; and that Envoy's rules decide the same."""
 
 import itertools
+from typing import Any
 
 import pytest
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 
-from tests.uapi_gateway.xds.walking import walk
+from tests.uapi_gateway.xds.walking import walk as walked
 from uapi_gateway.access import headers, keys
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.keys import Key, Wanted
@@ -47,6 +48,11 @@ def policy(*, anonymous: bool = True) -> Policy:
         permitted={"caller": ("open", "by-key"), "free": ("*",)},
         anonymous=anonymous,
     )
+
+
+def walk(tree: Any, sent: dict[str, str]) -> bool:
+    """As Envoy, which joins the key and the agent."""
+    return walked(tree, {**sent, headers.PAIR: f"{sent.get(headers.KEY, '')}@{sent.get(headers.FOR, '')}"})
 
 
 def told(principal: str, **more: str) -> dict[str, str]:
