@@ -18,7 +18,9 @@ ENOUGH = {Role.CALL: PREFIX + "call", Role.OPERATE: PREFIX + "operate"}
 GRANTED = PREFIX + "granted"
 # There if the connection is encrypted, or does not leave this machine's kernel.
 SECURE = PREFIX + "secure"
+# "cert:" and the URI name of the certificate that the caller has shown; there only if it is verified.
+CERTIFICATE = PREFIX + "certificate"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-PRIVATE = (KEY, PAIR, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, FOR, *caller.PRIVATE)
+PRIVATE = (KEY, PAIR, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, FOR, *caller.PRIVATE)

@@ -8,6 +8,7 @@ All is found by look-up, so that a thousand agents or ten thousand keys cost a c
     x-uapi-caller-pair                          a key, and one of its agents
     x-uapi-caller-key                           a key for all agents
     x-uapi-principal: agent:<agent>             the agents that it may call
+                      cert:<URI>                all agents that demand no more
                       oidc:…                    as the token's scopes say (tokens.py)
 
 A call without x-uapi-for is for the platform itself, which looks by itself.
@@ -49,7 +50,8 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
         policy.AGENT_PREFIX + agent: _rule(agents, wanted.demands, None) for agent, agents in wanted.permitted.items()
     }
     known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_agent}
-    by_principal = look_up(headers.PRINCIPAL, known, by_token or DENY)
+    certified = [(_certified(), _rule((ALL,), wanted.demands, None))]
+    by_principal = look_up(headers.PRINCIPAL, known, first(certified, by_token or DENY))
     tree = look_up(headers.PAIR, by_pair, look_up(headers.KEY, by_key, by_principal))
     miswritten = _predicate("authorization")
     miswritten.single_predicate.value_match.contains = KEY_MARK
@@ -157,6 +159,13 @@ def matches(header: str, regex: str) -> Any:
     predicate = _predicate(header)
     predicate.single_predicate.value_match.safe_regex.google_re2.SetInParent()
     predicate.single_predicate.value_match.safe_regex.regex = regex
+    return predicate
+
+
+def _certified() -> Any:
+    predicate = _predicate(headers.PRINCIPAL)
+    predicate.single_predicate.value_match.safe_regex.google_re2.SetInParent()
+    predicate.single_predicate.value_match.safe_regex.regex = f"{policy.CERTIFICATE_PREFIX}.+"
     return predicate
 
 
