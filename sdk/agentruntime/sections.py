@@ -139,6 +139,10 @@ class IsolationSection(Section):
     network_limit_bps: Rate | None = Field(default=None, alias="network_limit", ge=0)
 
 
+# Each costs a worker, and the gateway, a listening socket. As many again may be added by an operator.
+MOST_EGRESS = 128
+
+
 def egress_target(entry: str) -> tuple[str, int]:
     """("api.example.com", 443) of "api.example.com:443".
 
@@ -168,7 +172,7 @@ class PermissionsSection(Section):
     topics: list[str] = Field(default_factory=list)
     tools: list[str] = Field(default_factory=list)
     # host:port
-    egress: list[Annotated[str, BeforeValidator(_egress)]] = Field(default_factory=list)
+    egress: list[Annotated[str, BeforeValidator(_egress)]] = Field(default_factory=list, max_length=MOST_EGRESS)
     secrets: list[str] = Field(default_factory=list)
 
 
