@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import grpc
-from agentruntime import errors, interceptors, log
+from agentruntime import calls, errors, interceptors, log
 from grpc import aio
 
 from agent_worker import threads
@@ -214,6 +214,7 @@ class Admission(aio.ServerInterceptor):
         entry.came(held=True)
         task = asyncio.current_task()
         assert task is not None
+        calls.enter(context.invocation_metadata(), context.time_remaining())
         self._calls[task] = context
         # The last that the task does is to send the call's status.
         task.add_done_callback(self._calls.pop)

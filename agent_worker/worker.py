@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from agentruntime import errors, log
+from agentruntime import calls, errors, log
 from agentruntime.launch import MOST_DESCRIPTORS, TemplateSpec, WorkerSpec, socket_name
 
 from agent_worker import egress, linux, loader, output, sandbox, secret_files
@@ -127,6 +127,7 @@ def run(
         secrets_fd: what the pool handed over of secrets.
     """
     linux.name_process(spec.worker_id)
+    calls.attach(sandbox.system_calls(template.sandbox))
     take_environment({**template.env, **spec.env})
     _reseed()
     if spec.log_format == "json":

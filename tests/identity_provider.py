@@ -26,7 +26,7 @@ def encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def _number(value: int) -> str:
+def number(value: int) -> str:
     return encoded(value.to_bytes((value.bit_length() + 7) // 8))
 
 
@@ -39,10 +39,10 @@ class SigningKey:
         numbers = self.key.private_numbers()
         public = numbers.public_numbers
         self.public = {
-            "kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "n": _number(public.n), "e": _number(public.e)
+            "kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "n": number(public.n), "e": number(public.e)
         }  # fmt: skip
         self.private = self.public | {
-            name: _number(value)
+            name: number(value)
             for name, value in (
                 ("d", numbers.d), ("p", numbers.p), ("q", numbers.q),
                 ("dp", numbers.dmp1), ("dq", numbers.dmq1), ("qi", numbers.iqmp),

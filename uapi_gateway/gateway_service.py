@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +18,10 @@ from grpc import aio
 
 from uapi_gateway import descriptors
 from uapi_gateway.access import headers
+from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.keys import LOCAL
+from uapi_gateway.access.policy import Policy, may_call
+from uapi_gateway.access.providers import OIDC_PREFIX
 from uapi_gateway.envoy import Envoy
 from uapi_gateway.registry import Agent, Registry
 from uapi_gateway.sockets import inner_socket
@@ -27,7 +30,16 @@ from uapi_gateway.xds.routes import AGENT_HEADER
 _STATUS_TIMEOUT_S = 1.0
 # Metadata that belongs to the caller's own call, or is set anew for the one to the agent.
 _NOT_PASSED = frozenset(
-    (AGENT_HEADER, headers.FOR, "user-agent", "te", "content-type", "x-uapi-cluster", "x-forwarded-proto")
+    (
+        AGENT_HEADER,
+        headers.FOR,
+        headers.GRANTED,
+        "user-agent",
+        "te",
+        "content-type",
+        "x-uapi-cluster",
+        "x-forwarded-proto",
+    )
 )
 
 
@@ -86,9 +98,19 @@ def _plain(text: str) -> str:
 class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
     """The service. Its calls to agents go through Envoy like everyone's."""
 
-    def __init__(self, registry: Registry, envoy: Envoy, pool: aio.Channel, home: Home, own: proto.ProcessStatus):
-        """`own` is the gateway's pid, version and addresses; the uptime is filled in."""
+    def __init__(
+        self,
+        registry: Registry,
+        envoy: Envoy,
+        pool: aio.Channel,
+        home: Home,
+        own: proto.ProcessStatus,
+        *,
+        policy: Callable[[], Policy],
+    ):
+        """`own` is the gateway's pid, version and addresses; the uptime is filled in. `policy` is that in force."""
         self._registry = registry
+        self._policy = policy
         self._envoy = envoy
         self._pool: agent_pool_pb2_grpc.AgentPoolAsyncStub = agent_pool_pb2_grpc.AgentPoolStub(pool)
         self._home = home
@@ -120,6 +142,8 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
         if not any(key == headers.PRINCIPAL for key, _ in metadata):
             # It came by the control socket itself.
             metadata.append((headers.PRINCIPAL, LOCAL))
+        if self._may_by_token(metadata, agent):
+            metadata.append((headers.GRANTED, "1"))
         if context_now := trace.current.get():
             metadata.append((trace.HEADER, context_now.header()))
         call = self._through.unary_unary(
@@ -138,6 +162,12 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
         answer = proto.CallAgentResponse()
         answer.data.update(fields)
         return answer
+
+    def _may_by_token(self, metadata: list[tuple[str, Any]], agent: Agent) -> bool:
+        """Whether the token allows the call: Envoy, which gets it without the token, could not say."""
+        policy = self._policy()
+        caller = caller_of(metadata, policy)
+        return caller.principal.startswith(OIDC_PREFIX) and may_call(caller, agent.agent_id, agent.demands)
 
     async def GetStatus(
         self, request: proto.GetStatusRequest, context: aio.ServicerContext[Any, Any]

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime.home import Home
 
 from uapi_gateway.outward import Outward
 from uapi_gateway.registry import Agent, Endpoint, Registry
-from uapi_gateway.sockets import TLS_SCHEME, Ports, split_endpoint
+from uapi_gateway.sockets import TLS_SCHEME, Ports, inner_socket, split_endpoint, system_calls_socket
 from uapi_gateway.xds import clusters, listeners, resources, routes, transport
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.transport import Inbound
@@ -26,23 +27,25 @@ class Publisher:
         self._names: dict[str, set[str]] = {}
         self._shapes: dict[str, object] = {}
 
-    def publish_platform(self, *, control: Path, pool: Path, http: Path) -> None:
+    def publish_platform(self, *, control: Path, pool: Path, http: Path, kernel: Path) -> None:
         """The clusters that are always there."""
         self._cache.put(resources.CLUSTER, clusters.http_cluster(http))
-        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool)):
+        for name, path in ((clusters.CONTROL, control), (clusters.POOL, pool), (clusters.KERNEL, kernel)):
             self._cache.put(resources.CLUSTER, clusters.socket_cluster(name, path))
         self._cache.put(resources.CLUSTER, clusters.relay_cluster(self._relay))
 
     def publish_listeners(
-        self, *, host: str, ports: Ports, socket: Path, inner: Path, access_log: Path, tls: Inbound | None = None
+        self, *, home: Home, host: str, ports: Ports, access_log: Path, tls: Inbound | None = None
     ) -> None:
         """The listeners, once and for all."""
         self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log, tls))
-        self._cache.put(resources.LISTENER, listeners.unix_listener(socket, access_log))
+        self._cache.put(resources.LISTENER, listeners.unix_listener(home.gateway_socket, access_log))
         self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http, tls))
         self._cache.put(resources.ROUTE, routes.whole_configuration(listeners.HTTP, clusters.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
-        self._cache.put(resources.LISTENER, listeners.inner_listener(inner, access_log))
+        self._cache.put(resources.LISTENER, listeners.inner_listener(inner_socket(home), access_log))
+        calls = listeners.system_call_listener(system_calls_socket(home), access_log)
+        self._cache.put(resources.LISTENER, calls)
 
     def publish_remote_pool(self, endpoint: str, link: Path) -> None:
         """A pool on another machine in the place of this one's, and the gateway's own way to it."""
@@ -132,6 +135,7 @@ class Publisher:
             resource = routes.route_configuration(name, wanted, own=own)
             self._cache.put(resources.ROUTE, resource)
         self._cache.put(resources.ROUTE, routes.hold_configuration(listeners.HOLD, wanted))
+        self._cache.put(resources.ROUTE, routes.system_call_configuration(listeners.CALLS, wanted))
 
 
 def _weights(agent: Agent, endpoints: tuple[Endpoint, ...]) -> dict[str, int]:
@@ -146,4 +150,5 @@ def _shape(agent: Agent | None) -> object:
         return None
     # Workers are named in the routes only of agents whose calls may not be repeated.
     workers = () if agent.idempotent else tuple(sorted(e.worker_id for e in agent.endpoints))
-    return agent.services, agent.descriptors, agent.stopped, agent.idempotent, agent.cache is not None, workers
+    own = agent.services, agent.descriptors, agent.stopped, agent.idempotent, agent.cache is not None, workers
+    return own, agent.permissions.agents, agent.demands

@@ -3,7 +3,7 @@
 Both versions have the same messages under two names (https://github.com/grpc/grpc/blob/master/doc/server-reflection.md).
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -13,6 +13,15 @@ from grpc_reflection.v1alpha import reflection_pb2 as proto
 from uapi_gateway import descriptors
 from uapi_gateway.descriptors import Catalogue
 from uapi_gateway.registry import Registry
+
+# Put together for callers that see different agents.
+_MOST_CATALOGUES = 16
+Visible = Callable[[Any], Callable[[str], bool]]
+
+
+def everyone(_context: Any) -> Callable[[str], bool]:
+    """Every caller sees every agent."""
+    return lambda _agent: True
 
 
 def answer(catalogue: Catalogue, request: proto.ServerReflectionRequest) -> proto.ServerReflectionResponse:
@@ -61,31 +70,42 @@ def _error(code: grpc.StatusCode, message: str) -> proto.ServerReflectionRespons
 
 
 class ReflectionService:
-    """Serves both versions; the catalogue is put together anew when agents have changed and somebody asks."""
+    """Serves both versions; the catalogue is put together anew when agents have changed and somebody asks.
 
-    def __init__(self, registry: Registry) -> None:
+    Args:
+        registry: the agents.
+        visible: says of a call which agents its caller may see.
+    """
+
+    def __init__(self, registry: Registry, visible: Visible = everyone) -> None:
         self._registry = registry
-        self._catalogue: Catalogue | None = None
+        self._visible = visible
+        # By the agents in it.
+        self._catalogues: dict[tuple[str, ...], Catalogue] = {}
         registry.listeners.append(self._forget)
 
     def _forget(self, _agent_id: str) -> None:
-        self._catalogue = None
+        self._catalogues.clear()
 
-    def catalogue(self) -> Catalogue:
-        if self._catalogue is None:
-            agents = self._registry.agents()
+    def catalogue(self, seen: Callable[[str], bool] = lambda _agent: True) -> Catalogue:
+        agents = [agent for agent in self._registry.agents() if seen(agent.agent_id)]
+        names = tuple(agent.agent_id for agent in agents)
+        if names not in self._catalogues:
+            if len(self._catalogues) >= _MOST_CATALOGUES:
+                self._catalogues.clear()
             services = {service for agent in agents for service in agent.services} | descriptors.PLATFORM
             # Reflection's other version has no file of its own.
             sets = {"platform": descriptors.platform_set()}
             sets |= {agent.agent_id: agent.descriptors for agent in agents}
-            self._catalogue = descriptors.catalogue(sets, services)
-        return self._catalogue
+            self._catalogues[names] = descriptors.catalogue(sets, services)
+        return self._catalogues[names]
 
     async def _answer_all(
         self, requests: AsyncIterator[proto.ServerReflectionRequest], context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[proto.ServerReflectionResponse]:
+        seen = self._visible(context)
         async for request in requests:
-            response = answer(self.catalogue(), request)
+            response = answer(self.catalogue(seen), request)
             response.valid_host = request.host
             response.original_request.CopyFrom(request)
             yield response

@@ -25,15 +25,18 @@ from agentruntime.errors import FailedPrecondition
 from agentruntime.files import write_atomically
 from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
+from agentruntime.launch import SYSTEM_CALLS
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, sockets
+from uapi_gateway.access.allowances import Allowances
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
 from uapi_gateway.access.guard import Guard
+from uapi_gateway.access.identity import IdentityProviders, identity_providers
 from uapi_gateway.access.operators import PoolHandler
 from uapi_gateway.access.service import AccessService
 from uapi_gateway.access.store import KeyStore
@@ -47,8 +50,10 @@ from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.kernel import doors, system_calls
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
+from uapi_gateway.kernel.carrying import Carrier
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
 from uapi_gateway.outward import Outward
@@ -93,18 +98,17 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     held.load()
     outward = Outward(held)
     ports = _ports(settings)
-    registry = Registry()
-    store = Store(home.state / "gateway.db")
+    registry, store = Registry(), Store(home.state / "gateway.db")
     audit = AuditLog(home.state / "audit.db", longest_bytes=settings.audit_bytes)
     _restore(registry, store)
-    book = Book(KeyStore(home.state / "access.db"), registry, cache, anonymous=settings.anonymous_calls)
-    book.publish(home)
+    identity = identity_providers(settings)
+    book = _book(settings, registry, cache, identity)
     _publish(settings, ports, registry, cache, outward)
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
     pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
     watch = PoolWatch(pool, registry, store)
-    service = GatewayService(registry, envoy, pool, home, own)
+    service = GatewayService(registry, envoy, pool, home, own, policy=lambda: book.policy)
     registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
     health_loop = HealthLoop(
         registry, outward, interval_s=settings.health_interval_s, failures=settings.health_failures
@@ -124,13 +128,14 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
-        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded), control)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         operators = PoolHandler(pool, discovery.routed, checks)
-        control.add_generic_rpc_handlers((operators, FallbackHandler(registry)))
+        control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
         for part in (
             _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
             _serving(control, home.control_socket),
+            _serving(system_calls.server(registry, audit), sockets.kernel_socket(home)),
             observer.outlets.opened(home),
         ):
             await stack.enter_async_context(part)
@@ -138,6 +143,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
+        await stack.enter_async_context(_system_calls(home, registry).open())
         await stack.enter_async_context(
             _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
         )
@@ -151,6 +157,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             envoy.watch(),
             registrar.expire_leases(),
             book.run(),
+            identity.run(),
             health_loop.run(),
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
@@ -223,14 +230,18 @@ def _publish(settings: Settings, ports: sockets.Ports, registry: Registry, cache
     home = settings.home
     relay, hold = sockets.relay_socket(home), sockets.hold_socket(home)
     publisher = Publisher(registry, cache, relay=relay, hold=hold, outward=outward)
-    publisher.publish_platform(control=home.control_socket, pool=home.pool_socket, http=sockets.http_socket(home))
+    publisher.publish_platform(
+        control=home.control_socket,
+        pool=home.pool_socket,
+        http=sockets.http_socket(home),
+        kernel=sockets.kernel_socket(home),
+    )
     if settings.pool_endpoint:
         publisher.publish_remote_pool(settings.pool_endpoint, sockets.pool_link(home))
     publisher.publish_listeners(
+        home=home,
         host=settings.address,
         ports=ports,
-        socket=home.gateway_socket,
-        inner=sockets.inner_socket(home),
         access_log=_access_log(settings),
         tls=_inbound(settings),
     )
@@ -245,6 +256,17 @@ def _inbound(settings: Settings) -> Inbound | None:
 
 def _door(settings: Settings, ports: sockets.Ports) -> Door:
     return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
+
+
+def _book(settings: Settings, registry: Registry, cache: Cache, identity: IdentityProviders) -> Book:
+    """The keys, and what Envoy is told of them."""
+    store = KeyStore(settings.home.state / "access.db")
+    book = Book(store, registry, cache, identity, anonymous=settings.anonymous_calls)
+    book.publish(settings.home)
+    allowances = Allowances(cache, settings.calls_per_second)
+    allowances.publish(book.every())
+    book.listeners.append(allowances.publish)
+    return book
 
 
 def _access_log(settings: Settings) -> Path:
@@ -313,9 +335,16 @@ def _control_server(
     server = aio.server(interceptors=[ServerInterceptor(), Guard(checks)])
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
-    health_pb2_grpc.add_HealthServicer_to_server(HealthService(registry, lambda: watch.synced), server)
-    server.add_generic_rpc_handlers(ReflectionService(registry).handlers())
+    health_pb2_grpc.add_HealthServicer_to_server(
+        HealthService(registry, lambda: watch.synced, checks.callable_by), server
+    )
+    server.add_generic_rpc_handlers(ReflectionService(registry, checks.callable_by).handlers())
     return server
+
+
+def _system_calls(home: Home, registry: Registry) -> doors.Door:
+    """Where workers make system calls."""
+    return doors.Door(home, registry, SYSTEM_CALLS, Carrier(sockets.system_calls_socket(home)).carry)
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from agentruntime import certificates
 from agentruntime.certificates import Files
 from agentruntime.errors import InvalidArgument
 from agentruntime.home import Home
+from agentruntime.units import parse_calls
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -43,11 +44,18 @@ class Settings(BaseSettings):
     http_port: int = Field(default=8080, ge=0, le=65535)
     # Whether callers without a credential may call agents that demand none. By default on loopback only.
     anonymous: Literal["call", "none"] | None = None
+    # Whose tokens are taken; by default identity-providers.yaml in the runtime directory, if it is there.
+    identity_providers: Path | None = None
+    # Between two fetches of an identity provider's keys.
+    jwks_interval_s: float = Field(default=60.0, ge=0.1, le=86400)
     log_level: str = "INFO"
     # Threads of Envoy that carry calls.
     envoy_concurrency: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1)
     # What Envoy may have of memory. Before it gets there it ends the streams that hold the most.
     envoy_heap_bytes: int = Field(default=2**30, ge=2**27)
+    # Calls of each caller whose key says nothing else, such as "100/s"; but for the platform's own user. All that are
+    # anonymous are one caller. None is no limit.
+    rate_per_caller: str = ""
     # From callers by TCP, to all ports together.
     max_connections: int = Field(default=10_000, ge=1)
     # How long calls in flight may take to finish when the gateway is told to end.
@@ -85,7 +93,9 @@ class Settings(BaseSettings):
 
         Raises:
             InvalidArgument: the address is none, or anyone on the network could read what is said there.
+            InvalidUnit: a rate cannot be read.
         """
+        _ = self.calls_per_second
         try:
             loopback = ipaddress.ip_address(self.address).is_loopback
         except ValueError:
@@ -145,6 +155,11 @@ class Settings(BaseSettings):
         if self.anonymous is None:
             return ipaddress.ip_address(self.address).is_loopback
         return self.anonymous == "call"
+
+    @property
+    def calls_per_second(self) -> float:
+        """Of each caller; 0 is no limit."""
+        return parse_calls(self.rate_per_caller) if self.rate_per_caller else 0.0
 
     @property
     def address(self) -> str:

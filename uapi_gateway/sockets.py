@@ -49,6 +49,16 @@ def ejections_pipe(home: Home) -> Path:
     return home.run / "envoy-ejections"
 
 
+def system_calls_socket(home: Home) -> Path:
+    """Where Envoy takes the connections of workers from the gateway, which says whose they are."""
+    return home.run / "calls.sock"
+
+
+def kernel_socket(home: Home) -> Path:
+    """The gateway's answers to system calls. Not the control socket: no agent reaches what is there."""
+    return home.run / "kernel.sock"
+
+
 def inner_socket(home: Home) -> Path:
     """Envoy's door for what the gateway calls on somebody's behalf, and says on whose."""
     return home.run / "inner.sock"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentruntime import egress, errors, launch, log, processes
 from agentruntime.home import Home, short
-from agentruntime.launch import CONTAINER_CONTROL, SandboxSpec, TemplateSpec
+from agentruntime.launch import CONTAINER_CONTROL, KERNEL_DIR, SandboxSpec, TemplateSpec
 
 from agent_pool import gpus
 from agent_pool.cgroups import detect
@@ -285,7 +285,9 @@ class DockerDriver(Driver):
             services=list(revision.services),
             env=dict(revision.env),
             log_level=revision.log_level,
-            sandbox=SandboxSpec(egress=[] if revision.host_network else list(revision.egress)),
+            sandbox=SandboxSpec(
+                kernel_dir=str(KERNEL_DIR), egress=[] if revision.host_network else list(revision.egress)
+            ),
         )
         message = {**launch.spec_message("become", spec), "template": launch.spec_message("", template)["spec"]}
         descriptors = [self._logs.open(revision.agent, launch_.worker_id), *handed.descriptors]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from agentruntime import errors, units
+from agentruntime import api_keys, errors, units
 
 
 def _unit(parse: Any) -> BeforeValidator:
@@ -176,12 +176,22 @@ class PermissionsSection(Section):
     secrets: list[str] = Field(default_factory=list)
 
 
+def _key(given: Any) -> Any:
+    if not (isinstance(given, str) and given.startswith(api_keys.PREFIX)):
+        return given
+    found = api_keys.key_id_of(given)
+    if not found:
+        # Without what was given: it may be a key that was cut off.
+        raise ValueError("it begins as an API key and is none; give it whole, or its name")
+    return found
+
+
 class AccessSection(Section):
     """What an agent demands of its callers."""
 
     tls: bool | None = None
-    # API keys, by name or id; "*" is any.
-    keys: list[str] = Field(default_factory=list)
+    # API keys, by name or id, or the key itself, of which only the id is kept; "*" is any.
+    keys: list[Annotated[str, BeforeValidator(_key)]] = Field(default_factory=list)
     oauth2_client_id: str | None = None
 
 

@@ -14,6 +14,7 @@ _SIZES = {
 }  # fmt: skip
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _RATES = {"bps": 1, "kbps": 10**3, "mbps": 10**6, "gbps": 10**9}
+_LEAST_CALLS_PER_SECOND, _MOST_CALLS_PER_SECOND = 1 / 86400, 1e6
 _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 
 
@@ -73,6 +74,21 @@ def parse_rate(text: str) -> int:
     if match is None or factor is None:
         raise InvalidUnit(f"'{text}' is not a rate; write a number and a unit, like 100Mbps")
     return round(float(match[1]) * factor)
+
+
+def parse_calls(text: str) -> float:
+    """Calls per second of "10/s", "90/m", "1000/h" or a bare number.
+
+    Raises:
+        InvalidUnit: the text is none of these, or is less than one call in a day.
+    """
+    match = re.fullmatch(_NUMBER + r"(?:\s*/\s*([smh]))?", text.strip())
+    rate = float(match[1]) / _SECONDS[match[2] or "s"] if match else 0.0
+    if not _LEAST_CALLS_PER_SECOND <= rate <= _MOST_CALLS_PER_SECOND:
+        raise InvalidUnit(
+            f"'{text}' is not a rate of calls; write calls per second, minute or hour, like 10/s or 90/m"
+        )
+    return rate
 
 
 def format_size(size_bytes: float) -> str:

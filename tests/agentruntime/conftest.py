@@ -16,6 +16,8 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.delenv(variable, raising=False)
     for variable in ("AGENT_CPU_LIMIT", "AGENT_GPU_ENABLED", "AGENT_LOG_LEVEL", "XDG_STATE_HOME"):
         monkeypatch.delenv(variable, raising=False)
+    for variable in ("UAPI_TLS_CA", "UAPI_TLS_CERT", "UAPI_TLS_KEY"):
+        monkeypatch.delenv(variable, raising=False)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import grpc
 from agentruntime import errors, names, status
 from agentruntime._proto.uapi.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     agent_gateway_pb2,
     agent_gateway_pb2_grpc,
     agent_pool_pb2,
@@ -177,6 +179,20 @@ class Gateway(agent_gateway_pb2_grpc.AgentGatewayServicer):
             name="gateway", pid=7, version="0.1.0", addresses=["127.0.0.1:50051"], uptime_seconds=90.0
         )
         return agent_gateway_pb2.GetStatusResponse(processes=[process])
+
+
+class Access(access_pb2_grpc.AccessServiceServicer):
+    """Knows an identity provider that has gone away."""
+
+    def ListIdentityProviders(self, request: Any, context: grpc.ServicerContext) -> Any:
+        corp = access_pb2.IdentityProvider(name="corp", keys=2, error="it does not answer")
+        corp.fetched_at.GetCurrentTime()
+        return access_pb2.ListIdentityProvidersResponse(
+            providers=[corp, access_pb2.IdentityProvider(name="new")], file_error="providers[2].name: too long"
+        )
+
+    # No command of these tests calls the others.
+    CreateKey = ListKeys = RevokeKey = GetCaller = ListIdentityProviders
 
 
 class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
@@ -366,6 +382,7 @@ def serving(record: Record) -> Iterator[str]:
     text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(TextGeneration(record), server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(Registry(record), server)
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(Gateway(record), server)
+    access_pb2_grpc.add_AccessServiceServicer_to_server(Access(), server)
     agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(Pool(record), server)
     image_service_pb2_grpc.add_ImageServiceServicer_to_server(Images(record), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -112,3 +112,16 @@ def test_format_duration(seconds: float, text: str) -> None:
 )
 def test_format_size(size_bytes: float, text: str) -> None:
     assert units.format_size(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("10/s", 10.0), ("90/m", 1.5), (" 36 / h ", 0.01), ("0.5/s", 0.5), ("7", 7.0)]
+)
+def test_calls_per_second(text: str, rate: float) -> None:
+    assert units.parse_calls(text) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("text", ["", "0/s", "-1/s", "1/d", "10/s/s", "1e9/s", "9999999/s", "ten/s"])
+def test_no_calls_per_second(text: str) -> None:
+    with pytest.raises(InvalidUnit, match="rate of calls"):
+        units.parse_calls(text)

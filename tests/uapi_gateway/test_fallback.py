@@ -17,7 +17,7 @@ def test_explanations() -> None:
     registry.put_pool_agent(agent("b"))
     error = explain(registry, "/s.S/Do")
     assert isinstance(error, AgentAmbiguous)
-    assert error.message == "2 agents serve s.S: a, b; name one in x-uapi-agent"
+    assert error.message == "s.S is served by more than one agent; name one in x-uapi-agent: a, b"
     registry.put_pool_agent(agent("b", stopped=True))
     assert isinstance(explain(registry, "/s.S/Do"), AgentNotReady)
     assert isinstance(explain(registry, "nonsense"), Unimplemented)

@@ -117,7 +117,7 @@ def test_what_was_there_before_is_published_at_once() -> None:
     registry.put_pool_agent(agent("a", "a-01"))
     cache = published(registry)
     assert paths(cache, "a") == [["/a-01"], ["/hold"]]
-    assert set(cache.names(ROUTE)) == {"tcp", "unix", "hold", "inner"}
+    assert set(cache.names(ROUTE)) == {"tcp", "unix", "hold", "inner", "calls"}
 
 
 def test_a_registered_id_that_is_a_workers_name_wins_and_gives_it_back() -> None:

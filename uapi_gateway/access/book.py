@@ -12,11 +12,12 @@ from agentruntime.files import write_atomically
 from agentruntime.home import Home
 
 from uapi_gateway.access import keys
+from uapi_gateway.access.identity import IdentityProviders
 from uapi_gateway.access.keys import ALL, LOCAL, Key, Wanted
 from uapi_gateway.access.policy import EVERYTHING, Policy
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.registry import Demands, Registry
-from uapi_gateway.xds import filters, resources, rules
+from uapi_gateway.xds import filters, resources, rules, tokens
 from uapi_gateway.xds.cache import Cache
 
 _log = log.get("uapi_gateway.access")
@@ -31,13 +32,17 @@ class Book:
         store: where keys are kept.
         registry: the agents; followed from `publish` on.
         cache: what Envoy is sent.
+        identity: whose tokens are taken; followed from `publish` on.
         anonymous: callers without a credential may call agents that demand none.
     """
 
-    def __init__(self, store: KeyStore, registry: Registry, cache: Cache, *, anonymous: bool) -> None:
+    def __init__(
+        self, store: KeyStore, registry: Registry, cache: Cache, identity: IdentityProviders, *, anonymous: bool
+    ) -> None:
         self._store = store
         self._registry = registry
         self._cache = cache
+        self._identity = identity
         self._anonymous = anonymous
         self._keys = {key.name: key for key in store.load()}
         # Of agents that are gone, too: their rules must not go before they do.
@@ -58,9 +63,9 @@ class Book:
         self._make_own(home)
         for agent in self._registry.agents():
             self._take(agent.agent_id)
-        self._publish_keys()
-        self._publish_rules()
+        self._publish_identity()
         self._registry.listeners.append(self._changed)
+        self._identity.listeners.append(self._publish_identity)
 
     def close(self) -> None:
         self._store.close()
@@ -141,16 +146,27 @@ class Book:
         for listener in self.listeners:
             listener(self.every())
 
+    def _publish_identity(self) -> None:
+        self.policy = replace(self.policy, identity=tuple(self._identity.all()))
+        # First whose tokens are taken no more, or are: a rule alone lets nobody pass.
+        self._publish_keys()
+        self._cache.put(resources.EXTENSION, tokens.identification(self.policy.identity))
+        self._publish_rules()
+
     def _publish_keys(self) -> None:
         now = time.time()
         live = {key.key_id: key for key in self._keys.values() if key.live(now)}
         self.policy = replace(self.policy, keys=live, anonymous=self._anonymous)
-        self._cache.put(resources.EXTENSION, filters.authentication(live.values()))
+        providers = tokens.jwt_providers(self.policy.identity)
+        self._cache.put(resources.EXTENSION, filters.authentication(live.values(), providers))
 
     def _publish_rules(self) -> None:
         self.policy = replace(self.policy, demands=dict(self._demands), permitted=dict(self._permitted))
-        self._cache.put(resources.EXTENSION, filters.extension(filters.ACCESS, rules.rules(self.policy)))
-        self._cache.put(resources.EXTENSION, filters.extension(filters.HTTP_ACCESS, rules.http_rules(self.policy)))
+        identity = self.policy.identity
+        access = rules.rules(self.policy, tokens.rule(identity, self.policy.demands))
+        http_access = rules.http_rules(self.policy, tokens.http_rule(identity))
+        self._cache.put(resources.EXTENSION, filters.extension(filters.ACCESS, access))
+        self._cache.put(resources.EXTENSION, filters.extension(filters.HTTP_ACCESS, http_access))
 
 
 def _enter(known: dict[str, Any], name: str, value: Any | None) -> None:

@@ -1,19 +1,18 @@
 """Whom a call on the control socket comes from. Only Envoy and this user's own processes reach that socket."""
 
-import re
+import base64
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 from agentruntime.errors import AgentError, PermissionDenied, Unauthenticated
 
-from uapi_gateway.access import headers
+from uapi_gateway.access import headers, scopes
 from uapi_gateway.access.keys import ALL, LOCAL, Key
 from uapi_gateway.access.policy import AGENT_PREFIX, ANONYMOUS, CALL_ALL, EVERYTHING, Caller, Grant, Policy
 
-_SCOPE = re.compile(r"uapi\.(?P<role>call|operate|administer)(?::(?P<agent>[a-z0-9-]+))?")
-_ROLES = {"call": proto.ROLE_CALL, "operate": proto.ROLE_OPERATE, "administer": proto.ROLE_ADMINISTER}
-ROLE_NAMES: dict[int, str] = {role: name for name, role in _ROLES.items()}
+ROLE_NAMES: dict[int, str] = {role.value: role.name.lower() for role in scopes.Role}
 
 
 def caller_of(metadata: Iterable[tuple[str, Any]] | None, policy: Policy) -> Caller:
@@ -21,16 +20,17 @@ def caller_of(metadata: Iterable[tuple[str, Any]] | None, policy: Policy) -> Cal
     told = {key: str(value) for key, value in metadata or () if key == headers.PRINCIPAL or key in headers.PRIVATE}
     principal = told.get(headers.PRINCIPAL, LOCAL)
     key = policy.keys.get(told.get(headers.KEY, ""))
+    claims = _claims(told.get(headers.CLAIMS, ""))
     return Caller(
         principal=principal,
-        grants=grants_of(principal, key, told, policy),
+        grants=grants_of(principal, key, claims, policy),
         key=key,
-        client=told.get(headers.CLIENT, ""),
+        clients=scopes.clients(claims),
         secure=headers.SECURE in told,
     )
 
 
-def grants_of(principal: str, key: Key | None, told: Mapping[str, str], policy: Policy) -> tuple[Grant, ...]:
+def grants_of(principal: str, key: Key | None, claims: Mapping[str, Any], policy: Policy) -> tuple[Grant, ...]:
     """What a principal may do."""
     if principal == LOCAL:
         return (EVERYTHING,)
@@ -41,21 +41,27 @@ def grants_of(principal: str, key: Key | None, told: Mapping[str, str], policy: 
     if principal.startswith(AGENT_PREFIX):
         agents = policy.permitted.get(principal.removeprefix(AGENT_PREFIX), ())
         return (Grant(proto.ROLE_CALL, agents),) if agents else ()
-    return scoped(told.get(headers.SCOPES, ""))
+    for known in policy.identity:
+        provider = known.provider
+        if principal.startswith(provider.principal_prefix):
+            return _granted(scopes.held(claims, provider.scope_claims, provider.grants))
+    return ()
 
 
-def scoped(scopes: str) -> tuple[Grant, ...]:
-    """The grants in the scopes of a token: `uapi.call`, `uapi.operate:my-agent`; others are not ours."""
-    named: dict[int, list[str]] = {}
-    for scope in scopes.replace(",", " ").split():
-        if found := _SCOPE.fullmatch(scope):
-            named.setdefault(_ROLES[found["role"]], []).append(found["agent"] or ALL)
-    # To administer is for all agents, never for one.
-    return tuple(
-        Grant(role, (ALL,) if ALL in agents else tuple(agents))
-        for role, agents in sorted(named.items())
-        if role != proto.ROLE_ADMINISTER or ALL in agents
-    )
+def _granted(held: Iterable[scopes.Grant]) -> tuple[Grant, ...]:
+    """The same, a grant for each role."""
+    by_role: dict[int, list[str]] = {}
+    for grant in sorted(held):
+        by_role.setdefault(grant.role, []).append(grant.agent)
+    return tuple(Grant(role, (ALL,) if ALL in agents else tuple(agents)) for role, agents in by_role.items())
+
+
+def _claims(encoded: str) -> dict[str, Any]:
+    """Of a token that Envoy has found good."""
+    if not encoded:
+        return {}
+    claims = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+    return claims if isinstance(claims, dict) else {}
 
 
 def refusal(caller: Caller, role: int, agents: Iterable[str]) -> AgentError:

@@ -38,7 +38,8 @@ class Checked:
     @property
     def changes(self) -> bool:
         """The method does something."""
-        return bool(self.method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS)
+        level = self.method.GetOptions().idempotency_level
+        return bool(level != MethodOptions.NO_SIDE_EFFECTS) and not self.need.plain
 
 
 class Checks:
@@ -105,6 +106,11 @@ class Checks:
         if checked.need.shown is None or checked.caller.may(proto.ROLE_OPERATE, ALL):
             return answer
         return checked.need.shown(answer, lambda agent: self.sees(checked.caller, checked.need.role, agent))
+
+    def callable_by(self, context: aio.ServicerContext[Any, Any]) -> Callable[[str], bool]:
+        """Says of an agent whether a call's caller may call it, and with that see that it is there."""
+        caller = self.caller(context)
+        return lambda agent: self.sees(caller, proto.ROLE_CALL, agent)
 
     def sees(self, caller: Caller, role: int, agent: str) -> bool:
         """Whether a caller has a role for an agent; to call it, the agent's demands must be met, too."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentruntime._proto.uapi.v1 import access_pb2 as access
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry
 from agentruntime._proto.uapi.v1 import audit_pb2 as audit
@@ -29,6 +30,8 @@ class Need:
     names: Callable[[Any], tuple[str, ...]]
     # Leaves out of an answer what the caller may not see; None: the message says nothing that it may.
     shown: Callable[[Any, Seen], Any | None] | None = None
+    # Not written down when it is allowed: a call to an agent like any other.
+    plain: bool = False
 
 
 def _field(name: str) -> Callable[[Any], tuple[str, ...]]:
@@ -112,6 +115,12 @@ _REGISTRY: Mapping[str, Need] = {
 }
 
 
+_GATEWAY: Mapping[str, Need] = {
+    "CallAgent": Need(_CALL, _field("agent_id"), plain=True),
+    "GetStatus": Need(_CALL, _any),
+}
+
+
 def _needs(
     file: Any, role: int, named: Mapping[str, Need] | None = None
 ) -> Iterable[tuple[str, tuple[MethodDescriptor, Need]]]:
@@ -127,12 +136,12 @@ POOL_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     **dict(_needs(images, _OPERATE)),
     **dict(_needs(secrets, _ADMINISTER)),
 }
-# Of what the gateway serves by itself. `AgentGateway` and a few methods are for everyone; reflection and health look
-# by themselves.
+# Of what the gateway serves by itself. A few methods are for everyone; reflection and health look by themselves.
 OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     path: found
     for path, found in (
         *_needs(registry, _ADMINISTER, _REGISTRY),
+        *_needs(gateway, _ADMINISTER, _GATEWAY),
         *_needs(audit, _ADMINISTER),
         *_needs(access, _ADMINISTER),
     )

@@ -1,16 +1,22 @@
 """The headers in which Envoy says whom a call comes from. A caller's own of these names are removed first."""
 
+from uapi_gateway.access.scopes import Role
+from uapi_gateway.kernel import caller
+
 # Told to agents, too.
 PRINCIPAL = "x-uapi-principal"
 # All that stays between Envoy and the gateway begins so.
 PREFIX = "x-uapi-caller-"
 KEY = PREFIX + "key"
-# Of a token: what it may be used for, separated by spaces, and the client that it was issued to or for.
-SCOPES = PREFIX + "scopes"
-CLIENT = PREFIX + "client"
+# The claims of an identity provider's token that was good, in base64url.
+CLAIMS = PREFIX + "claims"
+# The scopes that are enough to call the agent that the call is for.
+ENOUGH = {Role.CALL: PREFIX + "call", Role.OPERATE: PREFIX + "operate"}
+# The gateway itself has looked whether the call may be made, and makes it again.
+GRANTED = PREFIX + "granted"
 # There if the connection is encrypted, or does not leave this machine's kernel.
 SECURE = PREFIX + "secure"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-PRIVATE = (KEY, SCOPES, CLIENT, SECURE, FOR)
+PRIVATE = (KEY, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, FOR, *caller.PRIVATE)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentruntime import log
+from agentruntime._proto.uapi.v1 import access_pb2 as proto
 from agentruntime.errors import AgentError, DiskFull, InvalidArgument, Unavailable
 from agentruntime.files import write_atomically
 from agentruntime.oauth2.discovery import discover
@@ -20,6 +21,7 @@ from watchfiles import awatch
 from uapi_gateway.access import jwks, providers
 from uapi_gateway.access.jwks import KeySet
 from uapi_gateway.access.providers import Provider
+from uapi_gateway.settings import Settings
 
 _log = log.get("uapi_gateway.identity")
 # Between the failures of a provider that has no keys yet; doubled each time.
@@ -41,6 +43,20 @@ class Known:
     error: str = ""
     # Fetches that failed in a row.
     failures: int = 0
+
+    def message(self, *, whole: bool) -> proto.IdentityProvider:
+        """What callers are told of it; `whole` with how the gateway gets on with it."""
+        message = proto.IdentityProvider(
+            name=self.provider.name, issuer=self.provider.issuer, audiences=self.provider.audiences
+        )
+        if login := self.provider.login:
+            message.login.CopyFrom(proto.ProviderLogin(**login.model_dump()))
+        if whole:
+            message.keys = len(self.keys.keys) if self.keys else 0
+            message.error = self.error
+            if self.fetched_at:
+                message.fetched_at.FromMilliseconds(round(self.fetched_at * 1000))
+        return message
 
 
 def next_fetch_s(known: Known, interval_s: float) -> float:
@@ -94,10 +110,14 @@ class IdentityProviders:
         """Follows the file, and fetches keys, until it is cancelled."""
         try:
             self._fetch_those_that_are_there()
-            # A file that is replaced by renaming is seen only in its directory.
-            watched = self._file.parent
+            # A file that is replaced by renaming is seen only in its directory; a look each second sees the rest.
             async for _ in awatch(
-                watched, recursive=False, step=_DEBOUNCE_MS, rust_timeout=1000, yield_on_timeout=True
+                self._file.parent,
+                watch_filter=lambda _, path: Path(path).name == self._file.name,
+                recursive=False,
+                step=_DEBOUNCE_MS,
+                rust_timeout=1000,
+                yield_on_timeout=True,
             ):
                 self._take_up()
         finally:
@@ -222,6 +242,22 @@ class IdentityProviders:
                 "the kept keys of an identity provider cannot be read", provider=provider.name, error=str(error)
             )
             return Known(provider)
+
+
+def identity_providers(settings: Settings) -> IdentityProviders:
+    """Those of a gateway, with the keys that an earlier one has kept.
+
+    Raises:
+        InvalidArgument: their file says something wrong.
+    """
+    made = IdentityProviders(
+        settings.identity_providers or settings.home.root / "identity-providers.yaml",
+        required=settings.identity_providers is not None,
+        cache=settings.home.state / "jwks",
+        interval_s=settings.jwks_interval_s,
+    )
+    made.load()
+    return made
 
 
 def fetch(provider: Provider) -> KeySet:

@@ -1,7 +1,6 @@
 """Key sets of identity providers (RFC 7517), reduced to what Envoy is to verify signatures with. Pure."""
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,9 +52,9 @@ def reduced(document: Mapping[str, Any]) -> KeySet:
     for number, key in enumerate(listed):
         try:
             reduced_key = _reduced(key)
-        except (ValueError, TypeError, OverflowError, binascii.Error, UnsupportedAlgorithm) as error:
+        except (ValueError, TypeError, OverflowError, KeyError, UnsupportedAlgorithm) as error:
             name = str(key.get("kid", number))[:64] if isinstance(key, dict) else str(number)
-            left_out.append(f"{name}: {error}")
+            left_out.append(f"{name}: {f'it has no {error}' if isinstance(error, KeyError) else error}")
             continue
         if len(keys) == MOST_KEYS:
             left_out.append(f"all from number {number} on: there are more than {MOST_KEYS}")

@@ -10,13 +10,14 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
+from agentruntime.api_keys import PREFIX, key_id_of
 from agentruntime.errors import InvalidArgument
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-PREFIX = "uapi_"
 ISSUER = "uapi"
 # How every key begins: the header of a JWT, in JSON, always does.
 KEY_MARK = PREFIX + "eyJ"
@@ -147,25 +148,18 @@ def mint(wanted: Wanted, now: float) -> tuple[str, Key]:
 def key_set(keys: Iterable[Key]) -> str:
     """The JSON Web Key Set (RFC 7517) that checks these keys."""
     members = [_member(key.key_id, key.public) for key in keys]
-    # Envoy takes no empty set.
-    return '{"keys":[' + ",".join(members or [_member("none", _base64(bytes(32)))]) + "]}"
+    return '{"keys":[' + ",".join(members) + "]}" if members else nobodys_keys()
+
+
+@lru_cache(maxsize=1)
+def nobodys_keys() -> str:
+    """A key set that checks nothing, for Envoy takes no empty one: the other half of its key is gone."""
+    public = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    return '{"keys":[' + _member("nobody", _base64(public)) + "]}"
 
 
 def _member(key_id: str, public: str) -> str:
     return f'{{"kty":"OKP","crv":"Ed25519","alg":"EdDSA","kid":"{key_id}","x":"{public}"}}'
-
-
-def key_id_of(secret: str) -> str:
-    """The id in a key, unchecked; "" if it is none."""
-    parts = secret.removeprefix(PREFIX).split(".")
-    if not secret.startswith(PREFIX) or len(parts) != 3:
-        return ""
-    try:
-        claims = json.loads(_bytes(parts[1]))
-    except ValueError:
-        return ""
-    found = claims.get("jti") if isinstance(claims, dict) else None
-    return found if isinstance(found, str) else ""
 
 
 def belongs(secret: str, keys: Sequence[Key]) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 
+from uapi_gateway.access.identity import Known
 from uapi_gateway.access.keys import ALL, Key
 from uapi_gateway.registry import Demands
 
@@ -24,6 +25,8 @@ class Policy:
     permitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Callers without a credential may call agents that demand none.
     anonymous: bool = True
+    # Identity providers and their keys.
+    identity: tuple[Known, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Caller:
     principal: str
     grants: tuple[Grant, ...] = ()
     key: Key | None = None
-    # The OAuth2 client that its token was issued to or for.
-    client: str = ""
+    # The OAuth2 clients that its token was issued to or for.
+    clients: frozenset[str] = frozenset()
     # Its connection is encrypted, or does not leave this machine's kernel.
     secure: bool = False
 
@@ -70,7 +73,7 @@ def meets(caller: Caller, demands: Demands) -> bool:
     """Whether a caller is what an agent demands: one of the keys or of the client, and encrypted if it says so."""
     if demands.tls and not caller.secure:
         return False
-    by_client = bool(demands.oauth2_client_id) and caller.client == demands.oauth2_client_id
+    by_client = bool(demands.oauth2_client_id) and demands.oauth2_client_id in caller.clients
     return by_client or accepts(demands, caller.key)
 
 

@@ -15,6 +15,8 @@ from uapi_gateway.access import scopes
 # Beyond this a file is no configuration of a few providers.
 _LONGEST_FILE_BYTES = 2**18
 _MOST_PROVIDERS = 16
+# Of the principals of all providers' tokens.
+OIDC_PREFIX = "oidc:"
 
 
 def _ours(scope: str) -> str:
@@ -28,7 +30,8 @@ def _listed(given: Any) -> Any:
 
 
 Url = Annotated[str, AfterValidator(check_url)]
-_Claim = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
+# Envoy's formats take a claim by its name up to a colon.
+_Claim = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]{1,128}$")]
 _Ours = Annotated[list[Annotated[str, AfterValidator(_ours)]], BeforeValidator(_listed)]
 
 
@@ -65,6 +68,11 @@ class Provider(_Section):
     # Of the provider's own scopes and roles to ours. If there are any, only those count.
     grants: dict[str, _Ours] = Field(default_factory=dict)
     login: LoginHint | None = None
+
+    @property
+    def principal_prefix(self) -> str:
+        """Of the principals of its tokens; the subject follows."""
+        return f"{OIDC_PREFIX}{self.name}:"
 
     @model_validator(mode="before")
     @classmethod

@@ -9,9 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 _SCOPE = re.compile(r"uapi\.(?P<role>call|operate|administer)(?::(?P<agent>[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?))?")
 EVERY_AGENT = "*"
+# Claims with the client that a token was issued to: OpenID Connect's, RFC 9068's, Okta's and Entra's; and for.
+ISSUED_TO = ("azp", "client_id", "cid", "appid")
+ISSUED_FOR = "aud"
 
 
 class Role(IntEnum):
@@ -56,6 +60,25 @@ def grants(values: Iterable[str], mapped: Mapping[str, Iterable[str]]) -> frozen
     """
     ours = [scope for value in values for scope in mapped.get(value, ())] if mapped else values
     return frozenset(grant for scope in ours if (grant := parse(scope)))
+
+
+def held(
+    claims: Mapping[str, Any], scope_claims: Iterable[str], mapped: Mapping[str, Iterable[str]]
+) -> frozenset[Grant]:
+    """What a token with these claims may do, as Envoy reads them."""
+    return grants([value for claim in scope_claims for value in _texts(claims.get(claim), divided=True)], mapped)
+
+
+def clients(claims: Mapping[str, Any]) -> frozenset[str]:
+    """The clients that a token with these claims was issued to or for."""
+    to = [claims[claim] for claim in ISSUED_TO if isinstance(claims.get(claim), str)]
+    return frozenset([*to, *_texts(claims.get(ISSUED_FOR), divided=False)])
+
+
+def _texts(value: Any, *, divided: bool) -> list[str]:
+    if isinstance(value, str):
+        return value.split(" ") if divided else [value]
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def sufficient(role: Role, agent: str, mapped: Mapping[str, Iterable[str]]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """AccessService: keys made, listed and ended; and whom the gateway takes a caller for."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agentruntime import log
@@ -11,7 +11,8 @@ from grpc import aio
 
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.callers import caller_of
-from uapi_gateway.access.keys import Wanted
+from uapi_gateway.access.identity import IdentityProviders
+from uapi_gateway.access.keys import ALL, Wanted
 
 _log = log.get("uapi_gateway.access")
 # Envoy takes milliseconds. One that is being started again gets the newest as it comes up.
@@ -24,18 +25,13 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     Args:
         book: the keys.
         guarded: waits until Envoy decides by the present keys, for at most so many seconds; says whether it does.
-        providers: the identity providers whose tokens are taken.
+        identity: whose tokens are taken.
     """
 
-    def __init__(
-        self,
-        book: Book,
-        guarded: Callable[[float], Awaitable[bool]],
-        providers: Sequence[proto.IdentityProvider] = (),
-    ) -> None:
+    def __init__(self, book: Book, guarded: Callable[[float], Awaitable[bool]], identity: IdentityProviders) -> None:
         self._book = book
         self._guarded = guarded
-        self._providers = providers
+        self._identity = identity
 
     async def CreateKey(
         self, request: proto.CreateKeyRequest, context: aio.ServicerContext[Any, Any]
@@ -80,4 +76,9 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     async def ListIdentityProviders(
         self, request: proto.ListIdentityProvidersRequest, context: aio.ServicerContext[Any, Any]
     ) -> proto.ListIdentityProvidersResponse:
-        return proto.ListIdentityProvidersResponse(providers=self._providers)
+        caller = caller_of(context.invocation_metadata(), self._book.policy)
+        whole = caller.may(proto.ROLE_OPERATE, ALL)
+        return proto.ListIdentityProvidersResponse(
+            providers=[known.message(whole=whole) for known in self._identity.all()],
+            file_error=self._identity.file_error if whole else "",
+        )

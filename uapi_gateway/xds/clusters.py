@@ -21,6 +21,8 @@ AGENT_PREFIX = "agent/"
 ONCE_PREFIX = "once/"
 CONTROL = "control"
 POOL = "pool"
+# The gateway's answers to system calls.
+KERNEL = "kernel"
 # The gateway's HTTP pages.
 HTTP = "http"
 # The relay by itself.

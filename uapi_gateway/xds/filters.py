@@ -3,8 +3,9 @@
 In this order, on every listener that callers reach:
 
     uapi.agent      the agent that the call is for, where a route knows it better than the caller's headers
-    uapi.keys       API keys: their signatures, and what they say
-    uapi.principal  x-uapi-principal, from what is known by then
+    uapi.keys       API keys and tokens of identity providers: their signatures, and what they say
+    uapi.tokens     x-uapi-principal, from a token of an identity provider
+    uapi.principal  x-uapi-principal of whoever has none by then
     uapi.access     who may call what
 
 What changes comes by ECDS (https://www.envoyproxy.io/docs/envoy/latest/configuration/overview/extension), which
@@ -14,6 +15,7 @@ takes effect for the next call and cuts none.
 from collections.abc import Iterable
 from typing import Any
 
+from agentruntime.api_keys import PREFIX
 from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from google.protobuf import any_pb2, json_format
@@ -23,11 +25,12 @@ from uapi_gateway.access.keys import Key
 from uapi_gateway.xds import resources
 from uapi_gateway.xds.resources import Resource, typed
 
-AGENT, OWNER, KEYS, WHO, ACCESS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.principal", "uapi.access"
+AGENT, OWNER, KEYS, TOKENS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.tokens"
+WHO, ACCESS = "uapi.principal", "uapi.access"
 # Of the HTTP pages.
 HTTP_ACCESS = "uapi.http-access"
 # Tokens that were checked and need not be again, in each of Envoy's threads.
-_CHECKED_TOKENS = 4096
+CHECKED_TOKENS = 4096
 # Of a worker's name, after its agent's (names.worker_id).
 WORKER_SUFFIX = "-[0-9]{2,}"
 _MUTATION = "envoy.extensions.filters.http.header_mutation.v3."
@@ -60,7 +63,8 @@ def chain(nobody: str, access: str = ACCESS) -> list[dict[str, Any]]:
     secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
     found.append(set_header(headers.SECURE, secure))
     return [
-        _changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
+        changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
+        changing(TOKENS, f"{_MUTATION}HeaderMutation"),
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
         rules(access),
     ]
@@ -86,7 +90,7 @@ def target() -> list[dict[str, Any]]:
 
 def rules(access: str = ACCESS) -> dict[str, Any]:
     """The filter that decides, for a listener where the principal is known already."""
-    return _changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
+    return changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
 
 
 def for_agent(agent: str) -> dict[str, Any]:
@@ -104,7 +108,8 @@ def for_worker() -> dict[str, Any]:
     }
 
 
-def _changing(name: str, kind: str) -> dict[str, Any]:
+def changing(name: str, kind: str) -> dict[str, Any]:
+    """A filter whose configuration comes by ECDS."""
     source = {"ads": {}, "resource_api_version": "V3"}
     return {
         "name": name,
@@ -140,14 +145,14 @@ def _keys_provider() -> dict[str, Any]:
     return {
         "issuer": keys.ISSUER,
         "from_headers": [
-            *({"name": "authorization", "value_prefix": f"{scheme} {keys.PREFIX}"} for scheme in _SCHEMES),
-            {"name": "x-api-key", "value_prefix": keys.PREFIX},
+            *({"name": "authorization", "value_prefix": f"{scheme} {PREFIX}"} for scheme in _SCHEMES),
+            {"name": "x-api-key", "value_prefix": PREFIX},
         ],
         "claim_to_headers": [
             {"header_name": headers.PRINCIPAL, "claim_name": "sub"},
             {"header_name": headers.KEY, "claim_name": "jti"},
         ],
-        "jwt_cache_config": {"jwt_cache_size": _CHECKED_TOKENS},
+        "jwt_cache_config": {"jwt_cache_size": CHECKED_TOKENS},
         "clock_skew_seconds": 1,
     }
 

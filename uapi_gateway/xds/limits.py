@@ -7,17 +7,22 @@ resets.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from envoy.extensions.common.matching.v3 import extension_matcher_pb2
+from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
+from google.protobuf import json_format
+
+from uapi_gateway.access.headers import PRINCIPAL as PRINCIPAL_HEADER
+from uapi_gateway.xds.filters import changing
 from uapi_gateway.xds.resources import typed
 
-PRINCIPAL_HEADER = "x-uapi-principal"
 # How many calls the caller may have in flight; Envoy says it to the worker, which counts.
 CONCURRENCY_HEADER = "x-uapi-concurrency"
 # Its buckets are nobody's business: who runs the platform may call it.
 _UNLIMITED = "local"
 # The name of the filter that takes in whole requests; virtual hosts say by that name which.
 WHOLE_FILTER = "uapi.whole_requests"
-RATE_FILTER = "envoy.filters.http.local_ratelimit"
-CONCURRENCY_FILTER = "uapi.concurrency"
+# What changes with the keys comes by ECDS, by these names.
+RATES, CONCURRENCY = "uapi.rates", "uapi.concurrency"
 
 # Of gRPC itself, in front of each message: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 _PREFIX_BYTES = 5
@@ -44,6 +49,8 @@ _PAGE_S = 60
 _PAGE_BYTES = 2**20
 # All callers' buckets beyond those of keys: the least recently used goes first.
 _MOST_BUCKETS = 10_000
+# What Envoy takes of either end: its buckets are of 32 bits.
+_LEAST_PER_SECOND, _MOST_PER_SECOND = 1e-6, 1e9
 
 
 def _http2_options() -> dict[str, Any]:
@@ -155,50 +162,57 @@ def whole_requests(paths: Iterable[str], longest_bytes: int) -> dict[str, Any]:
     }
 
 
-def rate_filter(rates: Mapping[str, float], others: float) -> dict[str, Any]:
+def rate_filter() -> dict[str, Any]:
+    """Counts calls per second by principal, as `rates` says."""
+    return changing(RATES, "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit")
+
+
+def concurrency_filter() -> dict[str, Any]:
+    """Says to workers how many calls the caller may have in flight, as `concurrency` has it."""
+    return changing(CONCURRENCY, "envoy.extensions.common.matching.v3.ExtensionWithMatcher")
+
+
+def rates(known: Mapping[str, float], others: float) -> Any:
     """The configuration of the filter that counts calls per second.
 
     Args:
-        rates: calls per second of those principals that have a rate of their own.
+        known: calls per second of those principals that have a rate of their own.
         others: of each other one but the operator; 0 is no limit.
     """
-    buckets = [_bucket(principal, rate) for principal, rate in sorted(rates.items())]
+    buckets = [_bucket(principal, rate) for principal, rate in sorted(known.items())]
     if others:
-        if _UNLIMITED not in rates:
+        if _UNLIMITED not in known:
             buckets.append(_bucket(_UNLIMITED, _MOST_BUCKETS * others))
         buckets.append(_bucket("", others))
     always = {"default_value": {"numerator": 100 if buckets else 0, "denominator": "HUNDRED"}}
     by_principal = {"request_headers": {"header_name": PRINCIPAL_HEADER, "descriptor_key": "principal"}}
-    return typed(
-        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
-        stat_prefix="rate",
-        filter_enabled=always,
-        filter_enforced=always,
-        rate_limits=[{"actions": [by_principal]}],
-        descriptors=buckets,
+    content = {
+        "stat_prefix": "rate",
+        "filter_enabled": always,
+        "filter_enforced": always,
+        "rate_limits": [{"actions": [by_principal]}],
+        "descriptors": buckets,
         # Of calls without a principal, which there are none of.
-        token_bucket=_tokens(_MOST_BUCKETS),
-        always_consume_default_token_bucket=False,
-        max_dynamic_descriptors=_MOST_BUCKETS,
-    )
+        "token_bucket": _tokens(_MOST_BUCKETS),
+        "always_consume_default_token_bucket": False,
+        "max_dynamic_descriptors": _MOST_BUCKETS,
+    }
+    return json_format.ParseDict(content, local_rate_limit_pb2.LocalRateLimit())
 
 
-def concurrency_filter(limits: Mapping[str, int]) -> dict[str, Any]:
+def concurrency(known: Mapping[str, int]) -> Any:
     """The configuration of the filter that says to workers how many calls the caller may have in flight."""
     actions = {
         principal: _execute("concurrency", _header_mutation({CONCURRENCY_HEADER: str(limit)}))
-        for principal, limit in sorted(limits.items())
+        for principal, limit in sorted(known.items())
     }
     nobody = {"": _execute("nothing", _header_mutation({}))}
     composite = {
         "name": "envoy.filters.http.composite",
         "typed_config": typed("envoy.extensions.filters.http.composite.v3.Composite"),
     }
-    return typed(
-        "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
-        extension_config=composite,
-        xds_matcher=_by_header(PRINCIPAL_HEADER, actions or nobody),
-    )
+    content = {"extension_config": composite, "xds_matcher": _by_header(PRINCIPAL_HEADER, actions or nobody)}
+    return json_format.ParseDict(content, extension_matcher_pb2.ExtensionWithMatcher())
 
 
 def _bucket(principal: str, rate: float) -> dict[str, Any]:
@@ -208,6 +222,7 @@ def _bucket(principal: str, rate: float) -> dict[str, Any]:
 
 def _tokens(rate: float) -> dict[str, Any]:
     """A second's calls may come at once; of less than one a second, one."""
+    rate = min(max(rate, _LEAST_PER_SECOND), _MOST_PER_SECOND)
     burst = max(1, round(rate))
     return {"max_tokens": burst, "tokens_per_fill": burst, "fill_interval": f"{max(0.05, burst / rate):.6f}s"}
 

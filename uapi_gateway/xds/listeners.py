@@ -1,5 +1,5 @@
-"""The doors of Envoy: TCP for gRPC and for HTTP, a Unix socket for this user; and two to itself: before the
-relay, and for what the gateway calls on somebody's behalf.
+"""The doors of Envoy: TCP for gRPC and for HTTP, a Unix socket for this user; and three to itself: before the
+relay, for what the gateway calls on somebody's behalf, and for the system calls of workers.
 
 A listener is never changed at run time, for that cuts the open streams of its connections: everything that
 changes is in routes, clusters, endpoints and secrets.
@@ -8,11 +8,17 @@ changes is in routes, clusters, endpoints and secrets.
 from pathlib import Path
 from typing import Any
 
+from agentruntime import calls
+
+from uapi_gateway.access import headers
 from uapi_gateway.access.keys import LOCAL
-from uapi_gateway.access.policy import ANONYMOUS
+from uapi_gateway.access.policy import AGENT_PREFIX, ANONYMOUS
+from uapi_gateway.kernel import caller
+from uapi_gateway.kernel.caller import TLV_AGENT, TLV_REVISION, TLV_WORKER
 from uapi_gateway.xds import filters, limits, managers, resources, transport
 from uapi_gateway.xds.managers import Chain
-from uapi_gateway.xds.resources import Resource
+from uapi_gateway.xds.resources import Resource, typed
+from uapi_gateway.xds.routes import AGENT_HEADER
 from uapi_gateway.xds.transport import Inbound
 
 TCP = "tcp"
@@ -21,6 +27,7 @@ HTTP = "http"
 HOLD = "hold"
 POOL_LINK = "pool-link"
 INNER = "inner"
+CALLS = "calls"
 
 
 def tcp_listener(host: str, port: int, access_log: Path, tls: Inbound | None = None) -> Resource:
@@ -38,7 +45,7 @@ def unix_listener(path: Path, access_log: Path) -> Resource:
 def http_listener(host: str, port: int, tls: Inbound | None = None) -> Resource:
     """The listener for the HTTP pages."""
     mutations = [*managers.http_mutations(), *filters.early()]
-    chain = Chain(mutations, filters.chain(ANONYMOUS, filters.HTTP_ACCESS))
+    chain = Chain(mutations, [*filters.chain(ANONYMOUS, filters.HTTP_ACCESS), limits.rate_filter()])
     manager = managers.http_manager(HTTP, chain)
     return _listener(HTTP, _socket(host, port), manager, _transport(tls, ["h2", "http/1.1"]))
 
@@ -53,8 +60,35 @@ def hold_listener(path: Path) -> Resource:
 
 def inner_listener(path: Path, access_log: Path) -> Resource:
     """The listener for the gateway's own calls on somebody's behalf: it says whose."""
-    chain = Chain([*managers.grpc_mutations(), filters.for_whom()], [*filters.target(), filters.rules()])
+    chain = Chain(
+        [*managers.grpc_mutations(), filters.for_whom()],
+        [*filters.target(), filters.rules(), limits.concurrency_filter()],
+    )
     return _listener(INNER, _pipe(path), managers.grpc_manager(INNER, chain, access_log))
+
+
+def system_call_listener(path: Path, access_log: Path) -> Resource:
+    """The listener for the connections of workers. Each begins with the gateway's word on whose it is."""
+    worker = "%FILTER_STATE(envoy.network.proxy_protocol.tlv:FIELD:{})%"
+    said = {
+        headers.PRINCIPAL: f"{AGENT_PREFIX}{worker.format('agent')}",
+        caller.AGENT: worker.format("agent"),
+        caller.WORKER: worker.format("worker"),
+        caller.REVISION: worker.format("revision"),
+        caller.EDGE: f"{worker.format('agent')}>%REQ({AGENT_HEADER})%",
+        calls.CHAIN_KEY: f"%REQ({calls.CHAIN_KEY})%,{worker.format('agent')}",
+    }
+    mutations = [filters.set_header(name, value) for name, value in said.items()]
+    chain = Chain([*managers.grpc_mutations(), *filters.early(), *mutations], filters.target())
+    values = {TLV_AGENT: "agent", TLV_WORKER: "worker", TLV_REVISION: "revision"}
+    proxied = typed(
+        "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+        tlv_location="FILTER_STATE",
+        rules=[{"tlv_type": kind, "on_tlv_present": {"key": key}} for kind, key in values.items()],
+    )
+    first = {"listener_filters": [{"name": "envoy.filters.listener.proxy_protocol", "typed_config": proxied}]}
+    manager = managers.grpc_manager(CALLS, chain, access_log)
+    return _listener(CALLS, _pipe(path), manager, first=first)
 
 
 def pool_listener(path: Path) -> Resource:
@@ -65,7 +99,8 @@ def pool_listener(path: Path) -> Resource:
 def _outer(nobody: str) -> Chain:
     """What calls from outside go through; `nobody` is the principal of those without a credential."""
     mutations = [*managers.grpc_mutations(), *filters.early()]
-    return Chain(mutations, [*filters.target(), *filters.chain(nobody)])
+    last = (limits.rate_filter(), limits.concurrency_filter())
+    return Chain(mutations, [*filters.target(), *filters.chain(nobody), *last])
 
 
 def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:
@@ -83,7 +118,11 @@ def _pipe(path: Path) -> dict[str, Any]:
 
 
 def _listener(
-    name: str, address: dict[str, Any], manager: dict[str, Any], more: dict[str, Any] | None = None
+    name: str,
+    address: dict[str, Any],
+    manager: dict[str, Any],
+    more: dict[str, Any] | None = None,
+    first: dict[str, Any] | None = None,
 ) -> Resource:
     content = {
         "name": name,
@@ -92,5 +131,6 @@ def _listener(
         "enable_reuse_port": False,
         **limits.listener_options(for_everyone=name in (TCP, HTTP)),
         "filter_chains": [{"filters": [manager], **(more or {})}],
+        **(first or {}),
     }
     return resources.make(resources.LISTENER, name, content)

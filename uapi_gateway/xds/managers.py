@@ -128,7 +128,10 @@ def grpc_mutations() -> list[dict[str, Any]]:
     """What every call from outside loses, and gets: the cluster's name, made of the agent's."""
     return [
         # An agent that sends metadata back would have its answer thrown away with the last of these.
-        *({"remove": name} for name in (CLUSTER_HEADER, *UNREADABLE, status.NOT_BEGUN_KEY)),
+        *(
+            {"remove": name}
+            for name in (CLUSTER_HEADER, limits.CONCURRENCY_HEADER, *UNREADABLE, status.NOT_BEGUN_KEY)
+        ),
         _NO_CONTROL,
         {
             "append": {

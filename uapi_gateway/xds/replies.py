@@ -17,7 +17,7 @@ def local_replies() -> list[dict[str, Any]]:
     """The mappers, the first that fits first."""
     agent = f"%REQ({AGENT_HEADER}):63%"
     return [
-        *_refusals(agent),
+        *_refusals(),
         _reply(
             {"response_flag_filter": {"flags": ["NC"]}},
             code=5,
@@ -59,7 +59,8 @@ def local_replies() -> list[dict[str, Any]]:
             text="the pool does not answer; `agent status` says what runs",
         ),
         _reply(
-            {"response_flag_filter": {"flags": ["RL"]}},
+            # Its flag is set only after this.
+            _has_status(429),
             code=8,
             http=429,
             reason="RATE_LIMITED",
@@ -93,7 +94,7 @@ def local_replies() -> list[dict[str, Any]]:
     ]
 
 
-def _refusals(agent: str) -> list[dict[str, Any]]:
+def _refusals() -> list[dict[str, Any]]:
     """Of callers that may not, or whose credential is no good."""
     miswritten = {"header_filter": {"header": {"name": "authorization", "string_match": {"contains": KEY_MARK}}}}
     anonymous = {"header_filter": {"header": {"name": headers.PRINCIPAL, "string_match": {"exact": ANONYMOUS}}}}
@@ -131,7 +132,8 @@ def _refusals(agent: str) -> list[dict[str, Any]]:
             http=403,
             reason="NOT_PERMITTED",
             message="the caller may not do this",
-            text=f"%REQ({headers.PRINCIPAL}):128% may not call agent '{agent}'; an administrator gives it that by "
+            # Not which agent: it may be known from the service alone, and is not the caller's to know.
+            text=f"%REQ({headers.PRINCIPAL}):128% may not call this agent; an administrator gives it that by "
             "`agent keys create --agents`, and the agent's access: section says what it demands",
         ),
     ]

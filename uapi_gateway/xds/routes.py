@@ -18,12 +18,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentruntime import status
+from agentruntime import calls, status
 
 from uapi_gateway import descriptors
 from uapi_gateway.access import headers
 from uapi_gateway.access.keys import KEY_MARK
+from uapi_gateway.kernel import caller
+from uapi_gateway.kernel.caller import MOST_HOPS
 from uapi_gateway.xds import clusters, filters, limits, resources
+from uapi_gateway.xds.edges import Edges, edges
 from uapi_gateway.xds.filters import WORKER_SUFFIX
 from uapi_gateway.xds.resources import Resource, typed
 
@@ -76,6 +79,8 @@ class RoutePlan:
     numbered: frozenset[str] = frozenset()
     # "/service/Method" of methods whose requests are one message.
     whole: frozenset[str] = frozenset()
+    # Which agent may call which.
+    edges: Edges = field(default_factory=Edges)
 
 
 def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
@@ -121,6 +126,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
         cacheable=frozenset(path for path in idempotent - streaming if with_cache and not path.endswith(_HEALTH)),
         numbered=frozenset(agent.agent_id for agent in agents if _NUMBERED.search(agent.agent_id)),
         whole=frozenset(path for path, yes in whole.items() if yes),
+        edges=edges(agents),
     )
 
 
@@ -137,14 +143,45 @@ def route_configuration(name: str, wanted: RoutePlan, *, own: bool) -> Resource:
         wanted: what there is to route.
         own: a caller that shows no credential is this user, whose calls to the pool go there straight.
     """
-    malformed = [
-        {"predicate": _malformed(header, form), "on_match": _refusal(400, f"{header} is malformed")}
-        for header, form in WELL_FORMED.items()
-    ]
     plain, checked = _tree(wanted, straight=own), _tree(wanted, straight=False)
     shown = [_holds("authorization", KEY_MARK), _holds("x-api-key", KEY_MARK)] if own else []
     credentials = [{"predicate": each, "on_match": checked} for each in shown]
-    matcher = {"matcher_list": {"matchers": [*malformed, *credentials]}, "on_no_match": plain}
+    matcher = {"matcher_list": {"matchers": [*_refusals(), *credentials]}, "on_no_match": plain}
+    host = {
+        "name": name,
+        "domains": ["*"],
+        "matcher": matcher,
+        "typed_per_filter_config": limits.whole_requests(wanted.whole, LONGEST_MESSAGE_BYTES),
+    }
+    return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
+def system_call_configuration(name: str, wanted: RoutePlan) -> Resource:
+    """The routes of what workers call on their socket: to the agents that theirs may call, and to the gateway.
+
+    That refuses whatever leads to no agent, and says what would be needed.
+    """
+    kernel = _route({"cluster": clusters.KERNEL}, patient=True, platform=True)
+    may = wanted.edges
+    named = _named(wanted)
+    guarded = _look_up(AGENT_HEADER, dict.fromkeys(sorted(may.demanding), kernel), otherwise=named)
+    services = {
+        prefix: {"matcher": {"matcher_list": {"matchers": [{"predicate": predicate, "on_match": found}]},
+                             "on_no_match": kernel}}
+        for prefix, (agent, found) in _services(wanted).items()
+        for predicate in [_matches(caller.AGENT, may.callers(agent))]
+    }  # fmt: skip
+    no_agent: dict[str, Any] = kernel
+    if services:
+        tree = {"input": _header(":path"), "prefix_match_map": {"map": services}}
+        no_agent = {"matcher": {"matcher_tree": tree, "on_no_match": kernel}}
+    cases = [
+        {"predicate": _matches(calls.CHAIN_KEY, f"(?:[^,]*,){{{MOST_HOPS + 1},}}.*"), "on_match": kernel},
+        {"predicate": {"not_matcher": _matches(AGENT_HEADER, ".+")}, "on_match": no_agent},
+        {"predicate": _matches(caller.EDGE, may.allowed()), "on_match": named},
+        {"predicate": _matches(caller.EDGE, may.from_everywhere()), "on_match": guarded},
+    ]
+    matcher = {"matcher_list": {"matchers": [*_refusals(), *cases]}, "on_no_match": kernel}
     host = {
         "name": name,
         "domains": ["*"],
@@ -176,6 +213,14 @@ def whole_configuration(name: str, cluster: str) -> Resource:
     fields = {key: value for key, value in route.items() if key != "@type"}
     host = {"name": name, "domains": ["*"], "routes": [fields]}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
+def _refusals() -> list[dict[str, Any]]:
+    """Of headers that a worker's gRPC cannot read."""
+    return [
+        {"predicate": _malformed(header, form), "on_match": _refusal(400, f"{header} is malformed")}
+        for header, form in WELL_FORMED.items()
+    ]
 
 
 def _tree(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
@@ -218,6 +263,15 @@ def _named(wanted: RoutePlan, *, worker: bool = False) -> dict[str, Any]:
 def _by_service(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
     control = _route({"cluster": clusters.CONTROL}, patient=True, platform=True)
     pool = _route({"cluster": clusters.POOL}) if straight else control
+    prefixes: dict[str, Any] = {prefix: found for prefix, (_, found) in _services(wanted).items()}
+    prefixes |= {f"/{service}/": pool for service in POOL_SERVICES}
+    prefixes[RUN_AGENT] = control
+    tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
+    return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
+
+
+def _services(wanted: RoutePlan) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The prefixes of the services that one agent serves, each with that agent and its routes."""
     prefixes: dict[str, Any] = {}
     for service, agent in sorted(wanted.services.items()):
         prefix = f"/{service}/"
@@ -233,10 +287,8 @@ def _by_service(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
             relay = _route({"cluster": clusters.CACHED_PREFIX + agent}, told=told, repeat=True)
             cacheable = {path for path in wanted.cacheable if path.startswith(prefix)}
             prefixes[prefix] = _by_path(cacheable, _unless_passed_by(relay, again), prefixes[prefix])
-    prefixes |= {f"/{service}/": pool for service in POOL_SERVICES}
-    prefixes[RUN_AGENT] = control
-    tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
-    return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
+        prefixes[prefix] = (agent, prefixes[prefix])
+    return prefixes
 
 
 def _unless_passed_by(kept: dict[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ All is found by look-up, so that a thousand agents or ten thousand keys cost a c
                       anonymous                 what demands nothing, or nothing at all
     x-uapi-caller-key                           the key's agents
     x-uapi-principal: agent:<agent>             the agents that it may call
-    else, with scopes                           all agents, or those that a scope names
+                      oidc:…                    as the token's scopes say (tokens.py)
 
 A call without x-uapi-for is for the platform itself, which looks by itself.
 """
@@ -34,23 +34,28 @@ OPEN_TO_NOBODY = ("/grpc.health.v1.Health/Check", "/uapi.v1.AccessService/ListId
 _OnMatch = matcher_pb2.Matcher.OnMatch
 
 
-def rules(wanted: Policy) -> Any:
-    """The filter's configuration (envoy.extensions.filters.http.rbac.v3.RBAC)."""
+def rules(wanted: Policy, by_token: Any = None) -> Any:
+    """The filter's configuration (envoy.extensions.filters.http.rbac.v3.RBAC).
+
+    Args:
+        wanted: who may call what.
+        by_token: the rule for those who are known by a token of an identity provider; None refuses.
+    """
     by_key = {key.key_id: _rule(key.agents, wanted.demands, key) for key in wanted.keys.values() if key.name != LOCAL}
     by_agent = {
         policy.AGENT_PREFIX + agent: _rule(agents, wanted.demands, None) for agent, agents in wanted.permitted.items()
     }
     known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_agent}
-    by_principal = look_up(headers.PRINCIPAL, known, DENY)
+    by_principal = look_up(headers.PRINCIPAL, known, by_token or DENY)
     tree = look_up(headers.KEY, by_key, by_principal)
     miswritten = _predicate("authorization")
     miswritten.single_predicate.value_match.contains = KEY_MARK
     message = rbac_pb2.RBAC()
-    message.matcher.CopyFrom(_first([(miswritten, DENY)], tree).matcher)
+    message.matcher.CopyFrom(first([(miswritten, DENY), (given(headers.GRANTED), ALLOW)], tree).matcher)
     return message
 
 
-def http_rules(wanted: Policy) -> Any:
+def http_rules(wanted: Policy, by_token: Any = None) -> Any:
     """The same for the HTTP pages: health is open, the rest is for those who operate all agents."""
     operating = {
         key.key_id: ALLOW
@@ -58,7 +63,7 @@ def http_rules(wanted: Policy) -> Any:
         if policy.Grant(key.role, key.agents).covers(access_pb2.ROLE_OPERATE, ALL)
     }
     known = {LOCAL: ALLOW, **({policy.ANONYMOUS: ALLOW} if wanted.anonymous else {})}
-    tree = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, known, DENY))
+    tree = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, known, by_token or DENY))
     message = rbac_pb2.RBAC()
     message.matcher.CopyFrom(look_up(":path", {"/health": ALLOW}, tree).matcher)
     return message
@@ -112,8 +117,12 @@ def look_up(header: str, values: Mapping[str, Any], otherwise: Any) -> Any:
     return found
 
 
-def _first(cases: Iterable[tuple[Any, Any]], otherwise: Any) -> Any:
+def first(cases: Iterable[tuple[Any, Any]], otherwise: Any) -> Any:
+    """What the first case leads to whose predicate is true."""
     found = _OnMatch()
+    cases = list(cases)
+    if not cases:
+        return otherwise
     for predicate, leaf in cases:
         case = found.matcher.matcher_list.matchers.add()
         case.predicate.CopyFrom(predicate)
@@ -122,10 +131,16 @@ def _first(cases: Iterable[tuple[Any, Any]], otherwise: Any) -> Any:
     return found
 
 
-def _given(header: str) -> Any:
+def given(header: str) -> Any:
+    """The header is there, and not empty."""
+    return matches(header, ".+")
+
+
+def matches(header: str, regex: str) -> Any:
+    """All of a header's value is as an expression says (RE2)."""
     predicate = _predicate(header)
     predicate.single_predicate.value_match.safe_regex.google_re2.SetInParent()
-    predicate.single_predicate.value_match.safe_regex.regex = ".+"
+    predicate.single_predicate.value_match.safe_regex.regex = regex
     return predicate
 
 
@@ -150,5 +165,5 @@ def _leaf(name: str, *, allow: bool) -> Any:
 
 
 ALLOW, DENY = _leaf("allowed", allow=True), _leaf("denied", allow=False)
-IF_SECURE = _first([(_given(headers.SECURE), ALLOW)], DENY)
-PLATFORM_ONLY = _first([(_given(headers.FOR), DENY)], ALLOW)
+IF_SECURE = first([(given(headers.SECURE), ALLOW)], DENY)
+PLATFORM_ONLY = first([(given(headers.FOR), DENY)], ALLOW)

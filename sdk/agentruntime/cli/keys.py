@@ -1,7 +1,6 @@
 """`agent keys`: API keys, for callers that are not on this machine."""
 
 import math
-import re
 from typing import Annotated, Literal
 
 import typer
@@ -12,7 +11,7 @@ from agentruntime import errors
 from agentruntime._proto.uapi.v1 import access_pb2, access_pb2_grpc
 from agentruntime.cli import output, platform
 from agentruntime.client.sync import Client
-from agentruntime.units import parse_duration
+from agentruntime.units import parse_calls, parse_duration
 
 _ROLES = {
     "call": access_pb2.ROLE_CALL,
@@ -20,12 +19,11 @@ _ROLES = {
     "administer": access_pb2.ROLE_ADMINISTER,
 }
 ROLE_NAMES: dict[int, str] = {role: name for name, role in _ROLES.items()}
-_RATE = re.compile(r"(?P<calls>\d+(?:\.\d+)?)(?:/(?P<per>s|m|h))?")
-_PER_S = {None: 1, "s": 1, "m": 60, "h": 3600}
 
 
 def create(
     name: Annotated[str, typer.Option(metavar="NAME", help="What it is called in lists, logs and the audit log.")],
+    *,
     agents: Annotated[str, typer.Option(metavar="AGENT[,AGENT]", help="The agents that it is for; '*' is all.")],
     role: Annotated[
         Literal["call", "operate", "administer"],
@@ -43,7 +41,7 @@ def create(
         name=name,
         role=_ROLES[role],
         agents=[agent.strip() for agent in agents.split(",") if agent.strip()],
-        rate_per_second=parse_rate(rate) if rate else 0.0,
+        rate_per_second=parse_calls(rate) if rate else 0.0,
         max_concurrency=concurrency,
     )
     if expires is not None:
@@ -89,18 +87,6 @@ def revoke(
         output.print_json(output.as_data(revoked))
     else:
         print(f"revoked {revoked.name} ({revoked.key_id})")
-
-
-def parse_rate(text: str) -> float:
-    """Calls per second of "10/s", "600/m" or a bare number.
-
-    Raises:
-        InvalidUnit: the text is none of these.
-    """
-    found = _RATE.fullmatch(text.replace(" ", ""))
-    if found is None:
-        raise errors.InvalidUnit(f"'{text}' is not a rate; write calls per time, like 10/s, 600/m or 100/h")
-    return float(found["calls"]) / _PER_S[found["per"]]
 
 
 def duration(seconds: float) -> duration_pb2.Duration:

@@ -67,7 +67,7 @@ def command(
         raise errors.InvalidArgument("--device and --client-credentials exclude each other; choose one")
     if client_credentials != (client_secret_file is not None):
         raise errors.InvalidArgument("--client-credentials and --client-secret-file belong together; give both")
-    if (issuer is not None) == (provider is not None) and issuer is not None:
+    if issuer is not None and provider is not None:
         raise errors.InvalidArgument("--provider and --issuer exclude each other; choose one")
     if issuer is not None and client_id is None:
         raise errors.InvalidArgument("--issuer needs --client-id, the client that the provider knows")

@@ -87,6 +87,44 @@ def start(home: Home, listen: supervisor.Listen) -> bool:
     return started
 
 
+def start_as_asked(home: Home, listen: supervisor.Listen) -> None:
+    """As `start`, but a platform that runs already must serve TLS as was asked for.
+
+    Raises:
+        FailedPrecondition: it does not; or as for `start`.
+        DeadlineExceeded: as for `start`.
+    """
+    if start(home, listen) or not listen.tls:
+        return
+    served = served_tls(home)
+    given = (("--cert", listen.tls_cert), ("--key", listen.tls_key), ("--ca", listen.tls_ca))
+    how = " ".join(["agent up --tls", *(f"{flag} {path}" for flag, path in given if path)])
+    if not served:
+        raise errors.FailedPrecondition(
+            f"the platform runs already, and without TLS; end it with `agent down`, then start it with `{how}`",
+            reason="WITHOUT_TLS",
+        )
+    for path, used in (
+        (listen.tls_cert, served["cert"]),
+        (listen.tls_key, served["key"]),
+        (listen.tls_ca, served["ca"]),
+    ):
+        if path and path != used:
+            raise errors.FailedPrecondition(
+                f"the platform runs already, and not with {path}; end it with `agent down`, then start it with "
+                f"`{how}`",
+                reason="OTHER_CERTIFICATE",
+            )
+
+
+def served_tls(home: Home) -> dict[str, str]:
+    """The files that the gateway serves TLS with; none if it does not."""
+    try:
+        return dict(json.loads(home.gateway_file.read_text()).get("tls") or {})
+    except (OSError, ValueError):
+        return {}
+
+
 def _spawn(home: Home, listen: supervisor.Listen) -> None:
     reader, writer = os.pipe()
     argv = [sys.executable, "-m", "agentruntime.supervisor", *listen.argv(), "--report-fd", str(writer)]

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from google.protobuf import descriptor_pb2
 
-from agentruntime import errors, names, supervisor, wire
+from agentruntime import api_keys, errors, names, supervisor, wire
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime._proto.uapi.v1 import secret_service_pb2, secret_service_pb2_grpc
 from agentruntime.cli import deployment, output, platform, settings
 from agentruntime.cli.update import update
 from agentruntime.client.sync import Client
@@ -42,6 +43,15 @@ def command(
     project: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Develop the project in that folder; the current one if its.")
     ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --tls: the platform's certificate, if this starts it.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its private key, unless it is in the same file or beside it.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Whose certificates are taken of callers who show one.")
+    ] = None,
     flags: settings.Given,
     format_: output.Output = None,
 ) -> None:
@@ -52,13 +62,15 @@ def command(
     running.
     """
     given = flags.load(config)
+    listen = _listen(given, cert, key, ca)
     request = run_request(image, name, given)
     if dev or hot_reload or project:
-        _develop(given, request, project, hot_reload=hot_reload)
+        _develop(given, listen, request, project, hot_reload=hot_reload)
         return
     as_json = output.wants_json(format_)
-    _start_platform(given)
+    _start_platform(given, listen)
     with platform.connect(given) as client:
+        _hand_over(client, _agent_of(request), flags.whole_keys())
         if update_it:
             _update(client, request, quiet=as_json)
         after = run(client, request, quiet=as_json)
@@ -69,20 +81,51 @@ def command(
         _say_how_to_call(after)
 
 
-def _start_platform(config: RuntimeConfig) -> None:
+def _hand_over(client: Client, agent: str, keys: list[str]) -> None:
+    """Gives an agent the API key that its callers must hold, to present it to others."""
+    if len(keys) > 1:
+        raise errors.InvalidArgument("an agent presents one API key; give one whole, and the others by name")
+    for key in keys:
+        secret = secret_service_pb2.SetSecretRequest(name=f"{agent}/{api_keys.SECRET}", value=key.encode())
+        client.stub(secret_service_pb2_grpc.SecretServiceStub, agent="").SetSecret(secret)
+
+
+def _listen(config: RuntimeConfig, cert: Path | None, key: Path | None, ca: Path | None) -> supervisor.Listen:
+    """How the platform must listen, for callers to reach the agent as it demands.
+
+    Raises:
+        InvalidArgument: certificates are given without --tls, or for a platform elsewhere.
+    """
+    files = [platform.whole(path) for path in (cert, key, ca)]
+    if any(files) and not config.access.tls:
+        raise errors.InvalidArgument("--cert, --key and --ca say how TLS is served; add --tls")
+    if any(files) and not platform.is_local(config):
+        raise errors.InvalidArgument(
+            f"--cert, --key and --ca are for the platform of this machine, and {config.uapi.endpoint} is named; give "
+            "them to `agent up` there"
+        )
+    return supervisor.Listen(tls=config.access.tls or None, tls_cert=files[0], tls_key=files[1], tls_ca=files[2])
+
+
+def _start_platform(config: RuntimeConfig, listen: supervisor.Listen) -> None:
     if platform.is_local(config):
         with output.progress("starting the platform"):
-            platform.start(Home.default(), supervisor.Listen())
+            platform.start_as_asked(Home.default(), listen)
 
 
 def _develop(
-    config: RuntimeConfig, request: pool_pb2.RunAgentRequest, project: Path | None, *, hot_reload: bool
+    config: RuntimeConfig,
+    listen: supervisor.Listen,
+    request: pool_pb2.RunAgentRequest,
+    project: Path | None,
+    *,
+    hot_reload: bool,
 ) -> None:
     from agentruntime.cli import dev  # noqa: PLC0415 — it builds and follows, which most runs do not
 
     local = platform.is_local(config)
     development = dev.development(request, project=project, hot_reload=hot_reload, local=local)
-    _start_platform(config)
+    _start_platform(config, listen)
     with platform.connect(config) as client:
         dev.develop(client, development)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from agentruntime import errors
+from agentruntime import api_keys, errors
 from agentruntime.cli import connection
 from agentruntime.config import RuntimeConfig
 from agentruntime.sections import Compression, HealthFailureAction, LoadBalancer, LogFormat, SecurityContext
@@ -83,6 +83,7 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
         ),
     ),
     "Who may call it, and whom it may": (
+        Flag("--tls/--no-tls", bool, "access.tls", _REVISION, "Callers must come over TLS."),
         Flag(
             "--api-key",
             Environment,
@@ -215,6 +216,11 @@ class Given:
             InvalidArgument: something cannot be read; names the file and key, the variable or the flag.
         """
         return RuntimeConfig.load(flags={**connection.flags(), **self.values}, file=file)
+
+    def whole_keys(self) -> list[str]:
+        """The API keys that were given whole, not by name."""
+        _, given = self.values.get("access.keys", ("", []))
+        return [key for key in given if key.startswith(api_keys.PREFIX)]
 
 
 def taken(verb: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

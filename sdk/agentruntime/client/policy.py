@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from agentruntime import errors, names, status, trace
+from agentruntime import calls, errors, names, status, trace
 from agentruntime.client.target import Target, TokenSource
 
 AGENT_KEY = "x-uapi-agent"
@@ -30,6 +30,8 @@ class CallPolicy:
     timeout_s: float
     # The agent or worker that calls go to; "" leaves it to the gateway.
     agent: str = ""
+    # They are system calls, and belong to the call that the worker handles.
+    inherits: bool = False
 
     @classmethod
     def of(cls, target: Target, agent: str = "") -> "CallPolicy":
@@ -38,12 +40,22 @@ class CallPolicy:
         Raises:
             InvalidArgument: the agent's name is none.
         """
-        return cls(target.token, target.timeout_s, names.check_agent_name(agent) if agent else "")
+        inherits = bool(calls.address) and target.address == calls.address
+        return cls(target.token, target.timeout_s, names.check_agent_name(agent) if agent else "", inherits)
 
     def deadline_s(self, given_s: float | None) -> float | None:
-        """The caller's own deadline, else the default; `math.inf` is a caller's way to ask for none."""
+        """The caller's own deadline, else the default; `math.inf` is a caller's way to ask for none.
+
+        Never beyond that of the call which is being handled, where the calls belong to it.
+        """
         wait_s = self.timeout_s if given_s is None else given_s
+        if incoming := self._incoming():
+            left_s = incoming.left_s()
+            wait_s = wait_s if left_s is None else min(wait_s, left_s)
         return None if math.isinf(wait_s) else wait_s
+
+    def _incoming(self) -> calls.Incoming | None:
+        return calls.current.get() if self.inherits else None
 
     def metadata(self, given: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
         """The caller's metadata and ours; where both name a key, the caller's stays.
@@ -57,6 +69,7 @@ class CallPolicy:
         ours = {
             trace.HEADER: (current.child() if current else trace.TraceContext.new()).header(),
             AGENT_KEY: self.agent,
+            calls.CHAIN_KEY: incoming.chain if (incoming := self._incoming()) else "",
             "authorization": f"Bearer {token}" if token else "",
         }
         result.extend((key, value) for key, value in ours.items() if value and key not in present)

@@ -82,12 +82,13 @@ DONE: list[tuple[str, dict[str, Any]]] = [
 REFUSED = [
     "agent deploy my-agent:latest --platform aws-lambda",
     "agent deploy my-agent:latest --platform kubernetes --helm",
-    f"{RUN} --tls --cert /path/to/cert.pem",
 ]
 
 # What else the flags say, as `agent run` and, where the verb takes the flag, as `agent update`.
 FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--api-key ci --api-key cd", settings(access={"keys": ["ci", "cd"]})),
+    ("--tls", settings(access={"tls": True})),
+    ("--no-tls", settings(access={"tls": False})),
     ("--oauth2-client-id your-client-id", settings(access={"oauth2_client_id": "your-client-id"})),
     (
         "--egress api.example.com:443 --egress localhost:5432",

@@ -439,6 +439,13 @@ def test_doctor(agent: Agent) -> None:
     assert "2 of 2 CPU, 4GB of 4GB memory and 0 of 0 GPUs are free" in result.out
     findings = json.loads(agent("doctor", "-o", "json").out)
     assert {"what": "memory limit", "ok": True, "detail": "cgroup v1"} in findings
+    told = {finding["what"]: (finding["ok"], finding["detail"]) for finding in findings}
+    assert told["identity providers"] == (False, "providers[2].name: too long")
+    assert told["identity provider corp"][1].startswith("2 keys, kept for ")
+    assert told["identity provider new"] == (
+        False,
+        "no token of it can be checked yet: its keys are being fetched",
+    )
 
 
 def test_without_a_platform(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
+from agentruntime.api_keys import key_id_of
 
 from uapi_gateway.access import keys
 from uapi_gateway.access.keys import Wanted
@@ -20,7 +21,7 @@ def wanted(**changes: Any) -> Wanted:
 def test_what_is_kept_knows_the_key_and_holds_nothing_of_it() -> None:
     secret, key = keys.mint(wanted(expires_in_s=60.0), NOW)
     assert secret.startswith(keys.KEY_MARK)
-    assert keys.key_id_of(secret) == key.key_id
+    assert key_id_of(secret) == key.key_id
     assert (key.principal, key.expires_at) == ("key:ci", NOW + 60)
     assert keys.belongs(secret, [key])
     parts = secret.removeprefix("uapi_").split(".")
@@ -35,7 +36,7 @@ def test_what_is_kept_knows_the_key_and_holds_nothing_of_it() -> None:
 @pytest.mark.parametrize("made", ["", "uapi_", "uapi_a.b.c", "Bearer x", "uapi_eyJ.e30.x", "uapi_eyJ.W10.x"])
 def test_what_is_no_key_belongs_to_none(made: str) -> None:
     _, key = keys.mint(wanted(), NOW)
-    assert keys.key_id_of(made) == ""
+    assert key_id_of(made) == ""
     assert not keys.belongs(made, [key])
 
 

@@ -105,7 +105,14 @@ def test_listeners_share_no_port_and_take_no_orders_from_headers() -> None:
     (early,) = manager["early_header_mutation_extensions"]
     mutations = early["typed_config"]["mutations"]
     removed = {each["remove"] for each in mutations if "remove" in each}
-    assert removed == {CLUSTER_HEADER, *UNREADABLE, "x-uapi-not-begun", "x-uapi-principal", "x-uapi-for"}
+    assert removed == {
+        CLUSTER_HEADER,
+        *UNREADABLE,
+        "x-uapi-not-begun",
+        "x-uapi-principal",
+        "x-uapi-for",
+        "x-uapi-concurrency",
+    }
     prefixes = [each["remove_on_match"]["key_matcher"]["prefix"] for each in mutations if "remove_on_match" in each]
     assert prefixes == ["x-envoy-", "x-uapi-caller-"]
     added = {

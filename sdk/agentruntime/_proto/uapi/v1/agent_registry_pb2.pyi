@@ -85,9 +85,9 @@ class AgentRegistration(_message.Message):
     agent_id: _builtins.str
     """A DNS label (RFC 1123): lower case letters, digits and hyphens, at most 63."""
     endpoint: _builtins.str
-    """"host:port" or "unix:/path"; it must speak gRPC without TLS."""
+    """"host:port" or "unix:/path", without TLS; "https://host:port" with: its certificate must be for that host."""
     health_check: _builtins.str
-    """"http://host:port/path" (200 is healthy), or empty for grpc.health.v1 at the endpoint."""
+    """"http://host:port/path" or "https://…" (200 is healthy), or empty for grpc.health.v1 at the endpoint."""
     @_builtins.property
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Full names ("acme.v1.Greeter"), or the bare name of a service that the gateway knows."""

@@ -1,0 +1,112 @@
+"""What callers may take of a running gateway: calls per second, connections, and time."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+import pytest_asyncio
+from agentruntime import errors, status
+from agentruntime.home import Home
+from grpc import aio
+
+from tests.hostile import frames
+from tests.uapi_gateway.echo_service import echoing
+from tests.uapi_gateway.pool_service import PoolStandIn, deployment
+from tests.uapi_gateway.stand_ins import Gateway, generate
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.integration
+_RATE, _CONNECTIONS = 20, 8
+
+
+@pytest_asyncio.fixture
+async def limited(home: Home) -> AsyncIterator[Gateway]:
+    """A gateway where every caller may make 20 calls per second, and 8 connections are all that there may be."""
+    pool, gateway = PoolStandIn(), Gateway(home)
+    address = f"unix:{home.root}/w.sock"
+    async with echoing(address, "a-01"), pool.serving(home):
+        pool.put(deployment("a", {"a-01": address}))
+        try:
+            await gateway.start(
+                UAPI_GATEWAY_RATE_PER_CALLER=f"{_RATE}/s", UAPI_GATEWAY_MAX_CONNECTIONS=f"{_CONNECTIONS}"
+            )
+            yield gateway
+        finally:
+            gateway.stop()
+
+
+async def outcome(channel: aio.Channel) -> str:
+    """ "OK", or the reason of the refusal."""
+    try:
+        await generate(channel, "hello", agent="a", timeout_s=30)
+    except aio.AioRpcError as error:
+        return status.decode(error).reason
+    return "OK"
+
+
+async def test_limits_of_a_gateway(limited: Gateway) -> None:
+    async with limited.channel() as tcp, limited.channel(unix=True) as own:
+
+        async def answered() -> bool:
+            return await outcome(own) == "OK"
+
+        await eventually(answered)
+        await _rates(tcp, own)
+    await _connections(limited)
+    await _silence(limited)
+
+
+async def _rates(tcp: aio.Channel, own: aio.Channel) -> None:
+    outcomes = await asyncio.gather(*(outcome(tcp) for _ in range(10 * _RATE)))
+    assert set(outcomes) == {"OK", "RATE_LIMITED"}
+    assert outcomes.count("OK") >= _RATE
+    # The platform's own user has no limit.
+    assert set(await asyncio.gather(*(outcome(own) for _ in range(10 * _RATE)))) == {"OK"}
+    with pytest.raises(aio.AioRpcError) as caught:
+        await asyncio.gather(*(generate(tcp, "hello", agent="a", timeout_s=30) for _ in range(10 * _RATE)))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert isinstance(status.decode(caught.value), errors.RateLimited)
+
+
+async def _connections(gateway: Gateway) -> None:
+    """One more than there may be is closed, and that of the platform's own user is not."""
+    with contextlib.ExitStack() as stack:
+
+        async def taken() -> bool:
+            each = stack.enter_context(_connected(gateway))
+            with contextlib.suppress(ConnectionError):
+                each.sendall(frames.start())
+                return await asyncio.to_thread(each.recv, 1) != b""
+            return False
+
+        for _ in range(_CONNECTIONS):
+            # Those of the calls before are given up at some time.
+            await eventually(taken)
+        assert not await taken()
+        async with gateway.channel(unix=True) as own:
+            assert await outcome(own) == "OK"
+
+
+async def _silence(gateway: Gateway) -> None:
+    """A connection that says nothing is closed after its ten seconds."""
+
+    async def silent() -> bytes:
+        with _connected(gateway) as each:
+            return await asyncio.to_thread(each.recv, 1)
+
+    async def closed() -> bool:
+        with contextlib.suppress(ConnectionError):
+            return await silent() == b""
+        return False
+
+    started = asyncio.get_running_loop().time()
+    await eventually(closed, timeout_s=40)
+    assert asyncio.get_running_loop().time() - started > 5
+
+
+def _connected(gateway: Gateway) -> socket.socket:
+    host, _, port = gateway.address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=30)
