@@ -1,4 +1,6 @@
+import pytest
 from agentruntime import egress
+from agentruntime.sections import egress_target
 
 ENTRIES = [
     "api.example.com:443",
@@ -33,3 +35,16 @@ def test_names_are_found_in_the_hosts_file() -> None:
         "127.0.0.1\tlocalhost\n127.1.0.1\tapi.example.com\n127.1.0.3\tdb.example.com\n"
     )
     assert egress.hosts_file([]) == "127.0.0.1\tlocalhost\n"
+
+
+@pytest.mark.parametrize(
+    "entry", ["*", "a", "a:0", "a:65536", "a b:1", "[1.2]:3", "[::::]:1", "::1:80", "a\n:1", "/a:1"]
+)
+def test_what_is_no_target(entry: str) -> None:
+    with pytest.raises(ValueError, match="is not host:port"):
+        egress_target(entry)
+
+
+def test_targets() -> None:
+    assert egress_target("api.example.com:443") == ("api.example.com", 443)
+    assert egress_target("[::1]:80") == ("::1", 80)
