@@ -5,7 +5,7 @@ VENV := .venv
 PIP := $(VENV)/bin/pip --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup demo test check audit lock bench chaos proto format clean
+.PHONY: help setup demo test check audit lock fuzz bench chaos proto format clean
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -43,6 +43,10 @@ audit: setup ## Ask PyPI or OSV for known vulnerabilities of the packages that w
 lock: setup ## Write deploy/requirements.lock anew: every package of a release, with hashes
 	@$(PIP) install -c deploy/constraints.txt -e '.[lock]'
 	python deploy/lock.py
+
+fuzz: setup ## Look for inputs that break a parser, for minutes; ARGS="--seconds 60 manifest names" for some of it
+	@$(PIP) install -c deploy/constraints.txt -e '.[fuzz]'
+	python -m tests.fuzz $(ARGS)
 
 bench: setup ## Measure what the platform costs; ARGS=wake, or several names, for some of it
 	python -m benchmarks $(ARGS)

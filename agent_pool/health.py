@@ -113,9 +113,10 @@ class HealthProbe:
         lag_s = _lag_s(await call.trailing_metadata())
         if response.status == health_pb2.HealthCheckResponse.SERVING:
             return Answer("", lag_s)
-        return Answer(
-            f"health check says {health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)}", lag_s
-        )
+        # The agent's code can answer itself, also what is no status.
+        says = response.status
+        known = health_pb2.HealthCheckResponse.ServingStatus.DESCRIPTOR.values_by_number.get(says)
+        return Answer(f"health check says {known.name if known else says}", lag_s)
 
     async def until_well(self, deadline_s: float) -> str:
         """Asks until the worker serves or `deadline_s` is over: "" or what was wrong last."""

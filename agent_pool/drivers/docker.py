@@ -133,6 +133,7 @@ class DockerDriver(Driver):
             Enforcement(
                 "network_limit", not unlimited, unlimited or "a BPF program on each limited container's group"
             ),
+            Enforcement("secrets", True, "files in memory, of each container's own"),
             Enforcement("seccomp", filtered, "a filter of system calls for each worker" if filtered else missing),
         ]
 

@@ -89,6 +89,7 @@ class ProcessDriver(Driver):
             Enforcement("egress", not refused, refused or "to what an agent may reach, by way of the gateway"),
             Enforcement("filesystem", not refused, refused or "a read-only view of what a worker needs"),
             Enforcement("process", root and not refused, refused or uid),
+            Enforcement("secrets", not refused, refused or "files in memory, of each worker's own"),
             Enforcement("seccomp", not unfiltered, unfiltered or "a filter of system calls for each worker"),
             Enforcement("network_limit", not unlimited, unlimited or "a BPF program on each limited worker's group"),
         ]

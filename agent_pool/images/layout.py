@@ -142,11 +142,13 @@ class ImageLayout:
         Raises:
             DataLoss: it is missing, damaged, or no manifest.
         """
+        content = self.read_blob(digest)
         try:
-            manifest = json.loads(self.read_blob(digest))
-        except ValueError:
-            manifest = None
-        if not isinstance(manifest, dict) or manifest.get("mediaType") != MANIFEST_TYPE:
+            manifest: dict[str, Any] = json.loads(content)
+            good = all(_DIGEST.fullmatch(each["digest"]) for each in manifest["layers"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            good = False
+        if not good or manifest.get("mediaType") != MANIFEST_TYPE:
             raise errors.DataLoss(f"the blob {digest} in the image store is not an image manifest")
         return manifest
 
@@ -288,15 +290,20 @@ class ImageLayout:
             ) from None
 
     def _entries(self) -> list[dict[str, Any]]:
-        # Another tool may have added descriptors without a tag of ours.
-        return self._annotated(_REF_NAME)
+        # Another tool may have added descriptors without a tag, or with one that is none of ours.
+        return [entry for entry in self._annotated(_REF_NAME) if _is_reference(entry["annotations"][_REF_NAME])]
 
     def _signature_entries(self) -> list[dict[str, Any]]:
         return self._annotated(_SIGNATURES_OF)
 
     def _annotated(self, key: str) -> list[dict[str, Any]]:
-        index = json.loads((self._root / "index.json").read_text())
-        return [entry for entry in index["manifests"] if key in entry.get("annotations", {})]
+        try:
+            manifests = json.loads((self._root / "index.json").read_bytes())["manifests"]
+            return [entry for entry in manifests if _is_noted(entry, key)]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise errors.DataLoss(
+                f"{self._root / 'index.json'} is damaged; remove that directory and build or pull its images again"
+            ) from None
 
     def _write_index(self, entries: list[dict[str, Any]]) -> None:
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
@@ -321,6 +328,20 @@ class ImageLayout:
                 # What it needed cannot be known any more, and it cannot run without being built again.
                 what = entry["annotations"].get(_REF_NAME, entry["digest"])
                 _log.error("an image is damaged", image=what, error=str(error))
+
+
+def _is_noted(entry: Any, key: str) -> bool:
+    """Whether an entry of an index is a descriptor with that annotation."""
+    notes = entry.get("annotations") if isinstance(entry, dict) else None
+    return isinstance(notes, dict) and isinstance(notes.get(key), str) and isinstance(entry.get("digest"), str)
+
+
+def _is_reference(text: str) -> bool:
+    try:
+        ImageReference.parse(text)
+    except errors.InvalidArgument:
+        return False
+    return True
 
 
 def _reference(entry: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ Refused: paths that leave the project, absolute ones, links that point out of it
 files, a path twice, and more than 1 GiB in all. Left out: what `agentruntime.packing` lists.
 """
 
+import errno
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,8 @@ from typing import IO
 from agentruntime import errors, units
 from agentruntime.manifest import FILE_NAME, AgentManifest
 from agentruntime.packing import left_out
+
+from agent_pool.images import tar
 
 LARGEST_BYTES = 2**30
 MOST_FILES = 50_000
@@ -30,35 +33,33 @@ def extract(stream: IO[bytes], target: Path) -> None:
     total_bytes = 0
     seen: set[PurePosixPath] = set()
     links: list[PurePosixPath] = []
-    try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                path = checked_path(member.name)
-                if path == PurePosixPath(".") or left_out(path):
-                    continue
-                total_bytes += member.size
-                if total_bytes > LARGEST_BYTES or len(seen) >= MOST_FILES:
-                    raise errors.ResourceExhausted(
-                        f"the project is larger than {units.format_size(LARGEST_BYTES)} or {MOST_FILES} files; "
-                        "leave data out of the image"
-                    )
-                if path in seen and not member.isdir():
-                    raise errors.InvalidArgument(f"the project holds '{path}' twice")
-                seen.add(path)
-                if member.issym():
-                    links.append(path)
-                write_member(archive, member, path, target)
-        check_ways(target, links)
-    except tarfile.TarError as error:
-        raise errors.InvalidArgument(f"the project is not a readable tar: {error}") from None
+    for archive, member in tar.members(stream):
+        path = checked_path(member.name)
+        if path == PurePosixPath(".") or left_out(path):
+            continue
+        total_bytes += member.size
+        if total_bytes > LARGEST_BYTES or len(seen) >= MOST_FILES:
+            raise errors.ResourceExhausted(
+                f"the project is larger than {units.format_size(LARGEST_BYTES)} or {MOST_FILES} files; "
+                "leave data out of the image"
+            )
+        if path in seen and not member.isdir():
+            raise errors.InvalidArgument(f"the project holds '{path}' twice")
+        seen.add(path)
+        if member.issym():
+            links.append(path)
+        write_member(archive, member, path, target)
+    check_ways(target, links)
 
 
 def checked_path(name: str) -> PurePosixPath:
     """A member's path, relative and inside.
 
     Raises:
-        InvalidArgument: it is absolute or leads out.
+        InvalidArgument: it is absolute or leads out, or is no text.
     """
+    if not _is_text(name):
+        raise errors.InvalidArgument(f"'{tar.shown(name)}' is not UTF-8; give that file another name")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or not name:
         raise errors.InvalidArgument(f"'{name}' leads out of the project; only paths inside it can be packed")
@@ -71,11 +72,15 @@ def write_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePo
     Raises:
         InvalidArgument: it is a device, a hard link, a link that points out, lies behind a link, or is there already.
     """
-    _no_link_on_the_way(target, path)
     try:
+        _no_link_on_the_way(target, path)
         _write(archive, member, path, target / path)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise errors.InvalidArgument(f"'{path}' is there twice, or lies below a file") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise errors.InvalidArgument(f"'{tar.shown(str(path))}…' is too long for a name") from None
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath, place: Path) -> None:
@@ -87,12 +92,8 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPat
         _check_link(member, path)
         place.symlink_to(member.linkname)
         return
-    source = archive.extractfile(member) if member.isreg() else None
-    if source is None:
-        raise errors.InvalidArgument(f"'{path}' is neither a file, a directory nor a symbolic link")
     with place.open("xb") as out:
-        while piece := source.read(2**20):
-            out.write(piece)
+        out.writelines(tar.content(archive, member))
     place.chmod(0o755 if member.mode & 0o100 else 0o644)
 
 
@@ -103,12 +104,23 @@ def _no_link_on_the_way(target: Path, path: PurePosixPath) -> None:
 
 
 def _check_link(member: tarfile.TarInfo, path: PurePosixPath) -> None:
+    if not member.linkname or not _is_text(member.linkname):
+        raise errors.InvalidArgument(f"the link '{path}' points to nothing that has a name")
     depth = len(path.parent.parts)
     destination = PurePosixPath(member.linkname)
     for part in destination.parts:
         depth += -1 if part == ".." else 1
         if depth < 0 or destination.is_absolute():
             raise errors.InvalidArgument(f"the link '{path}' points out of the project, to '{member.linkname}'")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is UTF-8, and not bytes that Python made half a character of."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_ways(target: Path, links: Iterable[PurePosixPath]) -> None:

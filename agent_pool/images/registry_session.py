@@ -129,6 +129,9 @@ class RegistrySession:
             ) from None
         except requests.RequestException as error:
             raise errors.Unavailable(f"the registry {self.host} does not answer ({_reason(error)})") from None
+        except ValueError:
+            # Of headers that are none, a place to go on at above all.
+            raise errors.Unavailable(f"the registry {self.host} answers what is no HTTP") from None
 
     def _answer(self, challenge: str) -> str:
         """The header by which the registry will know who asks.

@@ -5,14 +5,13 @@ import hashlib
 import shutil
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from agentruntime import errors
 
-from agent_pool.images import project
+from agent_pool.images import project, tar
 from agent_pool.images.layout import ImageLayout
 
 # What is not a bundle yet, and what is none any more.
@@ -108,11 +107,10 @@ def _unpack_layer(store: ImageLayout, layer: dict[str, Any], unpacking: _Unpacki
             if actual != digest:
                 raise errors.DataLoss(f"the layer {digest} in the image store is damaged; build the image again")
             stream.seek(0)
-            with tarfile.open(fileobj=stream, mode="r:gz") as archive:
-                # Not extractall: Python before 3.11.4, which Debian 12 has, cannot refuse what leads out (PEP 706).
-                for member in archive:
+            with gzip.open(stream) as unpacked:
+                for archive, member in tar.members(unpacked):
                     unpacking.write(archive, member)
     except FileNotFoundError:
         raise errors.DataLoss(f"the image store lacks the layer {digest}; build the image again") from None
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, errors.InvalidArgument) as error:
-        raise errors.DataLoss(f"the layer {digest} cannot be unpacked: {error}") from None
+    except errors.InvalidArgument as error:
+        raise errors.DataLoss(f"the layer {digest} cannot be unpacked: {error.message}") from None

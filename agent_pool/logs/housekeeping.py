@@ -1,10 +1,11 @@
-"""Keeps logs within their bounds while the pool runs."""
+"""Keeps logs within their bounds, and secrets out of them, while the pool runs."""
 
 import asyncio
 import time
 
 from agentruntime import log
 
+from agent_pool.logs.scrubbing import Scrubber
 from agent_pool.logs.store import LogStore
 
 # Between two looks at the logs' sizes; sooner after one that had become too long.
@@ -18,10 +19,11 @@ _log = log.get("agent_pool.logs")
 async def keep(logs: LogStore) -> None:
     """Until it is cancelled."""
     looked_s = 0.0
+    scrubber = Scrubber(logs)
     while True:
         busy = False
         try:
-            busy = await asyncio.to_thread(logs.hold_bounds)
+            busy = await asyncio.to_thread(lambda: logs.hold_bounds() | scrubber.look())
             if time.monotonic() - looked_s >= _ALL_S:
                 looked_s = time.monotonic()
                 await asyncio.to_thread(logs.maintain, time.time())

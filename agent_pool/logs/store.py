@@ -159,6 +159,10 @@ class LogStore:
                 self._look_at.pop(path, None)
         return found
 
+    def watched(self) -> list[Path]:
+        """The logs that may be written to."""
+        return list(self._look_at)
+
     # --- reading -------------------------------------------------------------------------------------------------
 
     def past(

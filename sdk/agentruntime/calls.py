@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-# Metadata: the agents that a call has come by, "-,first,second". The platform adds each.
+# Metadata: the agents that a call has come by, ",first,second". The platform adds each.
 CHAIN_KEY = "x-uapi-chain"
 # Of the socket for system calls, as gRPC writes it; "" in a process that is no worker.
 address = ""

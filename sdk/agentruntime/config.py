@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
-from agentruntime import errors
+from agentruntime import documents, errors
 from agentruntime.sections import (
     AccessSection,
     CacheSection,
@@ -134,8 +133,11 @@ class RuntimeConfig(Section):
         text = _read(Path(path))
         try:
             return cls.from_dict(_mapping(json.loads(text), str(path)), source=str(path))
-        except json.JSONDecodeError as error:
+        # Beside its own error, of numbers with too many digits.
+        except ValueError as error:
             raise errors.InvalidArgument(f"{path} is not JSON: {error}") from None
+        except RecursionError:
+            raise errors.InvalidArgument(f"{path} is nested too deeply") from None
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, tuple[str, Any]]) -> Self:
@@ -295,18 +297,16 @@ def _mapping(value: Any, source: str) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return documents.read(path)
     except OSError as error:
         raise errors.InvalidArgument(f"{path} cannot be read: {error.strerror}", reason="INVALID_CONFIG") from None
-    except UnicodeDecodeError:
-        raise errors.InvalidArgument(f"{path} is not UTF-8 text", reason="INVALID_CONFIG") from None
+    except ValueError as error:
+        raise errors.InvalidArgument(f"{path} {error}", reason="INVALID_CONFIG") from None
 
 
 def _yaml(path: Path) -> Any:
     try:
         # An empty file says nothing, which is fine.
-        return yaml.safe_load(_read(path)) or {}
-    except yaml.YAMLError as error:
-        raise errors.InvalidArgument(
-            f"{path.name} is not YAML: {' '.join(str(error).split())}", reason="INVALID_CONFIG"
-        ) from None
+        return documents.load(_read(path)) or {}
+    except ValueError as error:
+        raise errors.InvalidArgument(f"{path.name} {error}", reason="INVALID_CONFIG") from None

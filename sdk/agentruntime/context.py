@@ -6,8 +6,11 @@ It may use what `permissions:` in its agent.yaml says, and nothing else. Calls m
 being handled: they have its trace, and end at its deadline. Errors are the classes of `agentruntime.errors`.
 """
 
+import asyncio
+import threading
 from dataclasses import dataclass, field
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from google.protobuf.message import Message
 
@@ -16,6 +19,7 @@ from agentruntime._proto.uapi.v1 import system_calls_pb2 as proto
 from agentruntime._proto.uapi.v1 import system_calls_pb2_grpc
 from agentruntime.client import AsyncClient, Client
 
+_making = threading.Lock()
 MessageT = TypeVar("MessageT", bound=Message)
 KINDS = {
     "agents": proto.PERMISSION_KIND_AGENT,
@@ -25,8 +29,9 @@ KINDS = {
     "egress": proto.PERMISSION_KIND_EGRESS,
     "secrets": proto.PERMISSION_KIND_SECRET,
 }
-_clients: dict[str, AsyncClient] = {}
-_blocking: dict[str, Client] = {}
+# By event loop: a client belongs to one.
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = WeakKeyDictionary()
+_blocking: list[Client] = []
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def agent(name: str) -> AsyncClient:
     """A client whose calls go to another agent, or to this one itself; for `async` code.
 
     Raises:
-        FailedPrecondition: this process is no worker.
+        FailedPrecondition: this process is no worker, or this is no `async` code.
         InvalidArgument: the name is none.
     """
     return _client().agent(name)
@@ -60,9 +65,10 @@ def blocking(name: str) -> Client:
         InvalidArgument: the name is none.
     """
     where = _address()
-    if where not in _blocking:
-        _blocking[where] = Client(where, token="")
-    return _blocking[where].agent(name)
+    with _making:
+        if not _blocking:
+            _blocking.append(Client(where, token=""))
+    return _blocking[0].agent(name)
 
 
 async def call(
@@ -122,9 +128,15 @@ def _system() -> "system_calls_pb2_grpc.SystemCallServiceAsyncStub":
 
 def _client() -> AsyncClient:
     where = _address()
-    if where not in _clients:
-        _clients[where] = AsyncClient(where, token="")
-    return _clients[where]
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise errors.FailedPrecondition(
+            "this is for code that is `async`; in a plain function take context.blocking(name)"
+        ) from None
+    if loop not in _clients:
+        _clients[loop] = AsyncClient(where, token="")
+    return _clients[loop]
 
 
 def _address() -> str:

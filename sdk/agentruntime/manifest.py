@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
-from agentruntime import errors, names
+from agentruntime import documents, errors, names
 from agentruntime.sections import (
     AccessSection,
     CacheSection,
@@ -46,10 +45,17 @@ class HealthSection(Section):
     failure_action: HealthFailureAction = "restart"
 
 
+def _name(given: Any) -> str:
+    # YAML makes a number of 7. What else there may be is not made a text of: it may be large.
+    if not isinstance(given, str | int):
+        raise ValueError("must be text")
+    return names.check_agent_name(str(given))
+
+
 class AgentManifest(Section):
     """All of `agent.yaml`."""
 
-    name: Annotated[str, BeforeValidator(lambda name: names.check_agent_name(str(name)))]
+    name: Annotated[str, BeforeValidator(_name)]
     version: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
     # "module:Class"; the module is found in the project's directory.
     entrypoint: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
@@ -88,9 +94,9 @@ class AgentManifest(Section):
             InvalidManifest: it is not YAML, or a field is missing, unknown or of the wrong type; names each.
         """
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise errors.InvalidManifest(f"{FILE_NAME} is not YAML: {' '.join(str(error).split())}") from None
+            data = documents.load(text)
+        except ValueError as error:
+            raise errors.InvalidManifest(f"{FILE_NAME} {error}") from None
         if not isinstance(data, dict):
             raise errors.InvalidManifest(f"{FILE_NAME} must be a mapping that begins with `name:`")
         try:
@@ -109,11 +115,11 @@ class AgentManifest(Section):
             InvalidManifest: there is none, or it is not valid.
         """
         try:
-            return cls.parse((project / FILE_NAME).read_text())
+            return cls.parse(documents.read(project / FILE_NAME))
         except FileNotFoundError:
             raise errors.InvalidManifest(f"{project} has no {FILE_NAME}; `agent init` makes one") from None
-        except UnicodeDecodeError:
-            raise errors.InvalidManifest(f"{FILE_NAME} is not UTF-8 text") from None
+        except ValueError as error:
+            raise errors.InvalidManifest(f"{FILE_NAME} {error}") from None
 
 
 # What pydantic's own words leave unsaid.

@@ -15,6 +15,8 @@ from agentruntime.secrets import LEAST_REDACTED_BYTES
 
 # Of a value with several lines, such as a private key: shorter ones say nothing, like a closing brace.
 _LEAST_LINE_BYTES = 16
+# Longer ones are looked for as they are, and line by line.
+_MOST_ENCODED_BYTES = 4096
 _HIDDEN = "[redacted]"
 # "tokens" counts something, "token" is one.
 _KEY = re.compile(r"(?:^|[-_.])(?:authorization|token|secret|password|passwd|api[-_]?key)$", re.IGNORECASE)
@@ -35,25 +37,38 @@ class Redactor:
         for name, each in values.items():
             for value in each:
                 forms |= dict.fromkeys(_forms(value), f"[secret {name}]".encode())
-        self._forms = forms
-        # The longest first: one value may begin with another.
-        longest_first = sorted(forms, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(map(re.escape, longest_first))) if forms else None
+        # The longest first: one value may begin with another. No regular expression: to compile one of long values
+        # takes longer than to start a worker.
+        self._forms = dict(sorted(forms.items(), key=lambda form: len(form[0]), reverse=True))
 
     def __bool__(self) -> bool:
         """Whether there is anything to be replaced."""
-        return self._pattern is not None
+        return bool(self._forms)
 
     def redact(self, data: bytes) -> bytes:
         """What was written, without the values."""
-        # Nearly always there is none, which is seen ten times as fast so.
-        if self._pattern is None or not any(form in data for form in self._forms):
-            return data
-        return self._pattern.sub(lambda match: self._forms[match[0]], data)
+        for form, label in self._forms.items():
+            if form in data:
+                data = data.replace(form, label)
+        return data
+
+    def masks(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """What to write over the values, in this order: each as long as its value, with its newlines, and where."""
+        for form, label in self._forms.items():
+            at = data.find(form)
+            while at >= 0:
+                padded = label.ljust(len(form), b"*")
+                yield at, bytes(old if old in b"\r\n" else new for old, new in zip(form, padded, strict=False))
+                at = data.find(form, at + len(form))
+
+    @property
+    def longest_bytes(self) -> int:
+        """Of what is looked for."""
+        return len(next(iter(self._forms), b""))
 
     def text(self, text: str) -> str:
         """The same of text."""
-        if self._pattern is None:
+        if not self._forms:
             return text
         return self.redact(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")
 
@@ -66,6 +81,8 @@ def _forms(value: bytes) -> Iterator[bytes]:
     lines = [line.strip() for line in value.splitlines()]
     if len(lines) > 1:  # what is printed is looked at line by line
         yield from (line for line in lines if len(line) >= _LEAST_LINE_BYTES)
+    if len(value) > _MOST_ENCODED_BYTES:
+        return
     yield from (value.hex().encode(), value.hex().upper().encode())
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         for before in range(3):

@@ -14,6 +14,8 @@ _SIZES = {
 }  # fmt: skip
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _RATES = {"bps": 1, "kbps": 10**3, "mbps": 10**6, "gbps": 10**9}
+# 100 years.
+_LONGEST_S = 100 * 365.25 * 86400
 _LEAST_CALLS_PER_SECOND, _MOST_CALLS_PER_SECOND = 1 / 86400, 1e6
 _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 
@@ -28,10 +30,11 @@ def parse_size(text: str) -> int:
     factor = _SIZES.get(match[2].upper()) if match else None
     if match is None or factor is None:
         raise InvalidUnit(f"'{text}' is not a size; write a number and a unit, like 512MB or 2GiB")
-    size = round(float(match[1]) * factor)
+    size = float(match[1]) * factor
+    # Also what is too large for a float, which is infinite then.
     if size >= 2**63:
         raise InvalidUnit(f"'{text}' is larger than any machine's memory")
-    return size
+    return round(size)
 
 
 def parse_cpu(text: str) -> int:
@@ -50,15 +53,22 @@ def parse_duration(text: str) -> float:
     """Seconds of "30s", "250ms", "5m", "1h30m", "30d" or a bare number of seconds.
 
     Raises:
-        InvalidUnit: the text is none of these.
+        InvalidUnit: the text is none of these, or means more than 100 years.
     """
     text = text.strip()
     if re.fullmatch(_NUMBER, text):
-        return float(text)
+        return _bounded(float(text), text)
     part = _NUMBER + r"(ms|s|m|h|d)"
     if not re.fullmatch(rf"(?:{part})+", text.replace(" ", "")):
         raise InvalidUnit(f"'{text}' is not a duration; write a number and a unit, like 30s, 5m or 250ms")
-    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(part, text.replace(" ", "")))
+    parts = re.findall(part, text.replace(" ", ""))
+    return _bounded(sum(float(number) * _SECONDS[unit] for number, unit in parts), text)
+
+
+def _bounded(seconds: float, text: str) -> float:
+    if seconds > _LONGEST_S:
+        raise InvalidUnit(f"'{text}' is longer than anybody waits")
+    return seconds
 
 
 def parse_rate(text: str) -> int:
@@ -73,7 +83,10 @@ def parse_rate(text: str) -> int:
     factor = _RATES.get(match[2]) if match else None
     if match is None or factor is None:
         raise InvalidUnit(f"'{text}' is not a rate; write a number and a unit, like 100Mbps")
-    return round(float(match[1]) * factor)
+    rate = float(match[1]) * factor
+    if rate >= 2**63:
+        raise InvalidUnit(f"'{text}' is faster than any network")
+    return round(rate)
 
 
 def parse_calls(text: str) -> float:

@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentruntime import launch
+from agentruntime import launch, sealed
 from agentruntime.launch import SandboxSpec, TemplateSpec, WorkerSpec
 
 UID_BASE = launch.UID_BASE + 60_000 * launch.UIDS_PER_AGENT
@@ -89,8 +89,13 @@ class Template:
         answer = self.control.ask(launch.spec_message("spare", WorkerSpec("", self.spec.agent, 1, slot)))
         return int(answer["pid"])
 
-    def fork(self, slot: int = 1, spare: int | None = None, **settings: Any) -> Worker:
-        spec = WorkerSpec(f"{self.spec.agent}-{slot:02d}", self.spec.agent, 1, slot, **settings)
+    def fork(
+        self, slot: int = 1, spare: int | None = None, secrets: Mapping[str, bytes] | None = None, **settings: Any
+    ) -> Worker:
+        secrets_fd = [sealed.seal(secrets)] if secrets else []
+        spec = WorkerSpec(
+            f"{self.spec.agent}-{slot:02d}", self.spec.agent, 1, slot, secrets=bool(secrets_fd), **settings
+        )
         home = Path(self.spec.sandbox.workers_dir) / str(slot)
         home.mkdir(mode=0o700, exist_ok=True)
         if self.spec.sandbox.uid_base:
@@ -100,8 +105,9 @@ class Template:
         ours, theirs = socket.socketpair()
         ours.settimeout(30)
         request = launch.spec_message("fork", spec) | ({} if spare is None else {"spare": spare})
-        answer = self.control.ask(request, [log_fd, theirs.fileno()])
-        os.close(log_fd)
+        answer = self.control.ask(request, [log_fd, theirs.fileno(), *secrets_fd])
+        for descriptor in (log_fd, *secrets_fd):
+            os.close(descriptor)
         theirs.close()
         if not answer["ok"]:
             ours.close()
@@ -141,6 +147,7 @@ class Base:
             host_network=settings.pop("host_network", False),
             uid_base=settings.pop("uid_base", UID_BASE if os.geteuid() == 0 else 0),
             workers_dir=str(directory / "w"),
+            secrets=settings.pop("secrets", False),
             egress=settings.pop("egress", []),
         )
         spec = TemplateSpec(f"{agent}@1", agent, str(bundle), entrypoint, sandbox=sandbox, **settings)

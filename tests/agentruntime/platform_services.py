@@ -22,6 +22,8 @@ from agentruntime._proto.uapi.v1 import (
     agent_registry_pb2_grpc,
     image_service_pb2,
     image_service_pb2_grpc,
+    secret_service_pb2,
+    secret_service_pb2_grpc,
     text_generation_pb2,
     text_generation_pb2_grpc,
 )
@@ -357,6 +359,26 @@ class Images(image_service_pb2_grpc.ImageServiceServicer):
         return image_service_pb2.GetDockerfileResponse(dockerfile="FROM python:3.12-slim\n")
 
 
+class Secrets(secret_service_pb2_grpc.SecretServiceServicer):
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def SetSecret(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        made = secret_service_pb2.Secret(
+            name=request.name, agents=request.agents, outdated_agents=request.agents[-1:]
+        )
+        return secret_service_pb2.SetSecretResponse(secret=made)
+
+    def ListSecrets(self, request: Any, context: Any) -> Any:
+        made = secret_service_pb2.Secret(name="openai", agents=["a", "b"], outdated_agents=["b"])
+        return secret_service_pb2.ListSecretsResponse(secrets=[made])
+
+    def DeleteSecret(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return secret_service_pb2.DeleteSecretResponse()
+
+
 def worker() -> agent_pool_pb2.Worker:
     return agent_pool_pb2.Worker(
         worker_id="my-agent-01",
@@ -385,6 +407,7 @@ def serving(record: Record) -> Iterator[str]:
     access_pb2_grpc.add_AccessServiceServicer_to_server(Access(), server)
     agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(Pool(record), server)
     image_service_pb2_grpc.add_ImageServiceServicer_to_server(Images(record), server)
+    secret_service_pb2_grpc.add_SecretServiceServicer_to_server(Secrets(record), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

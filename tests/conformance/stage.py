@@ -72,11 +72,12 @@ class Stage:
     engine: Engine | None
     environment: dict[str, str]
 
-    def agent(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def agent(self, *arguments: str, code: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs the `agent` command, which must exit with `code`."""
         done = subprocess.run(
             [str(AGENT), *arguments],
             env=self.environment,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

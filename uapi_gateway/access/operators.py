@@ -1,7 +1,7 @@
 """Operators' calls on their way to the pool: who makes them is looked up here, and what they do is written down.
 
-Those of this user come to the pool by its socket, past this; only `RunAgent` always comes this way, for its answer
-waits until Envoy knows the agent, so that it can be called at once.
+Those of this user that only look come to the pool by its socket, past this. `RunAgent` is answered once Envoy knows
+the agent, so that it can be called at once.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,13 +1,14 @@
 """SystemCallService, and the refusal of whatever else a worker called on its socket and may not."""
 
 import re
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Final
 
 import grpc
 from agentruntime import calls, errors, interceptors
 from agentruntime._proto.uapi.v1 import system_calls_pb2 as proto
 from agentruntime._proto.uapi.v1 import system_calls_pb2_grpc
+from agentruntime.intake import IntakeInterceptor
 from grpc import aio
 
 from uapi_gateway import descriptors
@@ -20,12 +21,23 @@ from uapi_gateway.registry import Agent, Registry
 # Of a worker's name, names.worker_id.
 _NUMBER = re.compile(r"-[0-9]{2,}$")
 AGENT_KEY = "x-uapi-agent"
+# As what a use is recorded.
+_ACTIONS: Final[Mapping["proto.PermissionKind.ValueType", str]] = {
+    proto.PERMISSION_KIND_AGENT: "call",
+    proto.PERMISSION_KIND_MODEL: "model",
+    proto.PERMISSION_KIND_TOPIC: "topic",
+    proto.PERMISSION_KIND_TOOL: "tool",
+    proto.PERMISSION_KIND_EGRESS: "egress",
+    proto.PERMISSION_KIND_SECRET: "secret",
+}
+# Of requests, at a time.
+_HELD_BYTES = 64 * 2**20
 _Context = aio.ServicerContext[Any, Any]
 
 
 def server(registry: Registry, audit: AuditLog) -> aio.Server:
     """What answers on the kernel socket."""
-    own = aio.server(interceptors=[interceptors.ServerInterceptor()])
+    own = aio.server(interceptors=[interceptors.ServerInterceptor(), IntakeInterceptor(_HELD_BYTES)])
     system_calls_pb2_grpc.add_SystemCallServiceServicer_to_server(SystemCallService(registry, audit), own)
     own.add_generic_rpc_handlers((RefusalHandler(registry, audit),))
     return own
@@ -57,8 +69,7 @@ class SystemCallService(system_calls_pb2_grpc.SystemCallServiceServicer):
         try:
             permissions.require(agent, request.kind, request.name)
         except errors.PermissionDenied as error:
-            action = permissions.KEYS[request.kind].removesuffix("s")
-            await record_denial(self._audit, caller, action, request.name, error)
+            await record_denial(self._audit, caller, _ACTIONS[request.kind], request.name, error)
             raise
         return proto.CheckPermissionResponse()
 

@@ -7,7 +7,7 @@ All is found by look-up, in a tree of matchers, so that a thousand services cost
     else, by service                    the pool's; one of exactly one agent; the gateway's own and all others
 
 Who may make a call is decided behind it, by the filters, which a route tells the agent that it leads to. Calls to the
-pool go there by way of the gateway, which looks who makes them; those of this user go there straight.
+pool go there by way of the gateway, which looks who makes them; those of this user that only look go there straight.
 
 A call that an agent's cache may answer goes to the relay instead, unless it belongs to a conversation or says that
 the cache is to be passed by.
@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentruntime import calls, status
+from google.protobuf.descriptor_pb2 import MethodOptions
 
 from uapi_gateway import descriptors
 from uapi_gateway.access import headers
+from uapi_gateway.access.demand import POOL_NEEDS
 from uapi_gateway.access.keys import KEY_MARK
 from uapi_gateway.kernel import caller
 from uapi_gateway.kernel.caller import MOST_HOPS
@@ -42,6 +44,12 @@ LONGEST_MESSAGE_BYTES = 4 * 2**20
 _NUMBERED = re.compile(f"{WORKER_SUFFIX}$")
 # Goes to the pool by way of the gateway.
 RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
+# What changes something at the pool goes there by way of the gateway, which writes down who did it.
+CHANGING = tuple(
+    path
+    for path, (method, _) in sorted(POOL_NEEDS.items())
+    if method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
+)
 # Served by the pool.
 POOL_SERVICES = (descriptors.POOL, descriptors.IMAGES, descriptors.SECRETS)
 # What gRPC's own headers look like (gRPC over HTTP/2, "Requests"). A worker's gRPC keeps one that it cannot read in
@@ -141,7 +149,7 @@ def route_configuration(name: str, wanted: RoutePlan, *, own: bool) -> Resource:
     Args:
         name: of the route configuration.
         wanted: what there is to route.
-        own: a caller that shows no credential is this user, whose calls to the pool go there straight.
+        own: a caller that shows no credential is this user, whose looks at the pool go there straight.
     """
     plain, checked = _tree(wanted, straight=own), _tree(wanted, straight=False)
     shown = [_holds("authorization", KEY_MARK), _holds("x-api-key", KEY_MARK)] if own else []
@@ -225,11 +233,16 @@ def _refusals() -> list[dict[str, Any]]:
 
 def _tree(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
     by_agent = _named(wanted)
-    numbered = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.numbered), by_agent), _named(wanted, worker=True))
-    given = _matches(AGENT_HEADER, ".+")
+    worker = [_matches(AGENT_HEADER, f".+{WORKER_SUFFIX}")]
+    if wanted.numbered:
+        # One pattern, not a branch for each: there may be a thousand.
+        worker.append({"not_matcher": _matches(AGENT_HEADER, "|".join(map(re.escape, sorted(wanted.numbered))))})
     cases = [
-        {"predicate": _matches(AGENT_HEADER, f".+{WORKER_SUFFIX}"), "on_match": numbered},
-        {"predicate": given, "on_match": by_agent},
+        {
+            "predicate": {"and_matcher": {"predicate": worker}} if wanted.numbered else worker[0],
+            "on_match": _named(wanted, worker=True),
+        },
+        {"predicate": _matches(AGENT_HEADER, ".+"), "on_match": by_agent},
     ]
     return {
         "matcher": {
@@ -265,7 +278,7 @@ def _by_service(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
     pool = _route({"cluster": clusters.POOL}) if straight else control
     prefixes: dict[str, Any] = {prefix: found for prefix, (_, found) in _services(wanted).items()}
     prefixes |= {f"/{service}/": pool for service in POOL_SERVICES}
-    prefixes[RUN_AGENT] = control
+    prefixes |= dict.fromkeys(CHANGING, control)
     tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
     return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
 

@@ -20,6 +20,7 @@ _TITLES = {
     "filesystem": "file system isolation",
     "process": "process isolation",
     "seccomp": "system call filter",
+    "secrets": "secrets in memory",
     "network_limit": "network limit",
     "gpu": "GPUs",
     "engine": "engine",

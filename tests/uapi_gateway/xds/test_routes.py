@@ -1,6 +1,7 @@
 """Route decisions: the tree that Envoy gets, walked here as Envoy walks it."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,15 @@ from google.protobuf import json_format
 
 from tests.uapi_gateway.test_registry import agent
 from uapi_gateway import descriptors
-from uapi_gateway.registry import CachePolicy
-from uapi_gateway.xds.routes import RoutePlan, hold_configuration, plan, route_configuration
+from uapi_gateway.registry import CachePolicy, Demands, Permissions
+from uapi_gateway.xds.edges import Edges, edges
+from uapi_gateway.xds.routes import (
+    RoutePlan,
+    hold_configuration,
+    plan,
+    route_configuration,
+    system_call_configuration,
+)
 
 GENERATE = "/uapi.v1.TextGenerationService/GenerateText"
 PLAN = RoutePlan(
@@ -192,9 +200,11 @@ def test_whom_a_cache_serves() -> None:
 @pytest.mark.parametrize(
     ("path", "cluster"),
     [
-        ("/uapi.v1.AgentPool/StopAgent", "pool"),
-        # By way of the gateway, which waits for Envoy to know the agent.
+        ("/uapi.v1.AgentPool/ListWorkers", "pool"),
+        # By way of the gateway, which writes down who did it.
+        ("/uapi.v1.AgentPool/StopAgent", "control"),
         ("/uapi.v1.AgentPool/RunAgent", "control"),
+        ("/uapi.v1.ImageService/RemoveImage", "control"),
         ("/uapi.v1.ImageService/ListImages", "pool"),
         ("/uapi.v1.AgentRegistry/RegisterAgent", "control"),
         ("/uapi.v1.AgentRegistry/KeepAlive", "control"),
@@ -253,3 +263,64 @@ def test_equal_plans_are_equal_routes() -> None:
         for paths in (("/1", "/2"), ("/2", "/1"))
     )
     assert one.version == other.version
+
+
+def _system_call(headers: dict[str, str]) -> str:
+    """Where a worker's call leads: a cluster, or the header that names it."""
+    wanted = replace(
+        PLAN,
+        edges=Edges(
+            named={"a": ("a", "b", "single"), "d": ("d",), "w": ("w",)},
+            everywhere=frozenset(("w",)),
+            demanding=frozenset(("d",)),
+        ),
+    )
+    resource = system_call_configuration("r", wanted)
+    message = route_pb2.RouteConfiguration.FromString(resource.body.value)
+    host = json_format.MessageToDict(message, preserving_proto_field_name=True)["virtual_hosts"][0]
+    caller, called = headers.pop("caller"), headers.get("x-uapi-agent", "-")
+    made = {"x-uapi-caller-agent": caller, "x-uapi-caller-edge": f"{caller}>{called}", "x-uapi-chain": f",{caller}"}
+    route = walk(host["matcher"], {":path": GENERATE, **made, **headers})["route"]
+    return str(route.get("cluster") or route["cluster_header"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "leads"),
+    [
+        ({"caller": "a", "x-uapi-agent": "b"}, "x-uapi-cluster"),
+        ({"caller": "a", "x-uapi-agent": "a"}, "x-uapi-cluster"),
+        ({"caller": "a", "x-uapi-agent": "c"}, "kernel"),
+        ({"caller": "a", "x-uapi-agent": "b-01"}, "kernel"),
+        ({"caller": "a", "x-uapi-agent": "b,c"}, "kernel"),
+        ({"caller": "b", "x-uapi-agent": "a"}, "kernel"),
+        ({"caller": "aa", "x-uapi-agent": "b"}, "kernel"),
+        ({"caller": "d", "x-uapi-agent": "d"}, "x-uapi-cluster"),
+        ({"caller": "w", "x-uapi-agent": "b"}, "x-uapi-cluster"),
+        ({"caller": "w", "x-uapi-agent": "d"}, "kernel"),
+        ({"caller": "a"}, "kernel"),
+        ({"caller": "a", ":path": "/s.S/Again"}, "agent/single"),
+        ({"caller": "w", ":path": "/s.S/Again"}, "agent/single"),
+        ({"caller": "d", ":path": "/s.S/Again"}, "kernel"),
+        ({"caller": "w", ":path": "/uapi.v1.AgentPool/StopAgent"}, "kernel"),
+        ({"caller": "w", ":path": "/uapi.v1.SystemCallService/GetSelf"}, "kernel"),
+        ({"caller": "a", "x-uapi-agent": "b", "x-uapi-chain": ",a" * 16}, "x-uapi-cluster"),
+        ({"caller": "a", "x-uapi-agent": "b", "x-uapi-chain": ",a" * 17}, "kernel"),
+    ],
+)
+def test_system_calls_lead_to_agents_that_the_caller_may_call(headers: dict[str, str], leads: str) -> None:
+    assert _system_call(dict(headers)) == leads
+
+
+def test_edges_are_what_permissions_and_demands_say() -> None:
+    agents = [
+        replace(agent("a"), permissions=Permissions(agents=("b", "guarded"))),
+        replace(agent("w"), permissions=Permissions(agents=("*",))),
+        replace(agent("guarded"), demands=Demands(keys=("ci",))),
+        replace(agent("tls"), demands=Demands(tls=True)),
+    ]
+    found = edges(agents)
+    assert found.named == {"a": ("a", "b"), "w": ("w",), "guarded": ("guarded",), "tls": ("tls",)}
+    assert (found.everywhere, found.demanding) == (frozenset({"w"}), frozenset({"guarded"}))
+    assert re.fullmatch(found.callers("tls"), "w")
+    assert not re.fullmatch(found.callers("guarded"), "w")
+    assert not re.fullmatch(Edges().allowed(), "")
