@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 from agentruntime import calls, errors, interceptors, log
+from agentruntime.intake import Entry, Intake
 from grpc import aio
 
 from agent_worker import threads
-from agent_worker.intake import Entry, Intake
 from agent_worker.vitals import Vitals
 
 # Health and reflection must answer however busy the agent is.
@@ -136,9 +136,14 @@ class Admission(aio.ServerInterceptor):
 
     def _reflect(self, behaviour: Any) -> Any:
         async def stream(requests: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._reflecting, asyncio.timeout(_REFLECTION_S):
-                async for response in behaviour(requests, context):
-                    yield response
+            try:
+                async with self._reflecting, asyncio.timeout(_REFLECTION_S):
+                    async for response in behaviour(requests, context):
+                        yield response
+            except TimeoutError:
+                raise errors.DeadlineExceeded(
+                    f"a stream of reflection lasts {_REFLECTION_S:g} s at most; begin another"
+                ) from None
 
         return stream
 

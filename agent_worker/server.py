@@ -5,6 +5,7 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from agentruntime.intake import LONGEST_MESSAGE_BYTES
 from agentruntime.interceptors import ServerInterceptor
 from agentruntime.launch import LAG_KEY, WorkerSpec
 from grpc import aio
@@ -12,7 +13,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent_worker.admission import Admission
-from agent_worker.intake import LONGEST_MESSAGE_BYTES
 from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
 from agent_worker.vitals import Vitals

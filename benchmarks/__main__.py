@@ -7,7 +7,20 @@ import argparse
 import asyncio
 import sys
 
-from benchmarks import cache, cli, container, density, failover, hop, scale, sleeping, start, throughput, wake
+from benchmarks import (
+    cache,
+    cli,
+    container,
+    density,
+    failover,
+    hop,
+    hostile,
+    scale,
+    sleeping,
+    start,
+    throughput,
+    wake,
+)
 from benchmarks.table import Table
 
 ALL = {
@@ -22,6 +35,7 @@ ALL = {
     "density": density.measure,
     "cli": cli.measure,
     "container": container.measure,
+    "hostile": hostile.measure,
 }
 
 

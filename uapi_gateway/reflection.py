@@ -3,10 +3,12 @@
 Both versions have the same messages under two names (https://github.com/grpc/grpc/blob/master/doc/server-reflection.md).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from agentruntime.errors import DeadlineExceeded
 from grpc import aio
 from grpc_reflection.v1alpha import reflection_pb2 as proto
 
@@ -16,6 +18,8 @@ from uapi_gateway.registry import Registry
 
 # Put together for callers that see different agents.
 _MOST_CATALOGUES = 16
+# Streams at a time, and for how long each: a part of a message that never ends has room in the gateway.
+_STREAMS, _STREAM_S = 16, 60.0
 Visible = Callable[[Any], Callable[[str], bool]]
 
 
@@ -78,6 +82,7 @@ class ReflectionService:
     """
 
     def __init__(self, registry: Registry, visible: Visible = everyone) -> None:
+        self._streams = asyncio.Semaphore(_STREAMS)
         self._registry = registry
         self._visible = visible
         # By the agents in it.
@@ -104,11 +109,15 @@ class ReflectionService:
         self, requests: AsyncIterator[proto.ServerReflectionRequest], context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[proto.ServerReflectionResponse]:
         seen = self._visible(context)
-        async for request in requests:
-            response = answer(self.catalogue(seen), request)
-            response.valid_host = request.host
-            response.original_request.CopyFrom(request)
-            yield response
+        try:
+            async with self._streams, asyncio.timeout(_STREAM_S):
+                async for request in requests:
+                    response = answer(self.catalogue(seen), request)
+                    response.valid_host = request.host
+                    response.original_request.CopyFrom(request)
+                    yield response
+        except TimeoutError:
+            raise DeadlineExceeded(f"a stream of reflection lasts {_STREAM_S:g} s at most; begin another") from None
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a server must be given."""

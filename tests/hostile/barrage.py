@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from tests.hostile import frames
-from tests.hostile.inputs import Input, inputs
+from tests.hostile.inputs import Input, inputs, pinning
 
 # What is quiet for so long has said all.
 _QUIET_S = 0.3
@@ -115,10 +115,9 @@ async def _converse(each: Input, reader: asyncio.StreamReader, writer: asyncio.S
     return "answered" if answered else "quiet"
 
 
-async def barrage(ports: dict[str, int], seed: int, count: int, lanes: int) -> dict[str, Counter[str]]:
-    """Sends them all, `lanes` at a time; how many ended how, by family."""
+async def barrage(ports: dict[str, int], left: Iterator[Input], lanes: int) -> dict[str, Counter[str]]:
+    """Sends all that are left, `lanes` at a time; how many ended how, by family."""
     ended: dict[str, Counter[str]] = defaultdict(Counter)
-    left = inputs(seed, count)
 
     async def lane() -> None:
         for each in left:
@@ -135,9 +134,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--lanes", type=int, default=32)
+    parser.add_argument("--pinning", action="store_true", help="those that keep memory, instead of all kinds")
     given = parser.parse_args()
+    left = pinning(given.count) if given.pinning else inputs(given.seed, given.count)
     ports = {"grpc": given.grpc_port, "http": given.http_port}
-    print(json.dumps(asyncio.run(barrage(ports, given.seed, given.count, given.lanes))))
+    print(json.dumps(asyncio.run(barrage(ports, left, given.lanes))))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import struct
 import zlib
 from collections.abc import Iterable
 
-from hpack import Encoder
-
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITIZED = 0x1, 0x1, 0x4, 0x8, 0x20
@@ -48,9 +46,24 @@ def call_headers(path: str, agent: str = "", *more: tuple[str | bytes, str | byt
 
 
 def block(headers: Iterable[tuple[str | bytes, str | bytes]]) -> bytes:
-    """The headers encoded, without reference to any that were sent before."""
-    encoded: bytes = Encoder().encode([(_bytes(key), _bytes(value), True) for key, value in headers])
-    return encoded
+    """The headers encoded as literals that are never indexed (RFC 7541, section 6.2.3)."""
+    return b"".join(b"\x10" + _literal(_bytes(key)) + _literal(_bytes(value)) for key, value in headers)
+
+
+def _literal(text: bytes) -> bytes:
+    """A string without Huffman's code; its length in 7 bits, and what is left in as many bytes as it takes."""
+    most = 0x7F
+    if len(text) < most:
+        return bytes((len(text),)) + text
+    return bytes((most,)) + _varint(len(text) - most) + text
+
+
+def _varint(number: int) -> bytes:
+    out = b""
+    while number > 0x7F:
+        out += bytes((number & 0x7F | 0x80,))
+        number >>= 7
+    return out + bytes((number,))
 
 
 def headers_frames(encoded: bytes, stream: int, flags: int = 0) -> bytes:
@@ -77,11 +90,7 @@ def message(body: bytes, *, flag: int = 0, length: int | None = None) -> bytes:
 
 def field(number: int, value: bytes) -> bytes:
     """A protobuf field of bytes."""
-    length, size = b"", len(value)
-    while size > 0x7F:
-        length += bytes((size & 0x7F | 0x80,))
-        size >>= 7
-    return bytes((number << 3 | 2,)) + length + bytes((size,)) + value
+    return bytes((number << 3 | 2,)) + _varint(len(value)) + value
 
 
 def bomb(expanded_mib: int, *, gzip: bool) -> bytes:

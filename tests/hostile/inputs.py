@@ -17,6 +17,8 @@ _MIB = 2**20
 _LARGEST = 2**31 - 1
 # How long one waits whose weapon is to wait.
 _HELD_S = 2.0
+_PINNED_S = 10.0
+_EIGHT = range(1, 17, 2)
 _POST = b"POST /health HTTP/1.1\r\nHost: a\r\n"
 
 
@@ -36,6 +38,20 @@ class Input:
     bodies: dict[int, bytes] = field(default_factory=dict)
     # The bodies are ended.
     ends: bool = True
+
+
+def pinning(count: int) -> Iterator[Input]:
+    """So many connections, each of which would keep 32 MiB: of requests that do not end, or of answers."""
+    writes, reads = frames.start(), frames.start((frames.INITIAL_WINDOW, 0))
+    encoded = frames.block(call_headers(ECHO, AGENT))
+    opened = b"".join(frames.headers_frames(encoded, stream) for stream in _EIGHT)
+    longest = _prompt(bytes(4 * _MIB - 100))
+    for number in range(count):
+        unread = number % 2 == 0
+        body = frames.message(longest) if unread else frames.message(longest)[:-1]
+        bodies = dict.fromkeys(_EIGHT, body)
+        said = (reads if unread else writes) + opened
+        yield Input("pinning", said, then="reset", held_s=_PINNED_S, bodies=bodies, ends=unread)
 
 
 Family = Callable[[Random], Input]
@@ -224,7 +240,7 @@ def _slow_writers(chance: Random) -> Input:
         path = chance.choice((ECHO, ECHO, REFLECTION, CALL_AGENT))
         stream = 2 * number + 1
         said += frames.headers_frames(frames.block(call_headers(path, AGENT * (path == ECHO))), stream)
-        bodies[stream] = frames.message(bytes(chance.choice((10, 30_000, 4 * _MIB - 1))), length=4 * _MIB)
+        bodies[stream] = frames.message(bytes(_size(chance, 4 * _MIB - 1)), length=4 * _MIB)
     return Input("slow writers", said, then="reset", held_s=_HELD_S, bodies=bodies, ends=False)
 
 
@@ -236,7 +252,7 @@ def _slow_readers(chance: Random) -> Input:
     for number in range(chance.randrange(1, 12)):
         stream = 2 * number + 1
         said += frames.headers_frames(encoded, stream)
-        bodies[stream] = frames.message(_prompt(b"x" * chance.choice((30_000, 4 * _MIB - 100))))
+        bodies[stream] = frames.message(_prompt(b"x" * _size(chance, 4 * _MIB - 100)))
     return Input("slow readers", said, then="reset", held_s=_HELD_S, bodies=bodies)
 
 
@@ -288,6 +304,10 @@ FAMILIES: tuple[Family, ...] = (
 
 def _end(chance: Random) -> str:
     return chance.choice(("read", "read", "half", "hang up", "reset"))
+
+
+def _size(chance: Random, longest: int) -> int:
+    return chance.choices((10, 30_000, 300_000, longest), (3, 3, 3, 1))[0]
 
 
 def _prompt(text: bytes) -> bytes:

@@ -62,27 +62,23 @@ class Siege:
     calm: Traffic
     besieged: Traffic
     memory: Watched
+    lost: list[str]
     seconds: float
 
 
-async def besiege(
-    grpc_port: int, http_port: int, pids: dict[str, int], *, seed: int, count: int, lanes: int
-) -> Siege:
-    """Calls the agent "echo" without a break, first in peace, then while so many hostile inputs come in.
+async def besiege(grpc_port: int, http_port: int, pids: dict[str, int], *options: str) -> Siege:
+    """Calls the agent "echo" without a break, first in peace, then while hostile inputs come in.
 
     Args:
         grpc_port: of the gateway, where anybody may call.
         http_port: of its pages.
         pids: of what must live, by name.
-        seed: of the inputs.
-        count: how many inputs.
-        lanes: how many at a time.
+        options: of the barrage.
     """
     memory = Watched(pids)
     memory.look()
     calm = await _traffic(grpc_port, http_port, memory, asyncio.sleep(3))
     argv = [sys.executable, "-m", "tests.hostile.barrage", str(grpc_port), str(http_port)]
-    options = ["--seed", str(seed), "--count", str(count), "--lanes", str(lanes)]
     process = await asyncio.create_subprocess_exec(
         *argv, *options, cwd=ROOT, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -96,7 +92,7 @@ async def besiege(
             process.kill()
             await process.wait()
     ended = {family: Counter(counts) for family, counts in json.loads(output).items()}
-    return Siege(ended, calm, besieged, memory, time.monotonic() - started)
+    return Siege(ended, calm, besieged, memory, memory.lost(), time.monotonic() - started)
 
 
 async def _traffic(grpc_port: int, http_port: int, memory: Watched, until: Awaitable[object]) -> Traffic:

@@ -277,6 +277,35 @@ async def test_a_new_certificate_is_no_other_configuration(secured: Secured) -> 
     }  # fmt: skip
 
 
+async def test_a_certificate_says_who_calls(secured: Secured, tmp_path: Path) -> None:
+    """The principal that the worker is told; what only looks like another's is none of another's."""
+    for number, (sans, principal) in enumerate(
+        (
+            ("URI:spiffe://agentruntime/client/ci", "cert:spiffe://agentruntime/client/ci"),
+            ("URI:local", "cert:local"),
+            ("URI:agent:alpha", "cert:agent:alpha"),
+            (
+                "URI:spiffe://agentruntime/agent/alpha,URI:spiffe://agentruntime/agent/beta",
+                "cert:spiffe://agentruntime/agent/alpha,spiffe://agentruntime/agent/beta",
+            ),
+            # Without a URI name, it is nobody's.
+            ("DNS:ci.example", "anonymous"),
+        )
+    ):
+        own = issued(tmp_path, secured.ca, f"own-{number}", sans)
+        async with secured.channel(own) as channel:
+            spoofed = (("x-uapi-principal", "local"), ("x-uapi-caller-certificate", "cert:spoofed"))
+            told = await generate(channel, "headers", *spoofed, agent="alpha")
+        assert f"x-uapi-principal: {principal!r}" in told.splitlines()
+        assert "x-uapi-caller" not in told
+    agents = issued(tmp_path, secured.ca, "agents", "URI:spiffe://agentruntime/agent/beta")
+    async with secured.channel(agents) as channel:
+        with pytest.raises(aio.AioRpcError) as refused:
+            await generate(channel, "x", agent="alpha")
+        # As agent beta it may call what beta's permissions say: nothing.
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
 def mutual(made: Made, ca: Made) -> grpc.ServerCredentials:
     """Of a server that wants its callers' certificates."""
     pair = (made.key.read_bytes(), made.cert.read_bytes())

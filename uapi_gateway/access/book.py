@@ -51,6 +51,8 @@ class Book:
         self.policy = Policy()
         # Each is called with the keys, when they have changed.
         self.listeners: list[Callable[[list[Key]], None]] = []
+        # There are rules of keys that were revoked.
+        self._stale = False
         # One change at a time, so that the store and the policy agree.
         self._changing = asyncio.Lock()
 
@@ -106,7 +108,11 @@ class Book:
                 raise NotFound(f"there is no key named '{name}'; `agent keys list` has all")
             await self._store.remove(found.key_id)
             del self._keys[found.name]
-            self._publish_changed()
+            # Its rules may stay a while: nobody is taken for its holder any more, and with thousands of keys rules
+            # are what takes long.
+            self._publish_keys()
+            self._stale = True
+            self._tell()
         return found
 
     async def run(self) -> None:
@@ -114,7 +120,7 @@ class Book:
         while True:
             await asyncio.sleep(_EXPIRY_TICK_S)
             now = time.time()
-            if any(not key.live(now) for key in self.policy.keys.values()):
+            if self._stale or any(not key.live(now) for key in self.policy.keys.values()):
                 self._publish_changed()
 
     def _make_own(self, home: Home) -> None:
@@ -143,6 +149,9 @@ class Book:
     def _publish_changed(self) -> None:
         self._publish_keys()
         self._publish_rules()
+        self._tell()
+
+    def _tell(self) -> None:
         for listener in self.listeners:
             listener(self.every())
 
@@ -161,6 +170,7 @@ class Book:
         self._cache.put(resources.EXTENSION, filters.authentication(live.values(), providers))
 
     def _publish_rules(self) -> None:
+        self._stale = False
         self.policy = replace(self.policy, demands=dict(self._demands), permitted=dict(self._permitted))
         identity = self.policy.identity
         access = rules.rules(self.policy, tokens.rule(identity, self.policy.demands))

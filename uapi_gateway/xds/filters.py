@@ -5,6 +5,7 @@ In this order, on every listener that callers reach:
     uapi.agent      the agent that the call is for, where a route knows it better than the caller's headers
     uapi.keys       API keys and tokens of identity providers: their signatures, and what they say
     uapi.tokens     x-uapi-principal, from a token of an identity provider
+    uapi.certificate  whose certificate the caller has shown, on listeners that verify some
     uapi.principal  x-uapi-principal of whoever has none by then
     uapi.access     who may call what
 
@@ -20,13 +21,15 @@ from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from google.protobuf import any_pb2, json_format
 
-from uapi_gateway.access import headers, keys
+from uapi_gateway.access import headers, keys, policy
 from uapi_gateway.access.keys import Key
 from uapi_gateway.xds import resources
 from uapi_gateway.xds.resources import Resource, typed
 
 AGENT, OWNER, KEYS, TOKENS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.tokens"
-WHO, ACCESS = "uapi.principal", "uapi.access"
+CERTIFICATE, WHO, ACCESS = "uapi.certificate", "uapi.principal", "uapi.access"
+# Before an agent's name in its certificate.
+AGENT_URI = "spiffe://agentruntime/agent/"
 # Of the HTTP pages.
 HTTP_ACCESS = "uapi.http-access"
 # Tokens that were checked and need not be again, in each of Envoy's threads.
@@ -52,22 +55,72 @@ def for_whom() -> dict[str, Any]:
     return set_header(headers.FOR, "%REQ(x-uapi-agent)%")
 
 
-def chain(nobody: str, access: str = ACCESS) -> list[dict[str, Any]]:
+def certificate() -> list[dict[str, Any]]:
+    """Early mutations of a listener that verifies callers' certificates: whose the caller's is, as the header has it.
+
+    The prefix comes first of all: an authority may sign for a name that would be another principal's.
+    """
+    prefixed = f"{policy.CERTIFICATE_PREFIX}%REQ({headers.CERTIFICATE})%"
+    return [
+        set_header(headers.CERTIFICATE, "%DOWNSTREAM_PEER_URI_SAN%"),
+        {
+            "append": {
+                "header": {"key": headers.CERTIFICATE, "value": prefixed},
+                "append_action": "OVERWRITE_IF_EXISTS",
+            }
+        },
+    ]
+
+
+def _certified() -> dict[str, Any]:
+    """A filter that knows an agent by its certificate."""
+    rule = {
+        "header": headers.CERTIFICATE,
+        "on_header_present": {
+            "metadata_namespace": "uapi",
+            "key": "certificate",
+            "regex_value_rewrite": {
+                "pattern": {
+                    "google_re2": {},
+                    "regex": f"^{policy.CERTIFICATE_PREFIX}{AGENT_URI}([a-z0-9-]+)$",
+                },
+                "substitution": f"{policy.AGENT_PREFIX}\\1",
+            },
+        },
+    }
+    config = typed("envoy.extensions.filters.http.header_to_metadata.v3.Config", request_rules=[rule])
+    return {"name": CERTIFICATE, "typed_config": config}
+
+
+def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list[dict[str, Any]]:
     """The filters of a listener.
 
     Args:
         nobody: the principal of a caller that shows no credential.
         access: which rules are in force there.
+        certified: callers may show a certificate, which is verified. Another credential counts for more.
     """
-    found = [set_header(headers.PRINCIPAL, nobody, absent=True)]
+    by_certificate = [set_header(headers.PRINCIPAL, "%DYNAMIC_METADATA(uapi:certificate)%", absent=True)]
+    found = [*(by_certificate if certified else []), set_header(headers.PRINCIPAL, nobody, absent=True)]
     secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
-    found.append(set_header(headers.SECURE, secure))
+    found += [set_header(headers.SECURE, secure), _pair()]
     return [
         changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
         changing(TOKENS, f"{_MUTATION}HeaderMutation"),
+        *([_certified()] if certified else []),
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
         rules(access),
     ]
+
+
+def _pair() -> dict[str, Any]:
+    return set_header(headers.PAIR, f"%REQ({headers.KEY})%@%REQ({headers.FOR})%")
+
+
+def inner_chain() -> list[dict[str, Any]]:
+    """The same where the principal is known already, and only the agent may be another."""
+    mutation = typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": [_pair()]})
+    return [{"name": WHO, "typed_config": mutation}, rules()]
 
 
 def target() -> list[dict[str, Any]]:
@@ -89,7 +142,7 @@ def target() -> list[dict[str, Any]]:
 
 
 def rules(access: str = ACCESS) -> dict[str, Any]:
-    """The filter that decides, for a listener where the principal is known already."""
+    """The filter that decides."""
     return changing(access, "envoy.extensions.filters.http.rbac.v3.RBAC")
 
 

@@ -32,7 +32,7 @@ CALLS = "calls"
 
 def tcp_listener(host: str, port: int, access_log: Path, tls: Inbound | None = None) -> Resource:
     """The listener for the calls of everyone."""
-    manager = managers.grpc_manager(TCP, _outer(ANONYMOUS), access_log)
+    manager = managers.grpc_manager(TCP, _outer(ANONYMOUS, tls), access_log)
     return _listener(TCP, _socket(host, port), manager, _transport(tls, ["h2"]))
 
 
@@ -44,9 +44,9 @@ def unix_listener(path: Path, access_log: Path) -> Resource:
 
 def http_listener(host: str, port: int, tls: Inbound | None = None) -> Resource:
     """The listener for the HTTP pages."""
-    mutations = [*managers.http_mutations(), *filters.early()]
-    chain = Chain(mutations, [*filters.chain(ANONYMOUS, filters.HTTP_ACCESS), limits.rate_filter()])
-    manager = managers.http_manager(HTTP, chain)
+    mutations = [*managers.http_mutations(), *filters.early(), *_certificate(tls)]
+    known = filters.chain(ANONYMOUS, filters.HTTP_ACCESS, certified=_verifies(tls))
+    manager = managers.http_manager(HTTP, Chain(mutations, [*known, limits.rate_filter()]))
     return _listener(HTTP, _socket(host, port), manager, _transport(tls, ["h2", "http/1.1"]))
 
 
@@ -62,7 +62,7 @@ def inner_listener(path: Path, access_log: Path) -> Resource:
     """The listener for the gateway's own calls on somebody's behalf: it says whose."""
     chain = Chain(
         [*managers.grpc_mutations(), filters.for_whom()],
-        [*filters.target(), filters.rules(), limits.concurrency_filter()],
+        [*filters.target(), *filters.inner_chain(), limits.concurrency_filter()],
     )
     return _listener(INNER, _pipe(path), managers.grpc_manager(INNER, chain, access_log))
 
@@ -96,11 +96,19 @@ def pool_listener(path: Path) -> Resource:
     return _listener(POOL_LINK, _pipe(path), managers.grpc_manager(POOL_LINK, Chain()))
 
 
-def _outer(nobody: str) -> Chain:
+def _outer(nobody: str, tls: Inbound | None = None) -> Chain:
     """What calls from outside go through; `nobody` is the principal of those without a credential."""
-    mutations = [*managers.grpc_mutations(), *filters.early()]
+    mutations = [*managers.grpc_mutations(), *filters.early(), *_certificate(tls)]
     last = (limits.rate_filter(), limits.concurrency_filter())
-    return Chain(mutations, [*filters.target(), *filters.chain(nobody), *last])
+    return Chain(mutations, [*filters.target(), *filters.chain(nobody, certified=_verifies(tls)), *last])
+
+
+def _verifies(tls: Inbound | None) -> bool:
+    return tls is not None and tls.verifies
+
+
+def _certificate(tls: Inbound | None) -> list[dict[str, Any]]:
+    return filters.certificate() if _verifies(tls) else []
 
 
 def _transport(tls: Inbound | None, protocols: list[str]) -> dict[str, Any]:

@@ -233,11 +233,16 @@ def _refusals() -> list[dict[str, Any]]:
 
 def _tree(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
     by_agent = _named(wanted)
-    numbered = _look_up(AGENT_HEADER, dict.fromkeys(sorted(wanted.numbered), by_agent), _named(wanted, worker=True))
-    given = _matches(AGENT_HEADER, ".+")
+    worker = [_matches(AGENT_HEADER, f".+{WORKER_SUFFIX}")]
+    if wanted.numbered:
+        # One pattern, not a branch for each: there may be a thousand.
+        worker.append({"not_matcher": _matches(AGENT_HEADER, "|".join(map(re.escape, sorted(wanted.numbered))))})
     cases = [
-        {"predicate": _matches(AGENT_HEADER, f".+{WORKER_SUFFIX}"), "on_match": numbered},
-        {"predicate": given, "on_match": by_agent},
+        {
+            "predicate": {"and_matcher": {"predicate": worker}} if wanted.numbered else worker[0],
+            "on_match": _named(wanted, worker=True),
+        },
+        {"predicate": _matches(AGENT_HEADER, ".+"), "on_match": by_agent},
     ]
     return {
         "matcher": {

@@ -115,3 +115,10 @@ def sentence_of(of: pool_pb2.Deployment) -> str:
     at = f" at revision {of.revision}" if of.revision > 1 else ""
     tried = "".join(f"; {each.worker_id} tries {each.image} at revision {each.revision}" for each in canaries)
     return f"{of.agent} runs {of.image}{at}: {rest or 'no worker is ready'}{tried}"
+
+
+def permitted(of: pool_pb2.Deployment) -> str:
+    """What an agent may use, in a line; "" if nothing."""
+    named = ((field.name, names) for field, names in of.permissions.ListFields())
+    kinds = "; ".join(f"{kind} {', '.join(names)}" for kind, names in named)
+    return f"It may use: {kinds}" if kinds else ""

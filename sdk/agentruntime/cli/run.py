@@ -76,6 +76,8 @@ def command(
         after = run(client, request, quiet=as_json)
     deployment.show(after, as_json=as_json)
     if not as_json:
+        if permitted := deployment.permitted(after):
+            print(permitted)
         if not request.settings.mode:
             output.note(f"note: {_mode_of(after)}")
         _say_how_to_call(after)

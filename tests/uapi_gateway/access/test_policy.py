@@ -1,11 +1,12 @@
 """Who may call which agent, as a table; and that Envoy's rules decide the same."""
 
 import itertools
+from typing import Any
 
 import pytest
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 
-from tests.uapi_gateway.xds.walking import walk
+from tests.uapi_gateway.xds.walking import walk as walked
 from uapi_gateway.access import headers, keys
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.keys import Key, Wanted
@@ -49,6 +50,11 @@ def policy(*, anonymous: bool = True) -> Policy:
     )
 
 
+def walk(tree: Any, sent: dict[str, str]) -> bool:
+    """As Envoy, which joins the key and the agent."""
+    return walked(tree, {**sent, headers.PAIR: f"{sent.get(headers.KEY, '')}@{sent.get(headers.FOR, '')}"})
+
+
 def told(principal: str, **more: str) -> dict[str, str]:
     """The headers in which Envoy says who calls."""
     found = {headers.PRINCIPAL: principal, **more}
@@ -63,6 +69,8 @@ CALLERS: dict[str, dict[str, str]] = {
     "anonymous": told("anonymous"),
     "agent": told("agent:caller"),
     "free agent": told("agent:free"),
+    "certificate": told("cert:spiffe://agentruntime/client/ci"),
+    "certificate over tls": told("cert:x", **{headers.SECURE: "TLSv1.3"}),
     "agent without permission": told("agent:other"),
     "revoked": {headers.PRINCIPAL: "key:gone", headers.KEY: "gone"},
     "nobody": {},
@@ -85,6 +93,10 @@ CALLERS: dict[str, dict[str, str]] = {
         ("operator", "tls", False),
         ("local", "tls-key", True),
         ("socket", "client", True),
+        ("certificate", "open", True),
+        ("certificate", "any-key", False),
+        ("certificate", "tls", False),
+        ("certificate over tls", "tls", True),
         ("anonymous", "open", True),
         ("anonymous", "unknown", True),
         ("anonymous", "any-key", False),

@@ -6,10 +6,11 @@ from typing import Any
 import grpc
 import pytest
 from agentruntime import errors, status
+from agentruntime.intake import LONGEST_MESSAGE_BYTES, Intake, IntakeInterceptor
+from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 
-from agent_worker.intake import LONGEST_MESSAGE_BYTES, Intake
-from tests.agent_worker.test_admission import CALL, STREAM, async_call, served
+from tests.agent_worker.test_admission import CALL, STREAM, Handlers, async_call, served
 from tests.waiting import eventually
 
 MIB = 2**20
@@ -106,7 +107,7 @@ async def test_no_more_requests_come_in_at_a_time_than_there_is_room_for() -> No
 
 
 async def test_a_request_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent_worker.intake._LONGEST_ARRIVAL_S", 0.2)
+    monkeypatch.setattr("agentruntime.intake._LONGEST_ARRIVAL_S", 0.2)
     intake = Intake(MIB)
 
     async def never() -> None:
@@ -117,3 +118,34 @@ async def test_a_request_that_does_not_come_is_given_up(monkeypatch: pytest.Monk
     await asyncio.wait([task], timeout=20)
     assert task.cancelled()
     assert not intake._arriving.locked()
+
+
+async def test_a_server_without_an_admission_bounds_its_requests() -> None:
+    go = asyncio.Event()
+
+    async def slow(request: bytes, context: Any) -> bytes:
+        await go.wait()
+        return b"done"
+
+    async def stream(request: bytes, context: Any) -> Any:
+        yield request
+
+    server = aio.server(interceptors=[ServerInterceptor(), IntakeInterceptor(3 * MIB + 100)])
+    server.add_generic_rpc_handlers((Handlers(slow, stream),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call: Any = channel.unary_unary(CALL)
+            kept = [asyncio.ensure_future(call(bytes(MIB), timeout=20)) for _ in range(8)]
+            done, waiting = await asyncio.wait(kept, return_when=asyncio.FIRST_EXCEPTION)
+            refused: Any = next(each.exception() for each in done if each.exception())
+            assert isinstance(status.decode(refused), errors.QueueFull)
+            assert waiting
+            streaming: Any = channel.unary_stream(STREAM)
+            assert [piece async for piece in streaming(b"small", timeout=20)] == [b"small"]
+            go.set()
+            ended = await asyncio.gather(*kept, return_exceptions=True)
+            assert ended.count(b"done") == 3
+    finally:
+        await server.stop(0)

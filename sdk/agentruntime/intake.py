@@ -1,9 +1,13 @@
-"""What callers take of a worker before their calls are handled: calls at a time, and the memory of requests."""
+"""What callers take of a server before their calls are handled: calls at a time, and the memory of requests."""
 
 import asyncio
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
+
+import grpc
+from grpc import aio
 
 from agentruntime import errors
 
@@ -20,7 +24,7 @@ _LONGEST_ARRIVAL_S = 10.0
 
 
 class Intake:
-    """Of one worker.
+    """Of one server.
 
     gRPC makes room for a whole message as soon as somebody waits for it. So no more are waited for at a time than
     there is room for, and those that are here may have so many bytes in all.
@@ -75,8 +79,8 @@ class Intake:
         """
         if size_bytes > self._left_bytes:
             raise errors.QueueFull(
-                f"the worker holds {self._held_bytes - self._left_bytes} bytes of requests, and may hold "
-                f"{self._held_bytes}; try again later, or run more workers"
+                f"the server holds {self._held_bytes - self._left_bytes} bytes of requests, and may hold "
+                f"{self._held_bytes}; try again later"
             )
         self._left_bytes -= size_bytes
 
@@ -138,6 +142,46 @@ class Entry:
             self._patience.cancel()
             self._patience = None
             self._intake.arrived()
+
+
+class IntakeInterceptor(aio.ServerInterceptor):
+    """Bounds the memory of requests of one message, for a server without an admission of its own."""
+
+    def __init__(self, held_bytes: int) -> None:
+        self._intake = Intake(held_bytes)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        entry = self._intake.enter(())
+        await entry.expect()
+        kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        within = _within(entry, getattr(handler, kind))
+        return make(within, entry.reading(handler.request_deserializer), handler.response_serializer)
+
+
+def _within(entry: Entry, behaviour: Any) -> Any:
+    """The behaviour, once the request is here."""
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            entry.came(held=True)
+            async for response in behaviour(request, context):
+                yield response
+
+        return stream
+
+    async def call(request: Any, context: Any) -> Any:
+        entry.came(held=True)
+        return await behaviour(request, context)
+
+    return call
 
 
 def _task() -> asyncio.Task[Any]:
