@@ -65,6 +65,14 @@ def test_a_worker_gets_its_limits_its_directory_and_nothing_else() -> None:
     }
 
 
+def test_a_worker_finds_the_names_that_it_may_reach() -> None:
+    entries = ("api.example.com:443", "localhost:80", "db.example.com:5432")
+    hosts = ["api.example.com:127.1.0.1", "db.example.com:127.1.0.3"]
+    assert worker(egress=entries)["HostConfig"]["ExtraHosts"] == hosts
+    assert worker()["HostConfig"]["ExtraHosts"] == []
+    assert "ExtraHosts" not in worker(egress=entries, host_network=True)["HostConfig"]
+
+
 def test_what_a_revision_asks_for() -> None:
     host = worker((0, 3), host_network=True, read_only_root=False, restricted=True)["HostConfig"]
     assert (host["NetworkMode"], host["ReadonlyRootfs"]) == ("host", False)
