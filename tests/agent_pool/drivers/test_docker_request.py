@@ -80,6 +80,12 @@ def test_what_a_revision_asks_for() -> None:
     assert profile(host) == json.loads(json.dumps(seccomp.docker_profile("restricted")))
 
 
+def test_one_with_secrets_has_a_place_for_them_in_memory() -> None:
+    places = worker(secrets=("openai",))["HostConfig"]["Tmpfs"]
+    assert sorted(places) == ["/dev/shm", "/run/secrets", "/tmp"]
+    assert {"mode=0700", "uid=7", "gid=7", "noexec", "nosuid", "nodev"} <= set(places["/run/secrets"].split(","))
+
+
 def test_a_description_says_nothing_of_where_python_loads_code_from() -> None:
     asked = revision(env={"A": "1", "PYTHONPATH": "/x", "LD_PRELOAD": "y"})
     config = docker_request.description(asked, image="i", user="7:7", pool="p")
