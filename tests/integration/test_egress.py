@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import grpc
 import pytest
 from agentruntime import Client
 from agentruntime.home import Home
@@ -30,6 +31,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health, health_pb2_grpc
 
 from tests.integration.conftest import AGENT, TIMEOUT_S
 from tests.waiting import until
@@ -57,9 +59,10 @@ class World:
     home: Home
     client: Client
     environment: dict[str, str]
-    # Of the servers: one with TLS, one without.
+    # Of the servers: one with TLS, one without, one of gRPC.
     tls_port: int
     port: int
+    grpc_port: int
     certificate: str
 
     def agent(self, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
@@ -122,6 +125,19 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
             thread.join()
 
 
+@contextmanager
+def serving_grpc() -> Iterator[int]:
+    """A gRPC server that says that it is healthy; its port."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(0).wait()
+
+
 def tell_what_came(connection: socket.socket) -> None:
     """Reads to the end, and only then answers: with the hash of what came, and as many bytes again."""
     came = bytearray()
@@ -154,6 +170,7 @@ def world() -> Iterator[World]:
             environment,
             stack.enter_context(serving(secured(context))),
             stack.enter_context(serving(tell_what_came)),
+            stack.enter_context(serving_grpc()),
             certificate_file.read_text(),
         )
         hosts = directory / "hosts"
@@ -170,7 +187,7 @@ def world() -> Iterator[World]:
             f"permissions:\n  egress: ['{REBOUND}:{made.port}']\n"
         )
         made.agent("build", str(project))
-        opened = [f"--egress={NAME}:{port}" for port in (made.tls_port, made.port)]
+        opened = [f"--egress={NAME}:{port}" for port in (made.tls_port, made.port, made.grpc_port)]
         made.agent("run", "caller:1.0.0", *opened)
         yield made
 
@@ -185,6 +202,17 @@ def test_https_by_name_and_without_any_proxy(world: World) -> None:
             return response.read().decode()
     """
     assert world.ask(code) == "hello"
+
+
+def test_grpc_by_name(world: World) -> None:
+    code = f"""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    def answer():
+        with grpc.insecure_channel("{NAME}:{world.grpc_port}") as channel:
+            return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30).status
+    """
+    assert world.ask(code) == "1"
 
 
 def test_what_goes_both_ways_is_whole_and_a_half_closed_connection_goes_on(world: World) -> None:
