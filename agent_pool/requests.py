@@ -6,7 +6,7 @@ from typing import TypeVar
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime.log import LEVELS
-from agentruntime.sections import LEAST_LOG_BYTES, egress_target, is_aggregator
+from agentruntime.sections import LEAST_LOG_BYTES, MOST_EGRESS, egress_target, is_aggregator
 
 from agent_pool.asked import (
     Asked,
@@ -222,6 +222,8 @@ def _asked_logging(message: pb.Logging) -> AskedLogging:
 
 
 def _permissions(message: pb.Permissions) -> Permissions:
+    if len(message.egress) > MOST_EGRESS:
+        raise errors.InvalidArgument(f"egress to more than {MOST_EGRESS} hosts; --network host has no bound")
     for entry in message.egress:
         try:
             egress_target(entry)

@@ -190,7 +190,10 @@ class Spec(BaseModel):
     @property
     def without_effect(self) -> str:
         """What of it was asked for to no avail, and why; "" for nothing."""
-        if self.network == "host" or not self.asked.isolation.network_limit_bps:
+        if self.network == "host":
+            unneeded = "egress has no effect: with the host's network, workers reach what the platform reaches"
+            return unneeded if self.permissions.egress else ""
+        if not self.asked.isolation.network_limit_bps:
             return ""
         return "the network limit has no effect: the network is isolated; --network host has one to be limited"
 

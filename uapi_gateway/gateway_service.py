@@ -12,7 +12,7 @@ from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as proto
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2_grpc, agent_pool_pb2, agent_pool_pb2_grpc
 from agentruntime.errors import InvalidArgument, Unimplemented
 from agentruntime.home import Home
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
 from grpc import aio
 
@@ -72,6 +72,18 @@ def find_method(agent: Agent, service: str, method: str) -> Any:
             raise InvalidArgument(f"{found[0]}.{method} streams; call it with a generated client or `agent call`")
         return described
     raise Unimplemented(f"the gateway does not know the types of {found[0]}; its agent offers no reflection")
+
+
+def fields_of(data: struct_pb2.Struct) -> dict[str, Any]:
+    """What a Struct holds.
+
+    Raises:
+        InvalidArgument: it holds what JSON cannot say.
+    """
+    try:
+        return json_format.MessageToDict(data)
+    except ValueError:
+        raise InvalidArgument("the data holds a number that JSON does not have", reason="INVALID_DATA") from None
 
 
 def parse_request(described: Any, data: Mapping[str, Any]) -> Message:
@@ -135,7 +147,7 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
     ) -> proto.CallAgentResponse:
         agent = self._registry.require(request.agent_id).agent
         described = find_method(agent, request.service, request.method)
-        message = parse_request(described, json_format.MessageToDict(request.data))
+        message = parse_request(described, fields_of(request.data))
         metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_PASSED]
         metadata = [(key, value) for key, value in metadata if key != trace.HEADER]
         metadata.append((AGENT_HEADER, request.agent_id))

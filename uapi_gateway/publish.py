@@ -128,14 +128,17 @@ class Publisher:
 
     def _publish_routes(self) -> None:
         wanted = routes.plan(self._registry.agents(), self._registry.worker_ids())
-        if wanted == self._plan:
-            return
-        self._plan = wanted
+        before, self._plan = self._plan, wanted
+        if before != wanted:
+            self._publish_callers_routes(wanted)
+        if before is None or before != wanted or before.edges != wanted.edges:
+            self._cache.put(resources.ROUTE, routes.system_call_configuration(listeners.CALLS, wanted))
+
+    def _publish_callers_routes(self, wanted: routes.RoutePlan) -> None:
         for name, own in ((listeners.TCP, False), (listeners.UNIX, True), (listeners.INNER, False)):
             resource = routes.route_configuration(name, wanted, own=own)
             self._cache.put(resources.ROUTE, resource)
         self._cache.put(resources.ROUTE, routes.hold_configuration(listeners.HOLD, wanted))
-        self._cache.put(resources.ROUTE, routes.system_call_configuration(listeners.CALLS, wanted))
 
 
 def _weights(agent: Agent, endpoints: tuple[Endpoint, ...]) -> dict[str, int]:

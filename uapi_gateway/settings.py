@@ -147,6 +147,7 @@ class Settings(BaseSettings):
             callers=callers,
             own=_files(client, self.client_key) if self.client_cert or client.exists() else None,
             authority=self.client_ca or self.tls_ca or (authority if authority.exists() else None),
+            found=not (self.client_cert or self.client_ca or self.tls_ca),
         )
 
     @property

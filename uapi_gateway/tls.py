@@ -37,6 +37,8 @@ class Sources:
     own: Files | None = None
     # Whose certificates it takes there.
     authority: Path | None = None
+    # Nobody named the last two: they lie in `certs/`.
+    found: bool = False
 
     def folders(self) -> set[Path]:
         """Where changes must be seen: a file may be replaced, or be a link to one in a folder that is."""
@@ -70,8 +72,13 @@ class Certificates:
         Raises:
             FailedPrecondition: one cannot be read, or does not fit its key.
         """
-        for read in self._readers().values():
-            read()
+        for name, read in self._readers().items():
+            try:
+                read()
+            except FailedPrecondition as error:
+                if not self._sources.found or name not in (transport.GATEWAY, transport.AUTHORITY):
+                    raise
+                _log.error("a certificate cannot be used", of=name, error=error.message)
         self._remind(time.time())
 
     async def watch(self) -> None:

@@ -127,6 +127,7 @@ class DockerDriver(Driver):
             Enforcement("engine", True, version),
             *capped,
             Enforcement("network", True, "a network namespace for each worker, with nothing in it"),
+            Enforcement("egress", True, "to what an agent may reach, by way of the gateway; hosts by name"),
             Enforcement("filesystem", True, "the container image, read-only"),
             Enforcement("process", True, f"no capabilities, no new privileges, {uid}"),
             Enforcement(

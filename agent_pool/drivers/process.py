@@ -86,6 +86,7 @@ class ProcessDriver(Driver):
         return [
             *found,
             Enforcement("network", not refused, refused or "a network namespace for each worker"),
+            Enforcement("egress", not refused, refused or "to what an agent may reach, by way of the gateway"),
             Enforcement("filesystem", not refused, refused or "a read-only view of what a worker needs"),
             Enforcement("process", root and not refused, refused or uid),
             Enforcement("secrets", not refused, refused or "files in memory, of each worker's own"),

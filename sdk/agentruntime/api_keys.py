@@ -15,7 +15,7 @@ def key_id_of(secret: str) -> str:
         return ""
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     found = claims.get("jti") if isinstance(claims, dict) else None
     return found if isinstance(found, str) else ""

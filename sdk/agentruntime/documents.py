@@ -7,16 +7,32 @@ import yaml
 
 # Longer than anybody writes by hand, and read in a second.
 LONGEST_BYTES = 64 * 2**10
+_DEEPEST = 32
 
 
 class _Loader(yaml.SafeLoader):
     """Without references to other places of the document: with a few of them, some lines become gigabytes."""
 
+    _depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             alias: Any = self.peek_event()  # type: ignore[no-untyped-call]  # not in the stubs
             raise yaml.YAMLError(f"*{alias.anchor} stands for what is written elsewhere; write it out")
-        return super().compose_node(parent, index)
+        self._depth += 1
+        self._check_depth(self._depth)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def fetch_flow_collection_start(self, kind: Any) -> None:
+        # It looks far ahead, and each bracket costs as much as there are open ones.
+        self._check_depth(self.flow_level)
+        super().fetch_flow_collection_start(kind)
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > _DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
 
 
 def read(path: Path) -> str:

@@ -70,7 +70,11 @@ class Redactor:
         """The same of text."""
         if not self._forms:
             return text
-        return self.redact(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")
+        redacted = self.redact(text.encode(errors="surrogatepass"))
+        try:
+            return redacted.decode(errors="surrogatepass")
+        except UnicodeDecodeError:  # a value that is no text began or ended within a character
+            return redacted.decode(errors="replace")
 
 
 def _forms(value: bytes) -> Iterator[bytes]:

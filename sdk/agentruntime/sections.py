@@ -1,5 +1,6 @@
 """Sections of settings that `agent.yaml` and `runtime-config.yaml` share. None where nobody wrote anything."""
 
+import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
@@ -139,18 +140,29 @@ class IsolationSection(Section):
     network_limit_bps: Rate | None = Field(default=None, alias="network_limit", ge=0)
 
 
+_TARGET = re.compile(r"(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})")
+# Each costs a worker, and the gateway, a listening socket. As many again may be added by an operator.
+MOST_EGRESS = 128
+
+
 def egress_target(entry: str) -> tuple[str, int]:
     """("api.example.com", 443) of "api.example.com:443".
 
     Raises:
         ValueError: it is not host:port; IPv6 addresses are written in brackets.
     """
-    match = re.fullmatch(
-        r"(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\]):(?P<port>[0-9]{1,5})", entry
-    )
-    if match is None or not 0 < int(match["port"]) < 2**16:
+    match = _TARGET.fullmatch(entry)
+    if match is None or not 0 < int(match["port"]) < 2**16 or not _is_host(match["host"]):
         raise ValueError(f"'{entry}' is not host:port, like api.example.com:443")
     return match["host"].strip("[]"), int(match["port"])
+
+
+def _is_host(host: str) -> bool:
+    """Whether what stands in brackets, if it does, is an IPv6 address."""
+    try:
+        return not host.startswith("[") or bool(ipaddress.IPv6Address(host.strip("[]")).exploded)
+    except ValueError:
+        return False
 
 
 def _egress(entry: Any) -> str:
@@ -168,7 +180,7 @@ class PermissionsSection(Section):
     topics: list[str] = Field(default_factory=list)
     tools: list[str] = Field(default_factory=list)
     # host:port
-    egress: list[Annotated[str, BeforeValidator(_egress)]] = Field(default_factory=list)
+    egress: list[Annotated[str, BeforeValidator(_egress)]] = Field(default_factory=list, max_length=MOST_EGRESS)
     secrets: list[str] = Field(default_factory=list)
 
 

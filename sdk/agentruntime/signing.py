@@ -23,7 +23,7 @@ MOST_SIGNATURES = 32
 LONGEST_PAYLOAD_BYTES = 16 * 2**10
 LONGEST_SIGNATURE_BYTES = 256
 # Of a file of public keys.
-_LONGEST_KEYS_BYTES = 2**20
+_LONGEST_KEYS_BYTES = 2**16
 _TYPE = "cosign container image signature"
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 

@@ -100,6 +100,14 @@ def test_one_that_imports_after_the_fork_has_them_at_import(base: templates.Base
     assert ask(worker, "AT_IMPORT") == VALUE
 
 
+def test_under_a_pool_that_may_give_no_uids(base: templates.Base) -> None:
+    worker = load(base, uid_base=0).fork(secrets={"openai": VALUE.encode()})
+    assert worker.event() == {"event": "listening"}
+    assert ask(worker, "secrets.text('openai'), oct(os.stat('/run/secrets/openai').st_mode)") == str(
+        (VALUE, "0o100400")
+    )
+
+
 def test_without_a_view_of_its_own_they_are_beside_its_socket(base: templates.Base) -> None:
     template = load(base, isolated=False, uid_base=0)
     worker = template.fork(secrets={"openai": VALUE.encode()})

@@ -184,6 +184,9 @@ class Gateway(agent_gateway_pb2_grpc.AgentGatewayServicer):
 
 
 class Access(access_pb2_grpc.AccessServiceServicer):
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
     """Knows an identity provider that has gone away."""
 
     def ListIdentityProviders(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -193,8 +196,33 @@ class Access(access_pb2_grpc.AccessServiceServicer):
             providers=[corp, access_pb2.IdentityProvider(name="new")], file_error="providers[2].name: too long"
         )
 
-    # No command of these tests calls the others.
-    CreateKey = ListKeys = RevokeKey = GetCaller = ListIdentityProviders
+    def CreateKey(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        key = access_pb2.AccessKey(key_id="0a1b", name=request.name, role=request.role, agents=request.agents)
+        return access_pb2.CreateKeyResponse(secret="uapi_shown-once", key=key)
+
+    def ListKeys(self, request: Any, context: Any) -> Any:
+        key = access_pb2.AccessKey(
+            key_id="0a1b",
+            name="ci",
+            role=access_pb2.ROLE_CALL,
+            agents=["a", "b"],
+            rate_per_second=2.5,
+            max_concurrency=4,
+        )
+        return access_pb2.ListKeysResponse(keys=[key])
+
+    def RevokeKey(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return access_pb2.RevokeKeyResponse(key=access_pb2.AccessKey(key_id="0a1b", name=request.key))
+
+    def GetCaller(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        grants = [
+            access_pb2.Grant(role=access_pb2.ROLE_CALL, agents=["a"]),
+            access_pb2.Grant(role=access_pb2.ROLE_OPERATE, agents=["*"]),
+        ]
+        return access_pb2.GetCallerResponse(principal="key:ci", grants=grants)
 
 
 class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
@@ -404,7 +432,7 @@ def serving(record: Record) -> Iterator[str]:
     text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(TextGeneration(record), server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(Registry(record), server)
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(Gateway(record), server)
-    access_pb2_grpc.add_AccessServiceServicer_to_server(Access(), server)
+    access_pb2_grpc.add_AccessServiceServicer_to_server(Access(record), server)
     agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(Pool(record), server)
     image_service_pb2_grpc.add_ImageServiceServicer_to_server(Images(record), server)
     secret_service_pb2_grpc.add_SecretServiceServicer_to_server(Secrets(record), server)

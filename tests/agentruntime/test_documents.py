@@ -25,7 +25,9 @@ def test_what_is_small_is_read() -> None:
     [
         (_LAUGHS, r"\*a0 stands for what is written elsewhere; write it out"),
         (_MERGES, r"\*m0 stands for"),
-        ("[" * 30_000, "is nested too deeply"),
+        ("[" * 30_000, "nested too deeply"),
+        ("- " * 30_000, "nested too deeply"),
+        ("a: " + "{a: " * 40, "nested too deeply"),
         ("a: 2001-13-45", "is not YAML: month must be"),
         ("a: !!int x", "is not YAML"),
         ("a: !!float ''", "is not YAML"),

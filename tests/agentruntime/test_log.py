@@ -71,3 +71,11 @@ def test_levels_and_tracebacks(lines: io.StringIO) -> None:
         log.get("a").exception("failed")
     (line,) = lines.getvalue().splitlines()
     assert "ValueError: inner" in json.loads(line)["exception"]
+
+
+def test_what_a_key_calls_a_secret_is_in_no_line(lines: io.StringIO) -> None:
+    log.get("a").warning("refused", token="abc", headers={"Authorization": "Basic eHl6"}, tokens=3)
+    logging.getLogger("b").warning("sent %s", "Bearer abcdefgh", extra={"api_key": "abc"})
+    ours, theirs = (json.loads(line) for line in lines.getvalue().splitlines())
+    assert (ours["token"], ours["headers"], ours["tokens"]) == ("[redacted]", {"Authorization": "[redacted]"}, 3)
+    assert (theirs["event"], theirs["api_key"]) == ("sent [redacted]", "[redacted]")

@@ -56,6 +56,19 @@ NETWORK = [
         "an abstract socket of the host",
         "import socket; s = socket.socket(socket.AF_UNIX); s.connect('\\0{abstract}')",
     ),
+    Attempt(
+        "tcp to the host over ipv6",
+        "import socket; assert socket.create_connection(('::1', {tcp6_port}), 2).recv(5) == b'hello'",
+    ),
+    Attempt(
+        "tcp to another address of the host",
+        "import socket; assert socket.create_connection(('127.9.9.9', {any_port}), 2).recv(5) == b'hello'",
+    ),
+    Attempt(
+        "icmp",
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP); s.settimeout(2)\n"
+        "s.sendto(bytes.fromhex('0800f7ff00000000'), ('127.0.0.1', 0)); s.recv(100)",
+    ),
     Attempt("raw packets", "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"),
 ]
 NEIGHBOURS = [

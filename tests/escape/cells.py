@@ -83,7 +83,10 @@ async def build(pool: RunningPool, host: dict[str, Any], mode: "pb.RuntimeMode.V
     await pool.build(harness.project("tester", code=textwrap.dedent(_AGENT)))
     await pool.build(harness.project("neighbour"))
     neighbour = (await pool.run("neighbour:1.0.0", mode=mode)).workers[0]
-    first, second = (await pool.run("tester:1.0.0", replicas=2, mode=mode, **settings)).workers
+    # Ways out open nothing but themselves, also not for another protocol.
+    ways = pb.Permissions(egress=["api.example.com:443", f"localhost:{host['udp_port']}"])
+    running = await pool.run("tester:1.0.0", replicas=2, mode=mode, permissions=ways, **settings)
+    first, second = running.workers
     bundles = list(pool.home.bundles.glob("*/app/tester.py"))
     for bundle in bundles:
         _make_rising(bundle.with_name("rise"))
@@ -121,12 +124,17 @@ def host(directory: Path) -> Iterator[dict[str, Any]]:
         unix = stack.enter_context(socket.socket(socket.AF_UNIX))
         unix.bind("\0" + abstract)
         unix.listen()
-        stack.enter_context(_answering(tcp, _greet))
+        tcp6 = stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6))
+        anywhere = stack.enter_context(socket.create_server(("127.9.9.9", 0)))
+        for listener in (tcp, tcp6, anywhere):
+            stack.enter_context(_answering(listener, _greet))
         stack.enter_context(_answering(udp, _return))
         yield {
             "secret": str(secret),
             "setuid_program": str(directory / "rise"),
             "tcp_port": tcp.getsockname()[1],
+            "tcp6_port": tcp6.getsockname()[1],
+            "any_port": anywhere.getsockname()[1],
             "udp_port": udp.getsockname()[1],
             "abstract": abstract,
         }

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _fuzz(target: Target, directory: Path, seconds: int) -> tuple[str, list[tupl
             f"-rss_limit_mb={_MOST_MEMORY_MB}", f"-artifact_prefix={left}/", f"-dict={tokens}",
             f"-max_len={_LONGEST_INPUT_BYTES}", "-print_final_stats=1",
         ]  # fmt: skip
-        status = _in_a_process(log, lambda: _run(target.check, options, scratch))
+        status = _in_a_process(log, lambda: _run(target.check, options, scratch, left))
         output = log.read_text(errors="replace")
         broken = [(path.read_bytes(), f"{path.name.partition('-')[0]}: {_cause(output)}") for path in left.iterdir()]
         if status and not broken:
@@ -72,10 +73,19 @@ def _fuzz(target: Target, directory: Path, seconds: int) -> tuple[str, list[tupl
         return f"{runs} inputs in {seconds} s, {len(list(grown.iterdir()))} of them reached something new", broken
 
 
-def _run(check: Callable[[bytes], None], options: list[str], scratch: str) -> None:
+def _run(check: Callable[[bytes], None], options: list[str], scratch: str, left: Path) -> None:
     tempfile.tempdir = scratch
+
+    def checked(data: bytes) -> None:
+        try:
+            check(data)
+        except Exception:
+            (left / "broken-input").write_bytes(data)
+            traceback.print_exc()
+            os._exit(1)  # the first is enough
+
     setup: Any = atheris.Setup
-    setup([sys.argv[0], *options], check)
+    setup([sys.argv[0], *options], checked)
     atheris.Fuzz()
 
 

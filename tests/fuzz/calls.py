@@ -92,7 +92,7 @@ def call_data(data: bytes) -> None:
     kind = text_generation_pb2.DESCRIPTOR.services_by_name["TextGenerationService"]
     for described in (kind.methods_by_name["GenerateText"], kind.methods_by_name["GetHealth"]):
         try:
-            message: Message = gateway_service.parse_request(described, json_format.MessageToDict(given))
+            message: Message = gateway_service.parse_request(described, gateway_service.fields_of(given))
         except errors.InvalidArgument as error:
             is_said(error.message)
             continue

@@ -293,7 +293,7 @@ async def test_a_port_in_use_is_one_sentence(home: Home) -> None:
         for flags, words in (
             (("--grpc-port", port, "--http-port", "0"), "gRPC address 127.0.0.1"),
             (("--grpc-port", "0", "--http-port", port), "HTTP address 127.0.0.1"),
-            (("--host", "0.0.0.0"), "needs TLS and authentication first"),
+            (("--host", "0.0.0.0"), "without TLS"),
             (("--grpc-port", "70000"), "less than or equal to 65535"),
         ):
             process = await asyncio.create_subprocess_exec(

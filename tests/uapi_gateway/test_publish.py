@@ -141,3 +141,18 @@ def test_readiness_changes_no_route() -> None:
     assert cache.get(ROUTE, "tcp") is before
     registry.put_pool_agent(agent("b", "b-01", services=("t.T",)))
     assert cache.get(ROUTE, "tcp") is not before
+
+
+def test_a_new_agent_changes_the_routes_of_system_calls_alone() -> None:
+    registry = Registry()
+    for name in ("a", "b"):
+        registry.put_pool_agent(agent(name, f"{name}-01"))
+    cache = published(registry)
+
+    def versions() -> dict[str, str]:
+        return {name: found.version for name in cache.names(ROUTE) if (found := cache.get(ROUTE, name))}
+
+    before = versions()
+    registry.put_pool_agent(agent("c", "c-01"))
+    after = versions()
+    assert {name for name in after if after[name] != before[name]} == {"calls"}

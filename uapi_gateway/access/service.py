@@ -15,8 +15,8 @@ from uapi_gateway.access.identity import IdentityProviders
 from uapi_gateway.access.keys import ALL, Wanted
 
 _log = log.get("uapi_gateway.access")
-# Envoy takes milliseconds, and a second or two with ten thousand keys. One that is being started again gets the newest
-# as it comes up.
+# Envoy takes milliseconds, and a second or two with ten thousand keys. One that is being started again gets the
+# newest as it comes up.
 _LONGEST_WAIT_S = 15.0
 
 

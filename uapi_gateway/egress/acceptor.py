@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 # Listening sockets of one worker; more have no effect.
 MOST_WAYS = 256
+# New connections of one worker. Each costs the gateway a millisecond or so.
+MOST_A_SECOND = 200
 # Between two looks whether to go on waiting for a slot.
 _LOOK_S = 0.2
 # With no descriptor left, until some connection has ended.
@@ -39,7 +41,9 @@ class Acceptor:
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
-        self._over = False
+        self._over = threading.Event()
+        # Connections since then, by time.monotonic().
+        self._second_s, self._taken = 0.0, 0
         self._listeners: dict[str, socket.socket] = {}
         self._thread = threading.Thread(target=self._run, name="egress", daemon=True)
         self._thread.start()
@@ -54,7 +58,7 @@ class Acceptor:
 
     def end(self) -> None:
         """Accepts no more, as soon as it can."""
-        self._over = True
+        self._over.set()
         self._rouse()
 
     def force(self) -> None:
@@ -78,11 +82,11 @@ class Acceptor:
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector, self._woken, self._wake:
             selector.register(self._woken, selectors.EVENT_READ)
-            while not self._over:
+            while not self._over.is_set():
                 for key, _ in selector.select():
                     if key.fileobj is self._woken:
                         self._hear(selector)
-                    elif not self._over:
+                    elif not self._over.is_set():
                         self._accept(selector, str(key.data))
             for listener in self._listeners.values():
                 listener.close()
@@ -120,18 +124,28 @@ class Acceptor:
             for slots in self._slots:
                 slots.release()
             if error.errno in _FULL:
-                time.sleep(_FULL_S)
+                self._over.wait(_FULL_S)
             elif error.errno == errno.EINVAL:
                 self._drop(selector, name)  # the worker has shut it down
             return
         connection.setblocking(False)
         self._take(name, connection)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Waits for the next second, if the worker has had its connections of this one."""
+        now_s = time.monotonic()
+        if now_s - self._second_s >= 1:
+            self._second_s, self._taken = now_s, 0
+        self._taken += 1
+        if self._taken >= MOST_A_SECOND:
+            self._over.wait(self._second_s + 1 - now_s)
 
     def _acquire(self) -> bool:
         """A slot of each kind; False if it ends before there is one."""
         for count, slots in enumerate(self._slots):
             while not slots.acquire(timeout=_LOOK_S):
-                if self._over:
+                if self._over.is_set():
                     for acquired in self._slots[:count]:
                         acquired.release()
                     return False

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+import yaml
 from agentruntime._proto.uapi.v1 import system_calls_pb2 as proto
 from agentruntime.errors import InvalidArgument, PermissionDenied
 
@@ -71,4 +72,8 @@ def denial(agent: Agent, kind: "proto.PermissionKind.ValueType", name: str) -> P
 
 def _written(name: str) -> str:
     """As YAML reads it as that text."""
-    return name if _PLAIN.fullmatch(name) else json.dumps(name)
+    # Of plain ones, some are no texts: no, on, null.
+    if _PLAIN.fullmatch(name) and yaml.safe_load(name) == name:
+        return name
+    quoted: str = yaml.safe_dump(name, default_style='"', width=2**31)
+    return quoted.strip()

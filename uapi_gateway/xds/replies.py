@@ -113,7 +113,8 @@ def _refusals() -> list[dict[str, Any]]:
             code=16,
             http=401,
             reason="CREDENTIAL_INVALID",
-            message="the credential is not valid",
+            message="the credential is not valid: it has expired, was revoked, or is not of this platform; "
+            "`agent keys create` makes an API key, `agent login` gets a token",
             text="the credential is not valid (%LOCAL_REPLY_BODY%): it has expired, was revoked, or is not of this "
             "platform; `agent keys create` makes an API key, `agent login` gets a token",
         ),
@@ -122,7 +123,8 @@ def _refusals() -> list[dict[str, Any]]:
             code=16,
             http=401,
             reason="CREDENTIAL_MISSING",
-            message="a credential is needed",
+            message="this needs a credential: send an API key as 'authorization: Bearer uapi_…' or "
+            "'x-api-key: uapi_…'; `agent keys create` makes one",
             text="this needs a credential: send an API key as 'authorization: Bearer uapi_…' or 'x-api-key: uapi_…' "
             "(with the SDK UAPI_AUTH_TOKEN); `agent keys create` makes one",
         ),
@@ -131,7 +133,8 @@ def _refusals() -> list[dict[str, Any]]:
             code=7,
             http=403,
             reason="NOT_PERMITTED",
-            message="the caller may not do this",
+            message="the caller may not call this agent; an administrator gives it that by "
+            "`agent keys create --agents`",
             # Not which agent: it may be known from the service alone, and is not the caller's to know.
             text=f"%REQ({headers.PRINCIPAL}):128% may not call this agent; an administrator gives it that by "
             "`agent keys create --agents`, and the agent's access: section says what it demands",

@@ -67,7 +67,8 @@ def _initialize(
 ) -> list[certificates.Files]:
     made = []
     # Without --host, those that there were stay.
-    kept = _hosts(authority.files(directory, "server")) if hosts is None else hosts
+    there = [host for name in ("server", "pool") for host in _hosts(authority.files(directory, name))]
+    kept = there if hosts is None else hosts
     served = [host for host in dict.fromkeys(kept) if host not in authority.LOCAL_HOSTS]
     if force or not authority.authority_file(directory).exists():
         authority.make_authority(directory, now)

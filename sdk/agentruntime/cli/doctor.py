@@ -93,9 +93,10 @@ def _identity_provider(provider: access_pb2.IdentityProvider, now: float) -> Fin
             name, False, f"no token of it can be checked yet: {provider.error or 'its keys are being fetched'}"
         )
     age = units.format_duration(max(0.0, now - provider.fetched_at.ToMilliseconds() / 1000))
+    keys = f"{provider.keys} key{'' if provider.keys == 1 else 's'}"
     if provider.error:
-        return Finding(name, False, f"{provider.keys} keys, kept for {age}: {provider.error}")
-    return Finding(name, True, f"{provider.keys} keys, fetched {age} ago")
+        return Finding(name, False, f"{keys}, kept for {age}: {provider.error}")
+    return Finding(name, True, f"{keys}, fetched {age} ago")
 
 
 def parts() -> list[Finding]:

@@ -65,11 +65,25 @@ def test_a_worker_gets_its_limits_its_directory_and_nothing_else() -> None:
     }
 
 
+def test_a_worker_finds_the_names_that_it_may_reach() -> None:
+    entries = ("api.example.com:443", "localhost:80", "db.example.com:5432")
+    hosts = ["api.example.com:127.1.0.1", "db.example.com:127.1.0.3"]
+    assert worker(egress=entries)["HostConfig"]["ExtraHosts"] == hosts
+    assert worker()["HostConfig"]["ExtraHosts"] == []
+    assert "ExtraHosts" not in worker(egress=entries, host_network=True)["HostConfig"]
+
+
 def test_what_a_revision_asks_for() -> None:
     host = worker((0, 3), host_network=True, read_only_root=False, restricted=True)["HostConfig"]
     assert (host["NetworkMode"], host["ReadonlyRootfs"]) == ("host", False)
     assert host["DeviceRequests"][0]["DeviceIDs"] == ["0", "3"]
     assert profile(host) == json.loads(json.dumps(seccomp.docker_profile("restricted")))
+
+
+def test_one_with_secrets_has_a_place_for_them_in_memory() -> None:
+    places = worker(secrets=("openai",))["HostConfig"]["Tmpfs"]
+    assert sorted(places) == ["/dev/shm", "/run/secrets", "/tmp"]
+    assert {"mode=0700", "uid=7", "gid=7", "noexec", "nosuid", "nodev"} <= set(places["/run/secrets"].split(","))
 
 
 def test_a_description_says_nothing_of_where_python_loads_code_from() -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from agentruntime import errors
+from agentruntime.redaction import Redactor
 
 from agent_pool.logs import LogPolicy, LogStore
+from agent_pool.logs.sent import Sent
+from agent_pool.logs.shipping import Sender
 from tests.waiting import eventually
 
 WRITER = "import sys\nfor n in range(int(sys.argv[1])): sys.stdout.write(f'line {n}\\n'); sys.stdout.flush()"
@@ -102,6 +105,23 @@ def test_since(store: LogStore, count: int) -> None:
     assert texts(store, "a-01", since_s=count - 0.5) == [f"bare {count - 1}"]
     assert texts(store, "a-01", since_s=count + 1) == []
     assert len(texts(store, "a-01", since_s=0)) == 2 * count
+
+
+async def test_secrets_are_left_out_for_every_reader(tmp_path: Path) -> None:
+    store = LogStore(tmp_path, redactor=lambda agent: Redactor({"k": [b"sk-0123456789"]} if agent == "a" else {}))
+    write(store, "a-01", "plain sk-0123456789\n" + at(1.0, "event sk-0123456789"))
+    told = ["plain [secret k]", "event [secret k]"]
+    assert texts(store, "a-01") == told
+    assert texts(store, "a-01", tail=1) == told[1:]
+    assert store.last_words("a", "a-01").splitlines()[1] == told[0]
+    sent = Sender(store, "a", "fluentd://localhost:1", Sent(tmp_path / "sent.json"))._chunk()
+    assert sorted(str(entry["event"]) for _, entry in sent.entries) == sorted(told)
+    lines = store.stream("a", lambda: ["a-01"], level="", tail=0, follow=True)
+    following = asyncio.ensure_future(anext(lines))
+    await asyncio.sleep(0)
+    write(store, "a-01", "more sk-0123456789\n")
+    assert (await asyncio.wait_for(following, 10)).text == "more [secret k]"
+    await lines.aclose()
 
 
 async def test_follow_while_it_is_trimmed_and_logs_come_and_go(tmp_path: Path) -> None:

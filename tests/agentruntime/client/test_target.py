@@ -85,3 +85,36 @@ def test_no_token_crosses_a_network_in_the_clear() -> None:
 def test_absurd_timeouts(timeout_s: float) -> None:
     with pytest.raises(InvalidArgument):
         resolve("localhost:1", None, timeout_s)
+
+
+def test_tls_is_spoken_to_the_runtime_directory_s_own_gateway_where_it_does() -> None:
+    home = Home.default()
+    home.create()
+    own = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid())}
+    home.supervisor_file.write_text(json.dumps(own))
+    tls = {"cert": str(home.certs / "server.pem"), "key": "", "ca": ""}
+    announced = {"grpc_address": "0.0.0.0:7", "tls": tls}
+    home.gateway_file.write_text(json.dumps(announced))
+    ca = str(home.certs / "ca.pem")
+    for endpoint in ("localhost:7", "https://localhost:7", "127.0.0.1:7", "https://127.0.0.1:7"):
+        to = resolve(endpoint)
+        assert (to.address, to.secure, to.ca) == (endpoint.removeprefix("https://"), True, ca)
+        assert to.token == home.token()
+    assert resolve("https://localhost:7", ca="/other.pem").ca == "/other.pem"
+    assert not resolve("http://localhost:7").secure
+    # Another certificate is not of the runtime directory's authority.
+    tls["cert"] = "/etc/ssl/agents.pem"
+    home.gateway_file.write_text(json.dumps(announced))
+    assert (resolve("localhost:7").secure, resolve("localhost:7").ca) == (True, "")
+
+
+def test_certificates_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, path in (("CA", "/ca"), ("CERT", "/cert"), ("KEY", "/key")):
+        monkeypatch.setenv(f"UAPI_TLS_{name}", path)
+    to = resolve("https://a.example:1")
+    assert (to.ca, to.cert, to.key) == ("/ca", "/cert", "/key")
+    # In plain text they are nobody's business.
+    assert resolve("localhost:1").ca == ""
+    monkeypatch.delenv("UAPI_TLS_KEY")
+    with pytest.raises(InvalidArgument, match="belong together"):
+        resolve("https://a.example:1")

@@ -1,6 +1,7 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -8,7 +9,7 @@ from functools import partial
 import pytest
 
 from tests.waiting import until
-from uapi_gateway.egress.acceptor import Acceptor
+from uapi_gateway.egress.acceptor import MOST_A_SECOND, Acceptor
 
 Make = Callable[..., tuple[Acceptor, list[tuple[str, socket.socket]]]]
 
@@ -111,6 +112,18 @@ def test_no_more_are_taken_than_there_are_slots(make: Make) -> None:
         acceptor.end()
         acceptor.join(5)
         assert acceptor.ended
+
+
+def test_a_worker_that_connects_in_a_loop_is_slowed_down(make: Make) -> None:
+    acceptor, taken = make()
+    with listening() as worker, ExitStack() as stack:
+        worker.listen(MOST_A_SECOND + 10)
+        for _ in range(MOST_A_SECOND + 10):
+            stack.enter_context(socket.create_connection(worker.getsockname()))
+        began_s = time.monotonic()
+        acceptor.give("a:1", os.dup(worker.fileno()))
+        until(lambda: len(taken) == MOST_A_SECOND + 10)
+        assert time.monotonic() - began_s > 0.9
 
 
 def test_a_worker_that_takes_the_connection_itself_holds_up_only_its_own_thread(make: Make) -> None:

@@ -1,0 +1,54 @@
+"""`agent certs`: what is made, kept and made anew."""
+
+import json
+from pathlib import Path
+
+from agentruntime import certificates
+from agentruntime.certificates import Files
+from agentruntime.home import Home
+
+from tests.agentruntime.cli.conftest import Agent, Result
+
+
+def made(result: Result) -> list[str]:
+    """Names of the certificates that a command has made."""
+    assert result.status == 0, result.err
+    return [Path(each["cert"]).stem for each in json.loads(result.out)]
+
+
+def names(stem: str) -> set[str]:
+    directory = Home.default().certs
+    return set(certificates.read_pair(Files(directory / f"{stem}.pem", directory / f"{stem}-key.pem")).names)
+
+
+def test_init_makes_what_is_missing_and_keeps_what_is_good(agent_inside: Agent) -> None:
+    assert made(agent_inside("certs", "init", "-o", "json")) == ["ca", "server", "gateway", "pool"]
+    assert names("server") == {"localhost", "127.0.0.1", "::1"}
+    assert names("gateway") == {certificates.GATEWAY}
+    assert certificates.POOL in names("pool")
+    assert made(agent_inside("certs", "init", "-o", "json")) == []
+    assert made(agent_inside("certs", "init", "--host", "a.example", "-o", "json")) == ["server", "pool"]
+    # Without a host, those that there were stay, also where a certificate has to be made anew.
+    (Home.default().certs / "server.pem").write_text("")
+    assert made(agent_inside("certs", "init", "-o", "json")) == ["server"]
+    assert "a.example" in names("server") & names("pool")
+    assert made(agent_inside("certs", "init", "--force", "-o", "json")) == ["ca", "server", "gateway", "pool"]
+
+
+def test_client_makes_a_certificate_that_says_who_calls(agent_inside: Agent) -> None:
+    refused = agent_inside("certs", "client", "--name", "ci")
+    assert (refused.status, "make one with `agent certs init`" in refused.err) == (19, True)
+    agent_inside("certs", "init")
+    assert made(agent_inside("certs", "client", "--name", "ci", "-o", "json")) == ["client-ci"]
+    assert names("client-ci") == {"spiffe://agentruntime/client/ci"}
+    agent_inside("certs", "client", "--agent", "my-agent", "--host", "agents.example.com")
+    assert names("agent-my-agent") == {"spiffe://agentruntime/agent/my-agent", "agents.example.com"}
+    for wrong, words in (
+        (("--name", "a", "--agent", "b"), "give either --name NAME"),
+        ((), "give either --name NAME"),
+        (("--agent", "My Agent"), "My Agent"),
+        (("--name", "a", "--host", "a b"), "'a b' is no host"),
+    ):
+        result = agent_inside("certs", "client", *wrong)
+        assert result.status == 13
+        assert words in result.err
