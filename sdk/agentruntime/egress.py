@@ -40,7 +40,7 @@ class Way:
     @property
     def is_literal(self) -> bool:
         """Whether the host is an address that the loopback interface does not have by itself."""
-        return self.host == self.address and not ipaddress.ip_address(self.address).is_loopback
+        return _is_address(self.host) and not ipaddress.ip_address(self.address).is_loopback
 
 
 def ways(entries: Sequence[str]) -> list[Way]:
@@ -57,13 +57,24 @@ def ways(entries: Sequence[str]) -> list[Way]:
 def hosts(entries: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, address) of each host name that is to be found: what /etc/hosts says beside localhost; hosts(5)."""
     names = {way.host: way.address for way in ways(entries)}
-    yield from ((name, address) for name, address in names.items() if address not in (name, _LOCALHOST_ADDRESS))
+    yield from (
+        (name, address) for name, address in names.items() if not _is_address(name) and address != _LOCALHOST_ADDRESS
+    )
 
 
 def hosts_file(entries: Sequence[str]) -> str:
     """The content of /etc/hosts."""
     lines = [(_LOCALHOST, _LOCALHOST_ADDRESS), *hosts(entries)]
     return "".join(f"{address}\t{name}\n" for name, address in lines)
+
+
+def _is_address(host: str) -> bool:
+    """Whether it is no name, however it is written: ::0 is ::."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _address(host: str, number: int) -> str:

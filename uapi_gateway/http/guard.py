@@ -35,6 +35,8 @@ def allowed(host: str, origin: str | None, door: Door) -> bool:
 
 
 def _local(url: str, port: int) -> bool:
+    if not url.isprintable():  # what splits it passes over tabs and the like
+        return False
     try:
         parts = urlsplit(url)
         return parts.hostname in _LOCAL and (parts.port or 80) == port and not parts.path
