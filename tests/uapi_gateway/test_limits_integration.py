@@ -82,10 +82,11 @@ async def _connections(gateway: Gateway) -> None:
                 return await asyncio.to_thread(each.recv, 1) != b""
             return False
 
-        for _ in range(_CONNECTIONS):
-            # Those of the calls before are given up at some time.
-            await eventually(taken)
-        assert not await taken()
+        opened = 0
+        while await taken():
+            opened += 1
+        # The client of the calls before may still have its own.
+        assert _CONNECTIONS - 2 <= opened <= _CONNECTIONS
         async with gateway.channel(unix=True) as own:
             assert await outcome(own) == "OK"
 
