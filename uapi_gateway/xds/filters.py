@@ -137,7 +137,8 @@ def target() -> list[dict[str, Any]]:
     return [
         # Of calls to a worker by its name, whose routes turn it on.
         {"name": OWNER, "typed_config": worker, "disabled": True},
-        {"name": AGENT, "typed_config": typed(_MUTATION + "HeaderMutation")},
+        # Of calls whose agent the route knows, likewise.
+        {"name": AGENT, "typed_config": typed(_MUTATION + "HeaderMutation"), "disabled": True},
     ]
 
 
@@ -161,12 +162,12 @@ def for_worker() -> dict[str, Any]:
     }
 
 
-def changing(name: str, kind: str) -> dict[str, Any]:
-    """A filter whose configuration comes by ECDS."""
+def changing(name: str, *kinds: str) -> dict[str, Any]:
+    """A filter whose configuration comes by ECDS, of one of some kinds."""
     source = {"ads": {}, "resource_api_version": "V3"}
     return {
         "name": name,
-        "config_discovery": {"config_source": source, "type_urls": [resources.PREFIX + kind]},
+        "config_discovery": {"config_source": source, "type_urls": [resources.PREFIX + kind for kind in kinds]},
     }
 
 
