@@ -49,21 +49,29 @@ def _jwt_provider(known: Known) -> dict[str, Any]:
         "from_headers": [{"name": "authorization", "value_prefix": f"{scheme} "} for scheme in ("Bearer", "bearer")],
         "payload_in_metadata": provider.name,
         "normalize_payload_in_metadata": {"space_delimited_claims": list(provider.scope_claims)},
-        "forward_payload_header": headers.CLAIMS,
+        "claim_to_headers": [{"header_name": _subject_header(provider), "claim_name": provider.subject_claim}],
         "jwt_cache_config": {"jwt_cache_size": filters.CHECKED_TOKENS},
     }
 
 
+def _subject_header(provider: Provider) -> str:
+    """Of a token's subject, between two filters."""
+    return f"{headers.SUBJECT}{provider.name}"
+
+
 def identification(known: Iterable[Known]) -> Resource:
     """The filter that makes principals of tokens, and says which scopes would do for the agent that is called."""
-    mutations = []
+    mutations: list[dict[str, Any]] = []
     providers = [each.provider for each in known]
     for provider in providers:
-        # The first half is empty where the token is not this provider's, and so is the whole.
-        its = f"'{provider.name}' in metadata.filter_metadata['{_CLAIMS}']"
-        named = f"%CEL({its} ? '{provider.principal_prefix}' : '')%"
-        subject = f"%DYNAMIC_METADATA({_CLAIMS}:{provider.name}:{provider.subject_claim})%"
-        mutations.append(filters.set_header(headers.PRINCIPAL, named + subject, absent=True))
+        # There only if the token is this provider's; and one that turns out empty sets nothing.
+        own = _subject_header(provider)
+        principal = {"key": own, "value": f"{provider.principal_prefix}%REQ({own})%"}
+        mutations += [
+            {"append": {"header": principal, "append_action": "OVERWRITE_IF_EXISTS"}},
+            filters.set_header(headers.PRINCIPAL, f"%REQ({own})%", absent=True),
+            {"remove": own},
+        ]
     if any(not provider.grants for provider in providers):
         mutations += [
             filters.set_header(header, f"uapi.{role.name.lower()}:%REQ({headers.FOR})%")
