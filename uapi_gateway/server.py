@@ -40,6 +40,7 @@ from uapi_gateway.access.guard import Guard
 from uapi_gateway.access.identity import IdentityProviders, identity_providers
 from uapi_gateway.access.operators import PoolHandler
 from uapi_gateway.access.service import AccessService
+from uapi_gateway.access.shares import Shares
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
 from uapi_gateway.egress.outlets import Limits, Outlets
@@ -76,7 +77,6 @@ _log = log.get("uapi_gateway")
 _GRACE_S = 1.0
 # Of requests to the gateway's own services, at a time.
 _HELD_BYTES = 64 * 2**20
-_MOST_CALLS = 4096
 # Connections of all agents to hosts outside.
 _MOST_OUTLETS = 8192
 
@@ -336,10 +336,7 @@ def _control_server(
     registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch, checks: Checks
 ) -> aio.Server:
     """The gateway's own services."""
-    server = aio.server(
-        interceptors=[ServerInterceptor(), IntakeInterceptor(_HELD_BYTES), Guard(checks)],
-        maximum_concurrent_rpcs=_MOST_CALLS,
-    )
+    server = aio.server(interceptors=[ServerInterceptor(), Shares(), IntakeInterceptor(_HELD_BYTES), Guard(checks)])
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
     health_pb2_grpc.add_HealthServicer_to_server(
