@@ -95,25 +95,28 @@ class AuditLog:
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            failure: Exception | None = None
-            try:
-                await loop.run_in_executor(self._thread, self._store.append, [entry for entry, _ in batch])
-            except sqlite3.Error as error:
-                _log.error("the audit log cannot be written", exc_info=error)
-                failure = self._failure(error)
-            self._head = self._store.head
-            for _, done in batch:
-                if failure is not None:
-                    done.set_exception(failure)
-                else:
-                    done.set_result(None)
-            self._news.set()
-            self._news = asyncio.Event()
-        self._writing = None
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                failure: Exception | None = None
+                try:
+                    await loop.run_in_executor(self._thread, self._store.append, [entry for entry, _ in batch])
+                # Whatever it is, those who wait must hear of it, and the next are tried again.
+                except Exception as error:
+                    _log.error("the audit log cannot be written", exc_info=error)
+                    failure = self._failure(error)
+                self._head = self._store.head
+                for _, done in batch:
+                    if failure is not None:
+                        done.set_exception(failure)
+                    else:
+                        done.set_result(None)
+                self._news.set()
+                self._news = asyncio.Event()
+        finally:
+            self._writing = None
 
-    def _failure(self, error: sqlite3.Error) -> errors.AgentError:
+    def _failure(self, error: Exception) -> errors.AgentError:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             return files.full(self._path.parent)
         return errors.DataLoss(

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from agentruntime import log
 from agentruntime.errors import DataLoss
 
+_log = log.get("uapi_gateway.audit")
 # What the first row of all follows.
 _BEGINNING = bytes(32)
 # Of the rows that there are, those that go when the file is full: rarely, and many at once.
@@ -105,8 +107,12 @@ class AuditStore:
             self._database.execute("BEGIN IMMEDIATE")
             head = self._insert(self.head, entries)
         self.head = head
-        if self._size_bytes() > self._longest_bytes:
-            self._shorten(entries)
+        try:
+            if self._size_bytes() > self._longest_bytes:
+                self._shorten(entries)
+        except Exception as error:
+            # The entries are on disk, whatever became of the oldest; the next write tries again.
+            _log.error("the audit log could not be shortened", exc_info=error)
 
     def _insert(self, head: Head, entries: Iterable[Entry]) -> Head:
         for entry in entries:

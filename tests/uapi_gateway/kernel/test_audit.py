@@ -118,6 +118,33 @@ async def test_what_cannot_be_written_is_refused(audit: AuditLog) -> None:
         await audit.record(principal="local", action="x", target="", outcome="allowed")
 
 
+async def test_an_unforeseen_failure_is_told_and_the_next_record_is_written(
+    audit: AuditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OverflowError("Python int too large to convert to SQLite INTEGER")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(AuditStore, "append", fails)
+        with pytest.raises(DataLoss, match="cannot be written"):
+            await audit.record(principal="local", action="x", target="", outcome="allowed")
+    await audit.record(principal="local", action="x", target="", outcome="allowed")
+    assert audit.head.sequence == 1
+
+
+async def test_what_is_on_disk_is_acknowledged_though_the_oldest_cannot_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(AuditStore, "_shorten", fails)
+    audit = AuditLog(tmp_path / "audit.db", longest_bytes=1)
+    await audit.record(principal="local", action="x", target="", outcome="allowed")
+    assert audit.head.sequence == 1
+    await audit.close()
+
+
 async def test_whoever_hangs_up_is_recorded(audit: AuditLog) -> None:
     task = asyncio.create_task(audit.record(principal="local", action="x", target="", outcome="allowed"))
     await asyncio.sleep(0)
