@@ -1,5 +1,6 @@
 """Certificates and keys in files, as TLS needs them: read, checked against each other, and told when they end."""
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +8,13 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from agentruntime.errors import FailedPrecondition
@@ -16,6 +23,10 @@ from agentruntime.errors import FailedPrecondition
 NEAR_END_S = 14 * 24 * 3600.0
 # What Envoy's BoringSSL takes.
 _LEAST_RSA_BITS = 2048
+# Nor more, of the usual kinds: https://boringssl.googlesource.com/boringssl/+/refs/heads/main/include/openssl/rsa.h
+_MOST_RSA_BITS = 8192
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_CRL = re.compile(rb"-----BEGIN X509 CRL-----[\s!-,.-~]+-----END X509 CRL-----")
 # The names by which the platform's own parts know each other.
 GATEWAY = "spiffe://agentruntime/gateway"
 POOL = "spiffe://agentruntime/pool"
@@ -61,10 +72,10 @@ def read_pair(files: Files) -> Pair:
     Raises:
         FailedPrecondition: a file cannot be read, holds something else, or the two do not belong together.
     """
-    chain, key = _read(files.cert), _read(files.key)
-    leaf = _certificates(files.cert, chain)[0]
+    chain = _certificates(files.cert, _read(files.cert))
+    leaf = chain[0]
     try:
-        private = load_pem_private_key(key, None)
+        private = load_pem_private_key(_read(files.key), None)
     except TypeError:
         raise FailedPrecondition(
             f"the key in {files.key} is encrypted; write it without a passphrase, readable for this user alone"
@@ -73,23 +84,24 @@ def read_pair(files: Files) -> Pair:
         raise FailedPrecondition(f"{files.key} holds no private key in PEM; is it written to the end?") from None
     if private.public_key().public_bytes(*_SPKI) != leaf.public_key().public_bytes(*_SPKI):
         raise FailedPrecondition(f"the key in {files.key} is not that of the certificate in {files.cert}")
-    usable = isinstance(private, ec.EllipticCurvePrivateKey) or (
-        isinstance(private, rsa.RSAPrivateKey) and private.key_size >= _LEAST_RSA_BITS
-    )
-    if not usable:
-        raise FailedPrecondition(f"the key in {files.key} must be of an elliptic curve, or RSA of 2048 bits or more")
-    return Pair(chain, key, leaf.not_valid_after_utc.timestamp(), names_of(leaf))
+    if not _usable(private):
+        raise FailedPrecondition(
+            f"the key in {files.key} must be of the elliptic curve P-256, P-384 or P-521, or RSA of "
+            f"{_LEAST_RSA_BITS} to {_MOST_RSA_BITS} bits"
+        )
+    # Without the text around, which may be in any encoding.
+    key = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Pair(_written(chain), key, leaf.not_valid_after_utc.timestamp(), names_of(leaf))
 
 
 def read_authorities(path: Path) -> bytes:
-    """Reads certificates of authorities, in PEM.
+    """Reads certificates of authorities, in PEM, and lists of those that they have revoked.
 
     Raises:
         FailedPrecondition: the file cannot be read, or holds something else.
     """
     content = _read(path)
-    _certificates(path, content)
-    return content
+    return _written(_certificates(path, content)) + b"".join(block + b"\n" for block in _CRL.findall(content))
 
 
 def end_of(path: Path) -> float:
@@ -134,6 +146,16 @@ def warning(path: Path, ends: float, now: float) -> str:
 
 
 _SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _usable(private: object) -> bool:
+    if isinstance(private, ec.EllipticCurvePrivateKey):
+        return isinstance(private.curve, _CURVES)
+    return isinstance(private, rsa.RSAPrivateKey) and _LEAST_RSA_BITS <= private.key_size <= _MOST_RSA_BITS
+
+
+def _written(certificates: Iterable[x509.Certificate]) -> bytes:
+    return b"".join(each.public_bytes(Encoding.PEM) for each in certificates)
 
 
 def _certificates(path: Path, content: bytes) -> list[x509.Certificate]:

@@ -8,6 +8,11 @@ from agentruntime import authority, certificates
 from agentruntime.authority import Wanted
 from agentruntime.certificates import Files
 from agentruntime.errors import FailedPrecondition, InvalidArgument
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from tests.certificates import authority as openssl_authority
 from tests.certificates import issued, self_signed
@@ -47,6 +52,35 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, pair: Files) -
         certificates.read_pair(Files(tmp_path / "none", pair.key))
     with pytest.raises(FailedPrecondition, match="holds no certificate"):
         certificates.read_authorities(pair.key)
+
+
+def test_text_around_is_left_out(pair: Files) -> None:
+    plain, authorities = certificates.read_pair(pair), certificates.read_authorities(pair.cert)
+    revoked = b"-----BEGIN X509 CRL-----\nMIIB\n-----END X509 CRL-----\n"
+    for path in (pair.cert, pair.key):
+        path.write_bytes("Müller & Söhne\n".encode("latin-1") + path.read_bytes() + revoked + b"\xff\n")
+    assert certificates.read_pair(pair) == plain
+    assert certificates.read_authorities(pair.cert) == authorities + revoked
+
+
+def test_keys_that_envoy_does_not_take_are_refused(tmp_path: Path) -> None:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    files = Files(tmp_path / "c.pem", tmp_path / "c.key")
+    for key, good in (
+        (ec.generate_private_key(ec.SECP521R1()), True),
+        (ec.generate_private_key(ec.SECP256K1()), False),
+        (rsa.generate_private_key(65537, 1024), False),
+        (ed25519.Ed25519PrivateKey.generate(), False),
+    ):
+        algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+        begun = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW, NOW + dt.timedelta(days=1))
+        files.cert.write_bytes(begun.sign(key, algorithm).public_bytes(Encoding.PEM))
+        files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        if good:
+            certificates.read_pair(files)
+        else:
+            with pytest.raises(FailedPrecondition, match="P-256, P-384 or P-521, or RSA"):
+                certificates.read_pair(files)
 
 
 @pytest.mark.parametrize("name", ["c.pem", "c-key.pem", "c.key", "key.pem"])
