@@ -30,7 +30,7 @@ class Need:
     names: Callable[[Any], tuple[str, ...]]
     # Leaves out of an answer what the caller may not see; None: the message says nothing that it may.
     shown: Callable[[Any, Seen], Any | None] | None = None
-    # Not written down when it is allowed: a call to an agent like any other.
+    # Not written down when it is allowed: it is like any call to an agent, or a renewal of what was written down.
     plain: bool = False
 
 
@@ -108,7 +108,8 @@ _REGISTRY: Mapping[str, Need] = {
     "RegisterAgent": Need(_OPERATE, lambda request: (request.registration.agent_id,)),
     "DeregisterAgent": Need(_OPERATE, _field("agent_id")),
     # Whoever knows the lease may renew it: its id is random, and told to whoever registered.
-    "KeepAlive": Need(_OPERATE, _any),
+    # Every few seconds, so not written down.
+    "KeepAlive": Need(_OPERATE, _any, plain=True),
     "GetAgent": Need(_CALL, _field("agent_id")),
     "ListAgents": Need(_CALL, _any, _agents),
     "WatchAgents": Need(_CALL, _any, _agent_event),
