@@ -1,13 +1,11 @@
 """The gateway's certificates: read from their files, handed to Envoy, and read anew whenever the files change."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import watchfiles
 from agentruntime import certificates, log
 from agentruntime.certificates import Files, Pair
 from agentruntime.errors import FailedPrecondition
@@ -17,11 +15,12 @@ from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.resources import Resource
 
 _log = log.get("uapi_gateway.tls")
+# Between two looks at the files. By inotify changes would be heard of, but a machine can be out of instances.
+_LOOK_S = 1.0
 # A program that writes a certificate and its key does it within this; then they are read.
-_QUIET_MS = 50
-_MOST_MS = 200
-# The files are looked at so often, even if nothing is heard of a change.
-_ROUND_MS = 5_000
+_QUIET_S = 0.05
+# They are read so often, even if they look the same: two changes can have one time.
+_ROUND_S = 5.0
 _REMINDER_S = 24 * 3600.0
 
 
@@ -40,12 +39,19 @@ class Sources:
     # Nobody named the last two: they lie in `certs/`.
     found: bool = False
 
-    def folders(self) -> set[Path]:
-        """Where changes must be seen: a file may be replaced, or be a link to one in a folder that is."""
+    def look(self) -> tuple[tuple[int, ...], ...]:
+        """How the files are now, wherever links lead: another if one has changed."""
         pairs = [files for files in (self.server, self.own) if files]
         singles = [path for path in (self.callers, self.authority) if path]
-        paths = [path for files in pairs for path in (files.cert, files.key)] + singles
-        return {folder for path in paths for folder in (path.parent, path.resolve().parent) if folder.is_dir()}
+        return tuple(map(_look, [path for files in pairs for path in (files.cert, files.key)] + singles))
+
+
+def _look(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class Certificates:
@@ -85,18 +91,16 @@ class Certificates:
         """Takes up what changes, until cancelled."""
         if not self._readers():
             await asyncio.Event().wait()
-        # It tells of every change, wanted or not.
-        logging.getLogger("watchfiles").setLevel(logging.WARNING)
-        async for _ in watchfiles.awatch(
-            *sorted(self._sources.folders()),
-            watch_filter=None,
-            debounce=_MOST_MS,
-            step=_QUIET_MS,
-            rust_timeout=_ROUND_MS,
-            yield_on_timeout=True,
-            recursive=False,
-        ):
-            self.reload()
+        # Nothing, so that what changed before this began is read.
+        seen: tuple[tuple[int, ...], ...] = ()
+        read_at = 0.0
+        while True:
+            look = self._sources.look()
+            if look != seen or time.monotonic() - read_at >= _ROUND_S:
+                await asyncio.sleep(_QUIET_S)
+                seen, read_at = self._sources.look(), time.monotonic()
+                self.reload()
+            await asyncio.sleep(_LOOK_S)
 
     def reload(self) -> None:
         """Reads all of them again; what is not as it should be is said, and leaves the one before in use."""

@@ -1,5 +1,6 @@
 """The gateway's certificates: what is taken up, what is refused, what is said."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from agentruntime.certificates import Files
 from agentruntime.errors import FailedPrecondition
 
 from tests.certificates import Made, authority, issued, self_signed
+from tests.waiting import eventually
 from uapi_gateway.outward import Outward
 from uapi_gateway.tls import Certificates, Sources
 from uapi_gateway.xds import resources, transport
@@ -72,8 +74,18 @@ def test_what_was_asked_for_must_be_there_and_what_was_found_need_not(tmp_path: 
     assert not Outward(found).shows_own
 
 
-def test_changes_are_looked_for_where_a_link_leads_too(tmp_path: Path, made: Made) -> None:
-    links = tmp_path / "live"
-    links.mkdir()
-    (links / "cert.pem").symlink_to(made.cert)
-    assert Sources(server=Files(links / "cert.pem", made.key)).folders() == {links, tmp_path}
+async def test_changes_are_seen_where_a_link_leads_too(tmp_path: Path, made: Made) -> None:
+    link, cache = tmp_path / "live.pem", Cache()
+    link.symlink_to(made.cert)
+    certificates = held(cache, server=Files(link, made.key))
+    certificates.load()
+    first = version(cache)
+    watching = asyncio.create_task(certificates.watch())
+    try:
+        other = self_signed(tmp_path, "two", "DNS:two.example")
+        other.cert.replace(made.cert)
+        other.key.replace(made.key)
+        await eventually(lambda: version(cache) != first)
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])

@@ -16,7 +16,6 @@ from agentruntime.errors import AgentError, DiskFull, InvalidArgument, Unavailab
 from agentruntime.files import write_atomically
 from agentruntime.oauth2.discovery import discover
 from agentruntime.oauth2.exchange import ask
-from watchfiles import awatch
 
 from uapi_gateway.access import jwks, providers
 from uapi_gateway.access.jwks import KeySet
@@ -26,8 +25,8 @@ from uapi_gateway.settings import Settings
 _log = log.get("uapi_gateway.identity")
 # Between the failures of a provider that has no keys yet; doubled each time.
 _FIRST_RETRY_S = 1.0
-# Events of one save of the file are taken together.
-_DEBOUNCE_MS = 50
+# Between two looks at the file. By inotify it would be heard of at once, but a machine can be out of instances.
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,15 +109,8 @@ class IdentityProviders:
         """Follows the file, and fetches keys, until it is cancelled."""
         try:
             self._fetch_those_that_are_there()
-            # A file that is replaced by renaming is seen only in its directory; a look each second sees the rest.
-            async for _ in awatch(
-                self._file.parent,
-                watch_filter=lambda _, path: Path(path).name == self._file.name,
-                recursive=False,
-                step=_DEBOUNCE_MS,
-                rust_timeout=1000,
-                yield_on_timeout=True,
-            ):
+            while True:
+                await asyncio.sleep(_LOOK_S)
                 self._take_up()
         finally:
             for task in self._fetching.values():
