@@ -141,12 +141,17 @@ def address(data: bytes) -> None:
     four = ipaddress.IPv4Address(data[:4].rjust(4, b"\0"))
     shut = addresses.closed(str(four))
     assert bool(shut) == (
-        four.is_loopback or four.is_link_local or four.is_multicast or int(four) >> 24 == 0 or int(four) == 2**32 - 1
+        four.is_loopback
+        or four.is_link_local
+        or four.is_multicast
+        or int(four) >> 24 == 0
+        or str(four) in ("255.255.255.255", "100.100.100.200")
     )
     for form in (
         f"::ffff:{four}",
         f"64:ff9b::{four}",
         f"::{four}",
+        f"::ffff:0:{four}",
         f"2002:{int(four) >> 16:x}:{int(four) & 65535:x}::",
     ):
         assert bool(addresses.closed(form)) >= bool(shut), form

@@ -56,7 +56,7 @@ class Reaching:
     async def _connect(self, host: str, port: int, *, anywhere: bool) -> socket.socket:
         closed = failure = ""
         for family, address in await self._look_up(host, port):
-            if not anywhere and (why := _closed(str(address[0]))):
+            if not anywhere and (why := addresses.near(str(address[0]))):
                 closed = f"{host} is {address[0]}, {why}"
                 continue
             try:
@@ -75,10 +75,6 @@ class Reaching:
         except (OSError, UnicodeError) as error:  # the latter of a name that no name server could hold
             raise Unreachable(f"its name is not known: {getattr(error, 'strerror', None) or error}") from None
         return [(family, address) for family, _, _, _, address in found]
-
-
-def _closed(address: str) -> str:
-    return addresses.closed(address) or ("an address of this machine" if addresses.is_own(address) else "")
 
 
 async def _connected(family: int, address: Any) -> socket.socket:
