@@ -79,13 +79,15 @@ def resolve(
         )
     gateway = _own_gateway(address, home)
     if gateway is not None:
-        # Over TLS its certificate says who it is, by the name that was given.
-        address = address if gateway.tls else gateway.address
         secure |= gateway.tls and "://" not in given
+        # Over TLS its certificate says who it is, by the name that was given.
+        address = address if gateway.tls and secure else gateway.address
     if own is None:
         login = LoginFile(home.logins, written(address, secure))
         by_socket = address.startswith("unix:")
-        own = login if login.exists() else home.token() if gateway and not by_socket else ""
+        # What does not answer as it would, over TLS, may be another.
+        itself = gateway is not None and (secure or not gateway.tls)
+        own = login if login.exists() else home.token() if itself and not by_socket else ""
     wait_s = config.uapi.timeout_s if timeout_s is None else timeout_s
     if not wait_s > 0:
         raise InvalidArgument(f"a timeout of {wait_s:g} seconds leaves no time for an answer; use a positive number")

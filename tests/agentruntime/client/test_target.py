@@ -101,7 +101,8 @@ def test_tls_is_spoken_to_the_runtime_directory_s_own_gateway_where_it_does() ->
         assert (to.address, to.secure, to.ca) == (endpoint.removeprefix("https://"), True, ca)
         assert to.token == home.token()
     assert resolve("https://localhost:7", ca="/other.pem").ca == "/other.pem"
-    assert not resolve("http://localhost:7").secure
+    in_clear = resolve("http://localhost:7")
+    assert (in_clear.address, in_clear.secure, in_clear.token) == ("127.0.0.1:7", False, "")
     # Another certificate is not of the runtime directory's authority.
     tls["cert"] = "/etc/ssl/agents.pem"
     home.gateway_file.write_text(json.dumps(announced))
