@@ -13,7 +13,7 @@ What changes comes by ECDS (https://www.envoyproxy.io/docs/envoy/latest/configur
 takes effect for the next call and cuts none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agentruntime.api_keys import PREFIX
@@ -137,7 +137,8 @@ def target() -> list[dict[str, Any]]:
     return [
         # Of calls to a worker by its name, whose routes turn it on.
         {"name": OWNER, "typed_config": worker, "disabled": True},
-        {"name": AGENT, "typed_config": typed(_MUTATION + "HeaderMutation")},
+        # Of calls whose agent the route knows, likewise.
+        {"name": AGENT, "typed_config": typed(_MUTATION + "HeaderMutation"), "disabled": True},
     ]
 
 
@@ -161,12 +162,12 @@ def for_worker() -> dict[str, Any]:
     }
 
 
-def changing(name: str, kind: str) -> dict[str, Any]:
-    """A filter whose configuration comes by ECDS."""
+def changing(name: str, *kinds: str) -> dict[str, Any]:
+    """A filter whose configuration comes by ECDS, of one of some kinds."""
     source = {"ads": {}, "resource_api_version": "V3"}
     return {
         "name": name,
-        "config_discovery": {"config_source": source, "type_urls": [resources.PREFIX + kind]},
+        "config_discovery": {"config_source": source, "type_urls": [resources.PREFIX + kind for kind in kinds]},
     }
 
 
@@ -176,22 +177,34 @@ def set_header(name: str, value: str, *, absent: bool = False) -> dict[str, Any]
     return {"append": {"header": {"key": name, "value": value}, "append_action": action}}
 
 
-def authentication(known: Iterable[Key], providers: Iterable[tuple[str, dict[str, Any]]] = ()) -> Resource:
+def authentication(known: Iterable[Key], providers: Sequence[tuple[str, dict[str, Any]]] = ()) -> Resource:
     """The filter that checks keys, and tokens of identity providers.
 
     Args:
         known: the keys.
         providers: by name, each an envoy.extensions.filters.http.jwt_authn.v3.JwtProvider in protobuf's JSON form.
     """
-    by_name = {"keys": _keys_provider(), **dict(providers)}
-    requirements = [*({"provider_name": name} for name in by_name), {"allow_missing": {}}]
+    lean = {"keys": _keys_provider(), **dict(providers)}
+    # Only the platform reads the claims, and a header of them costs a call dearly.
+    told = {f"{name}told": {**config, "forward_payload_header": headers.CLAIMS} for name, config in providers}
+    for_agent = {"prefix": "/", "headers": [{"name": "x-uapi-agent", "present_match": True}]}
     content = {
-        "providers": by_name,
-        "rules": [{"match": {"prefix": "/"}, "requires": {"requires_any": {"requirements": requirements}}}],
+        "providers": {**lean, **told},
+        "rules": [
+            {"match": for_agent, "requires": _any_of(lean)},
+            {"match": {"prefix": "/"}, "requires": _any_of(["keys", *told])},
+        ],
     }
     message = json_format.ParseDict(content, jwt_pb2.JwtAuthentication())
     message.providers["keys"].local_jwks.inline_string = keys.key_set(known)
     return extension(KEYS, message)
+
+
+def _any_of(providers: Iterable[str]) -> dict[str, Any]:
+    """A good token of one of them, or none at all."""
+    return {
+        "requires_any": {"requirements": [*({"provider_name": name} for name in providers), {"allow_missing": {}}]}
+    }
 
 
 def _keys_provider() -> dict[str, Any]:

@@ -4,10 +4,11 @@ What is left to Envoy's own defaults stands in docs/security.md: floods of contr
 resets.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from envoy.extensions.common.matching.v3 import extension_matcher_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from google.protobuf import json_format
 
@@ -19,10 +20,12 @@ from uapi_gateway.xds.resources import typed
 CONCURRENCY_HEADER = "x-uapi-concurrency"
 # Its buckets are nobody's business: who runs the platform may call it.
 _UNLIMITED = "local"
-# The name of the filter that takes in whole requests; virtual hosts say by that name which.
+# The name of the filter that takes in whole requests; routes say by that name which.
 WHOLE_FILTER = "uapi.whole_requests"
 # What changes with the keys comes by ECDS, by these names.
 RATES, CONCURRENCY = "uapi.rates", "uapi.concurrency"
+# Where nobody has a limit, these are filters of another kind, which without mutations cost a call next to nothing.
+_NOTHING = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 
 # Of gRPC itself, in front of each message: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 _PREFIX_BYTES = 5
@@ -131,45 +134,28 @@ def handshake_options() -> dict[str, Any]:
 
 
 def whole_requests_filter() -> dict[str, Any]:
-    """Holds a request of one message back until it is complete, where `whole_requests` says so.
+    """Holds a request of one message back until it is complete, where a route says so (`whole_request`).
 
     A worker reads what it is sent: callers that send slowly would fill its memory, of which Envoy's is managed.
     """
-    composite = {
-        "name": "envoy.filters.http.composite",
-        "typed_config": typed("envoy.extensions.filters.http.composite.v3.Composite"),
-    }
-    config = typed(
-        "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
-        extension_config=composite,
-        xds_matcher=_by_header(":path", {"/": _execute("nothing", _header_mutation({}))}),
-    )
-    return {"name": WHOLE_FILTER, "typed_config": config}
+    config = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=1)
+    return {"name": WHOLE_FILTER, "typed_config": config, "disabled": True}
 
 
-def whole_requests(paths: Iterable[str], longest_bytes: int) -> dict[str, Any]:
-    """For a virtual host: which methods' requests are one message.
-
-    Args:
-        paths: "/service/Method" of each.
-        longest_bytes: of a message.
-    """
-    buffer = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=longest_bytes + _PREFIX_BYTES)
-    action = _execute("whole", buffer)
-    matcher = _by_header(":path", dict.fromkeys(sorted(paths), action))
-    return {
-        WHOLE_FILTER: typed("envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute", xds_matcher=matcher)
-    }
+def whole_request(longest_bytes: int) -> dict[str, Any]:
+    """For a route whose requests are one message, of at most so many bytes."""
+    buffer = {"max_request_bytes": longest_bytes + _PREFIX_BYTES}
+    return {WHOLE_FILTER: typed("envoy.extensions.filters.http.buffer.v3.BufferPerRoute", buffer=buffer)}
 
 
 def rate_filter() -> dict[str, Any]:
     """Counts calls per second by principal, as `rates` says."""
-    return changing(RATES, "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit")
+    return changing(RATES, "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", _NOTHING)
 
 
 def concurrency_filter() -> dict[str, Any]:
     """Says to workers how many calls the caller may have in flight, as `concurrency` has it."""
-    return changing(CONCURRENCY, "envoy.extensions.common.matching.v3.ExtensionWithMatcher")
+    return changing(CONCURRENCY, "envoy.extensions.common.matching.v3.ExtensionWithMatcher", _NOTHING)
 
 
 def rates(known: Mapping[str, float], others: float) -> Any:
@@ -180,11 +166,13 @@ def rates(known: Mapping[str, float], others: float) -> Any:
         others: of each other one but the operator; 0 is no limit.
     """
     buckets = [_bucket(principal, rate) for principal, rate in sorted(known.items())]
+    if not buckets and not others:
+        return header_mutation_pb2.HeaderMutation()
     if others:
         if _UNLIMITED not in known:
             buckets.append(_bucket(_UNLIMITED, _MOST_BUCKETS * others))
         buckets.append(_bucket("", others))
-    always = {"default_value": {"numerator": 100 if buckets else 0, "denominator": "HUNDRED"}}
+    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
     by_principal = {"request_headers": {"header_name": PRINCIPAL_HEADER, "descriptor_key": "principal"}}
     content = {
         "stat_prefix": "rate",
@@ -202,16 +190,17 @@ def rates(known: Mapping[str, float], others: float) -> Any:
 
 def concurrency(known: Mapping[str, int]) -> Any:
     """The configuration of the filter that says to workers how many calls the caller may have in flight."""
+    if not known:
+        return header_mutation_pb2.HeaderMutation()
     actions = {
         principal: _execute("concurrency", _header_mutation({CONCURRENCY_HEADER: str(limit)}))
         for principal, limit in sorted(known.items())
     }
-    nobody = {"": _execute("nothing", _header_mutation({}))}
     composite = {
         "name": "envoy.filters.http.composite",
         "typed_config": typed("envoy.extensions.filters.http.composite.v3.Composite"),
     }
-    content = {"extension_config": composite, "xds_matcher": _by_header(PRINCIPAL_HEADER, actions or nobody)}
+    content = {"extension_config": composite, "xds_matcher": _by_header(PRINCIPAL_HEADER, actions)}
     return json_format.ParseDict(content, extension_matcher_pb2.ExtensionWithMatcher())
 
 

@@ -15,6 +15,7 @@ the cache is to be passed by.
 
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,12 @@ CONVERSATION_HEADER = "x-uapi-conversation"
 CACHE_HEADER = "x-uapi-cache"
 LONGEST_DEADLINE_S = 24 * 3600
 LONGEST_MESSAGE_BYTES = 4 * 2**20
+_NONE: frozenset[str] = frozenset()
+# Of the platform's services, and of those that no agent serves.
+_OWN = tuple(f"/{service}/" for service in sorted(descriptors.PLATFORM))
+_OWN_ALONE = tuple(
+    f"/{service}/" for service in sorted(descriptors.PLATFORM - {descriptors.HEALTH, *descriptors.REFLECTION})
+)
 _NUMBERED = re.compile(f"{WORKER_SUFFIX}$")
 # Goes to the pool by way of the gateway.
 RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
@@ -155,12 +162,7 @@ def route_configuration(name: str, wanted: RoutePlan, *, own: bool) -> Resource:
     shown = [_holds("authorization", KEY_MARK), _holds("x-api-key", KEY_MARK)] if own else []
     credentials = [{"predicate": each, "on_match": checked} for each in shown]
     matcher = {"matcher_list": {"matchers": [*_refusals(), *credentials]}, "on_no_match": plain}
-    host = {
-        "name": name,
-        "domains": ["*"],
-        "matcher": matcher,
-        "typed_per_filter_config": limits.whole_requests(wanted.whole, LONGEST_MESSAGE_BYTES),
-    }
+    host = {"name": name, "domains": ["*"], "matcher": matcher}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
@@ -190,12 +192,7 @@ def system_call_configuration(name: str, wanted: RoutePlan) -> Resource:
         {"predicate": _matches(caller.EDGE, may.from_everywhere()), "on_match": guarded},
     ]
     matcher = {"matcher_list": {"matchers": [*_refusals(), *cases]}, "on_no_match": kernel}
-    host = {
-        "name": name,
-        "domains": ["*"],
-        "matcher": matcher,
-        "typed_per_filter_config": limits.whole_requests(wanted.whole, LONGEST_MESSAGE_BYTES),
-    }
+    host = {"name": name, "domains": ["*"], "matcher": matcher}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
@@ -256,17 +253,17 @@ def _named(wanted: RoutePlan, *, worker: bool = False) -> dict[str, Any]:
     """The routes of calls that name an agent, or a worker of one."""
     told = filters.for_worker() if worker else {}
     by_header: dict[str, Any] = {"cluster_header": CLUSTER_HEADER, "cluster_not_found_response_code": "NOT_FOUND"}
-    plain = _route(by_header, told=told)
-    again = _route(by_header, repeat=True, told=told)
     opted_out = {
-        name: _route({"cluster": clusters.cluster_name(name, idempotent=False)}, told=told)
+        name: _methods(wanted, {"cluster": clusters.cluster_name(name, idempotent=False)}, told, repeatable=_NONE)
         for name in sorted(wanted.opted_out)
     }
-    named = _look_up(AGENT_HEADER, opted_out, otherwise=_by_path(wanted.idempotent, again, plain))
+    named = _look_up(AGENT_HEADER, opted_out, otherwise=_methods(wanted, by_header, told, wanted.idempotent))
     if wanted.cached and not worker:
         by_relay = {
-            agent: _route({"cluster": clusters.CACHED_PREFIX + agent}, repeat=True) for agent in sorted(wanted.cached)
+            agent: _route({"cluster": clusters.CACHED_PREFIX + agent}, repeat=True, whole=True)
+            for agent in sorted(wanted.cached)
         }
+        again = _route(by_header, repeat=True, whole=True)
         # What may be kept may be repeated, so below each such path only the agents differ: the tree stays small.
         kept = _look_up(AGENT_HEADER, by_relay, otherwise=_look_up(AGENT_HEADER, opted_out, otherwise=again))
         named = _unless_passed_by(_by_path(wanted.cacheable, kept, named), named)
@@ -274,13 +271,42 @@ def _named(wanted: RoutePlan, *, worker: bool = False) -> dict[str, Any]:
 
 
 def _by_service(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
-    control = _route({"cluster": clusters.CONTROL}, patient=True, platform=True)
-    pool = _route({"cluster": clusters.POOL}) if straight else control
+    control, whole_control = (
+        _route({"cluster": clusters.CONTROL}, patient=True, platform=True, whole=whole) for whole in (False, True)
+    )
+    own = sorted(path for path in wanted.whole if path.startswith(_OWN))
+    otherwise = _by_path(own, whole_control, control)
     prefixes: dict[str, Any] = {prefix: found for prefix, (_, found) in _services(wanted).items()}
-    prefixes |= {f"/{service}/": pool for service in POOL_SERVICES}
-    prefixes |= dict.fromkeys(CHANGING, control)
+    if straight:
+        pool, whole_pool = (_route({"cluster": clusters.POOL}, whole=whole) for whole in (False, True))
+        for prefix in (f"/{service}/" for service in POOL_SERVICES):
+            prefixes[prefix] = _by_path((path for path in own if path.startswith(prefix)), whole_pool, pool)
+        prefixes |= {path: whole_control if path in wanted.whole else control for path in CHANGING}
     tree = {"input": _header(":path"), "prefix_match_map": {"map": prefixes}}
-    return {"matcher": {"matcher_tree": tree, "on_no_match": control}}
+    if not prefixes:
+        return otherwise
+    return {"matcher": {"matcher_tree": tree, "on_no_match": otherwise}}
+
+
+def _methods(
+    wanted: RoutePlan, target: dict[str, Any], told: dict[str, Any], repeatable: AbstractSet[str], service: str = "/"
+) -> dict[str, Any]:
+    """The routes of an agent's methods: which may be repeated, and which requests are one message.
+
+    Args:
+        wanted: the plan.
+        target: the cluster of all.
+        told: what the filters learn of it.
+        repeatable: paths of methods that may be.
+        service: what the paths begin with.
+    """
+
+    def route(path: str) -> dict[str, Any]:
+        return _route(target, told=told, repeat=path in repeatable, whole=path in wanted.whole)
+
+    paths = (path for path in repeatable | wanted.whole if not path.startswith(_OWN_ALONE))
+    listed = {path: route(path) for path in sorted(paths) if path.startswith(service)}
+    return _look_up(":path", listed, otherwise=_route(target, told=told))
 
 
 def _services(wanted: RoutePlan) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -290,14 +316,13 @@ def _services(wanted: RoutePlan) -> dict[str, tuple[str, dict[str, Any]]]:
         prefix = f"/{service}/"
         target = {"cluster": clusters.cluster_name(agent, idempotent=agent not in wanted.opted_out)}
         told = filters.for_agent(agent)
-        once = _route(target, told=told)
-        repeatable = {path for path in wanted.idempotent if path.startswith(prefix)}
-        if agent in wanted.opted_out:
-            repeatable = set()
-        again = _route(target, told=told, repeat=True)
-        prefixes[prefix] = _by_path(repeatable, again, once)
+        repeatable = _NONE if agent in wanted.opted_out else wanted.idempotent
+        prefixes[prefix] = _methods(wanted, target, told, repeatable, prefix)
         if agent in wanted.cached:
-            relay = _route({"cluster": clusters.CACHED_PREFIX + agent}, told=told, repeat=True)
+            relay, again = (
+                _route(to, told=told, repeat=True, whole=True)
+                for to in ({"cluster": clusters.CACHED_PREFIX + agent}, target)
+            )
             cacheable = {path for path in wanted.cacheable if path.startswith(prefix)}
             prefixes[prefix] = _by_path(cacheable, _unless_passed_by(relay, again), prefixes[prefix])
         prefixes[prefix] = (agent, prefixes[prefix])
@@ -352,6 +377,7 @@ def _route(
     repeat: bool = False,
     patient: bool = False,
     platform: bool = False,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """One route.
 
@@ -361,6 +387,7 @@ def _route(
         repeat: the call may be made again once a worker may have seen it.
         patient: it waits for what is away.
         platform: it leads to the platform itself, which is told all that is known of the caller.
+        whole: the request is one message, and is held back until it is complete.
     """
     retry_on = (_SAFE, *(() if patient else (_REFUSED,)), *(("reset",) if repeat else ()))
     route: dict[str, Any] = {
@@ -400,8 +427,9 @@ def _route(
         },
     }
     route["request_headers_to_remove"] = [CLUSTER_HEADER, *(() if platform else headers.PRIVATE)]
-    if told:
-        route["typed_per_filter_config"] = told
+    filtered = {**(told or {}), **(limits.whole_request(LONGEST_MESSAGE_BYTES) if whole else {})}
+    if filtered:
+        route["typed_per_filter_config"] = filtered
     return {"action": {"name": "route", "typed_config": typed("envoy.config.route.v3.Route", **route)}}
 
 

@@ -49,21 +49,31 @@ def _jwt_provider(known: Known) -> dict[str, Any]:
         "from_headers": [{"name": "authorization", "value_prefix": f"{scheme} "} for scheme in ("Bearer", "bearer")],
         "payload_in_metadata": provider.name,
         "normalize_payload_in_metadata": {"space_delimited_claims": list(provider.scope_claims)},
-        "forward_payload_header": headers.CLAIMS,
+        # The issuer is there in any case, and not empty.
+        "claim_to_headers": [
+            {"header_name": f"{headers.SUBJECT}{provider.name}", "claim_name": provider.subject_claim},
+            {"header_name": f"{headers.ISSUER}{provider.name}", "claim_name": "iss"},
+        ],
         "jwt_cache_config": {"jwt_cache_size": filters.CHECKED_TOKENS},
     }
 
 
 def identification(known: Iterable[Known]) -> Resource:
     """The filter that makes principals of tokens, and says which scopes would do for the agent that is called."""
-    mutations = []
+    mutations: list[dict[str, Any]] = []
     providers = [each.provider for each in known]
     for provider in providers:
-        # The first half is empty where the token is not this provider's, and so is the whole.
-        its = f"'{provider.name}' in metadata.filter_metadata['{_CLAIMS}']"
-        named = f"%CEL({its} ? '{provider.principal_prefix}' : '')%"
-        subject = f"%DYNAMIC_METADATA({_CLAIMS}:{provider.name}:{provider.subject_claim})%"
-        mutations.append(filters.set_header(headers.PRINCIPAL, named + subject, absent=True))
+        subject, issuer = f"{headers.SUBJECT}{provider.name}", f"{headers.ISSUER}{provider.name}"
+        # The issuer's header is there only if the token is this provider's, and makes room for the principal: of one
+        # without a subject that is "oidc:corp:", which may do nothing.
+        principal = {"key": issuer, "value": f"{provider.principal_prefix}%REQ({subject})%"}
+        mutations += [
+            {"append": {"header": principal, "append_action": "OVERWRITE_IF_EXISTS"}},
+            # One that turns out empty sets nothing.
+            filters.set_header(headers.PRINCIPAL, f"%REQ({issuer})%", absent=True),
+            {"remove": subject},
+            {"remove": issuer},
+        ]
     if any(not provider.grants for provider in providers):
         mutations += [
             filters.set_header(header, f"uapi.{role.name.lower()}:%REQ({headers.FOR})%")
