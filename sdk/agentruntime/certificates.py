@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -75,14 +76,20 @@ def read_pair(files: Files) -> Pair:
     chain = _certificates(files.cert, _read(files.cert))
     leaf = chain[0]
     try:
+        public = leaf.public_key().public_bytes(*_SPKI)
+    except (ValueError, UnsupportedAlgorithm):
+        raise FailedPrecondition(f"the certificate in {files.cert} has a key of {_KEYS}") from None
+    try:
         private = load_pem_private_key(_read(files.key), None)
     except TypeError:
         raise FailedPrecondition(
             f"the key in {files.key} is encrypted; write it without a passphrase, readable for this user alone"
         ) from None
+    except UnsupportedAlgorithm:
+        raise FailedPrecondition(f"{files.key} has a key of {_KEYS}") from None
     except ValueError:
         raise FailedPrecondition(f"{files.key} holds no private key in PEM; is it written to the end?") from None
-    if private.public_key().public_bytes(*_SPKI) != leaf.public_key().public_bytes(*_SPKI):
+    if private.public_key().public_bytes(*_SPKI) != public:
         raise FailedPrecondition(f"the key in {files.key} is not that of the certificate in {files.cert}")
     if not _usable(private):
         raise FailedPrecondition(
@@ -92,6 +99,17 @@ def read_pair(files: Files) -> Pair:
     # Without the text around, which may be in any encoding.
     key = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return Pair(_written(chain), key, leaf.not_valid_after_utc.timestamp(), names_of(leaf))
+
+
+def renewed(found: Pair, before: Pair | None, now: float) -> Pair:
+    """What is taken of a pair that was found and the one before.
+
+    Raises:
+        FailedPrecondition: one that has ended would take the place of one that has not.
+    """
+    if before is not None and found.ends <= now < before.ends:
+        raise FailedPrecondition("it has ended already")
+    return found
 
 
 def read_authorities(path: Path) -> bytes:
@@ -145,6 +163,7 @@ def warning(path: Path, ends: float, now: float) -> str:
     return ""
 
 
+_KEYS = "a kind that is not known here; use an elliptic curve, P-256 for one, or RSA"
 _SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
