@@ -47,7 +47,16 @@ def _any(_request: Any) -> tuple[str, ...]:
 
 
 def _run(request: Any) -> tuple[str, ...]:
-    return (request.agent or ImageReference.parse(request.image).agent,)
+    return (request.agent or ImageReference.parse(request.image).agent, *_permitting(request))
+
+
+def _update(request: Any) -> tuple[str, ...]:
+    return (request.name, *_permitting(request))
+
+
+def _permitting(request: Any) -> tuple[str, ...]:
+    """What an operator adds to an agent's permissions opens ways that its image alone cannot."""
+    return (ALL,) if request.settings.permissions.ByteSize() else ()
 
 
 def _if_named(request: Any) -> tuple[str, ...]:
@@ -89,7 +98,8 @@ _CALL, _OPERATE, _ADMINISTER = access.ROLE_CALL, access.ROLE_OPERATE, access.ROL
 _OPEN = ("/uapi.v1.AccessService/GetCaller", "/uapi.v1.AccessService/ListIdentityProviders")
 _POOL: Mapping[str, Need] = {
     "RunAgent": Need(_OPERATE, _run),
-    **{name: Need(_OPERATE, _field("name")) for name in ("StopAgent", "RestartAgent", "UpdateAgent", "StreamLogs")},
+    **{name: Need(_OPERATE, _field("name")) for name in ("StopAgent", "RestartAgent", "StreamLogs")},
+    "UpdateAgent": Need(_OPERATE, _update),
     **{
         name: Need(_OPERATE, _field("agent"))
         for name in ("RollbackAgent", "ScaleAgent", "WakeAgent", "ListRevisions", "GetDeployment")

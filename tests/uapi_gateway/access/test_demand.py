@@ -13,12 +13,27 @@ from uapi_gateway.access.demand import ANY, OWN_NEEDS, POOL_NEEDS
 _NEEDS = {**POOL_NEEDS, **OWN_NEEDS}
 _CALL, _OPERATE, _ADMINISTER = access.ROLE_CALL, access.ROLE_OPERATE, access.ROLE_ADMINISTER
 
+_PERMITTING = pool.AgentSettings(permissions=pool.Permissions(egress=["localhost:5432"]))
+
 
 @pytest.mark.parametrize(
     ("path", "request_", "role", "names"),
     [
         ("AgentPool/RunAgent", pool.RunAgentRequest(image="host:5000/team/a:1"), _OPERATE, ("a",)),
         ("AgentPool/RunAgent", pool.RunAgentRequest(image="a:1", agent="b"), _OPERATE, ("b",)),
+        ("AgentPool/RunAgent", pool.RunAgentRequest(image="a:1", settings=_PERMITTING), _OPERATE, ("a", "*")),
+        (
+            "AgentPool/UpdateAgent",
+            pool.UpdateAgentRequest(name="a-01", settings=_PERMITTING),
+            _OPERATE,
+            ("a-01", "*"),
+        ),
+        (
+            "AgentPool/UpdateAgent",
+            pool.UpdateAgentRequest(name="a", settings=pool.AgentSettings(permissions=pool.Permissions())),
+            _OPERATE,
+            ("a",),
+        ),
         ("AgentPool/StopAgent", pool.StopAgentRequest(name="a-01"), _OPERATE, ("a-01",)),
         ("AgentPool/ScaleAgent", pool.ScaleAgentRequest(agent="a"), _OPERATE, ("a",)),
         ("AgentPool/DebugWorker", pool.DebugWorkerRequest(worker_id="a-01"), _OPERATE, ("a-01",)),
