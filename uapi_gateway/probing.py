@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-from agentruntime.errors import FailedPrecondition, InvalidArgument
+from agentruntime.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 from grpc import aio
@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from uapi_gateway.descriptors import REFLECTION
+from uapi_gateway.egress import addresses
 from uapi_gateway.outward import Options, Outward
 from uapi_gateway.sockets import TLS_SCHEME, join, split_endpoint
 
@@ -51,6 +52,41 @@ def check_health_url(url: str) -> None:
         raise InvalidArgument(
             f"'{url[:_SHOWN]}' is not a health check; write http://host:port/path or https://…, or leave it empty"
         )
+
+
+async def check_far(endpoint: str, health_check: str) -> None:
+    """Refuses what is on this machine, or next to it: whoever registers from elsewhere would make it callable.
+
+    Raises:
+        PermissionDenied: a socket's path, or a host that is, or stands for, such an address.
+    """
+    if endpoint.startswith("unix:"):
+        raise _too_near(endpoint, "a socket of the gateway's machine")
+    hosts = [(endpoint, split_endpoint(endpoint)[0])]
+    if health_check:
+        hosts.append((health_check, urlsplit(health_check).hostname or ""))
+    for given, host in hosts:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            continue  # which the probe says
+        for _family, _type, _proto, _name, address in found:
+            if why := addresses.near(str(address[0])):
+                raise _too_near(given, why)
+
+
+def nearness(resolved: str) -> str:
+    """Why a looked up endpoint is on this machine or next to it; "" if it is not."""
+    host, port = split_endpoint(resolved)
+    return addresses.near(host) if port else "a socket of the gateway's machine"
+
+
+def _too_near(given: str, why: str) -> PermissionDenied:
+    return PermissionDenied(
+        f"{given} is {why}, which only the platform's own user may register, over gateway.sock or with the local "
+        "token; register an address of the machine where the agent serves",
+        reason="NOT_PERMITTED",
+    )
 
 
 async def probe(endpoint: str, health_check: str, outward: Outward, timeout_s: float = LONGEST_PROBE_S) -> Finding:

@@ -15,6 +15,8 @@ from google.protobuf import duration_pb2
 from grpc import aio
 
 from uapi_gateway import descriptors, probing
+from uapi_gateway.access.callers import principal_of
+from uapi_gateway.access.keys import LOCAL
 from uapi_gateway.outward import Outward
 from uapi_gateway.registry import Agent, Endpoint, Registry
 from uapi_gateway.sockets import TLS_SCHEME, split_endpoint
@@ -99,7 +101,13 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
         if any(len(capability) > _LONGEST_CAPABILITY for capability in registration.capabilities):
             raise InvalidArgument(f"a capability has at most {_LONGEST_CAPABILITY} characters")
         services = resolve_services(list(registration.services), self._known_services())
+        far = principal_of(context.invocation_metadata()) != LOCAL
+        if far:
+            await probing.check_far(registration.endpoint, registration.health_check)
         finding = await probing.probe(registration.endpoint, registration.health_check, self._outward, _PROBE_S)
+        if far and finding.healthy:
+            # Its name may stand for another address by now.
+            await probing.check_far(finding.resolved, "")
         if not finding.healthy:
             raise FailedPrecondition(f"agent '{registration.agent_id}' does not answer: {finding.reason}")
         if self._is_own(finding.resolved.removeprefix(TLS_SCHEME)):
@@ -222,10 +230,21 @@ class HealthLoop:
         """Checks one agent, and enters what it finds unless the agent has registered anew meanwhile."""
         (endpoint,) = agent.endpoints
         finding = await probing.probe(endpoint.address, agent.health_check, self._outward)
+        if finding.healthy and (why := came_near(endpoint, finding)):
+            finding = probing.Finding(False, why)
         found = judge(endpoint, finding, self._most_failures)
         if found.ready != endpoint.ready:
             _log.warning("health of an agent changed", agent=agent.agent_id, ready=found.ready, reason=found.reason)
         self._registry.set_endpoint(agent.agent_id, endpoint, found)
+
+
+def came_near(endpoint: Endpoint, finding: probing.Finding) -> str:
+    """Why an endpoint gets no calls though it is well: its name stood for another machine when it was registered, and
+    now stands for this one; "" if that is not so."""
+    why = probing.nearness(finding.resolved)
+    if not why or probing.nearness(endpoint.dialled):
+        return ""
+    return f"{endpoint.address} is {finding.resolved} now, {why}; register it again"
 
 
 def judge(endpoint: Endpoint, finding: probing.Finding, most_failures: int) -> Endpoint:

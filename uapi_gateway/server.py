@@ -43,6 +43,7 @@ from uapi_gateway.access.service import AccessService
 from uapi_gateway.access.shares import Shares
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
+from uapi_gateway.egress import addresses
 from uapi_gateway.egress.outlets import Limits, Outlets
 from uapi_gateway.ejections import Ejections, hearing
 from uapi_gateway.envoy import Envoy, read_record
@@ -113,7 +114,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
     watch = PoolWatch(pool, registry, store)
     service = GatewayService(registry, envoy, pool, home, own, policy=lambda: book.policy)
-    registrar = RegistryService(registry, store, outward, is_own=_own_addresses(settings, ports.grpc))
+    registrar = RegistryService(registry, store, outward, is_own=own_addresses(settings, ports))
     health_loop = HealthLoop(
         registry, outward, interval_s=settings.health_interval_s, failures=settings.health_failures
     )
@@ -301,16 +302,15 @@ def _own_status(settings: Settings, ports: sockets.Ports) -> ProcessStatus:
     )
 
 
-def _own_addresses(settings: Settings, grpc_port: int) -> Callable[[str], bool]:
+def own_addresses(settings: Settings, ports: sockets.Ports) -> Callable[[str], bool]:
     """Says whether an address is the platform's own: as an agent's it would circle, or open it to everyone."""
-    loopback = ("127.0.0.1", "0.0.0.0", "::1", "::", settings.address)  # noqa: S104 — compared, not bound
-    own = {sockets.join(host, grpc_port) for host in loopback}
     run = settings.home.run.resolve()
 
     def is_own(address: str) -> bool:
-        if not address.startswith("unix:"):
-            return address in own
-        return Path(address.removeprefix("unix:")).resolve().is_relative_to(run)
+        if address.startswith("unix:"):
+            return Path(address.removeprefix("unix:")).resolve().is_relative_to(run)
+        host, port = sockets.split_endpoint(address)
+        return port in (ports.grpc, ports.http) and bool(host == settings.address or addresses.near(host))
 
     return is_own
 

@@ -318,3 +318,31 @@ async def test_grpcurl_with_and_without_a_credential(platform: Platform, keys: d
     done = await asyncio.to_thread(grpcurl, *wrong)
     assert done.returncode != 0
     assert "credential is not valid" in done.stderr
+
+
+async def test_what_is_on_this_machine_is_registered_by_its_user_alone(
+    platform: Platform, keys: dict[str, str]
+) -> None:
+    key = await create(platform, "joining", "joiner", role=access_pb2.ROLE_OPERATE)
+    registry = agent_registry_pb2_grpc.AgentRegistryStub(platform.tcp)
+
+    def joining(endpoint: str, secret: str, health_check: str = "") -> Any:
+        said = agent_registry_pb2.AgentRegistration(
+            agent_id="joiner", services=["TextGenerationService"], endpoint=endpoint, health_check=health_check
+        )
+        request = agent_registry_pb2.RegisterAgentRequest(registration=said)
+        return registry.RegisterAgent(request, metadata=(bearer(secret),), timeout=10)
+
+    async with echoing("127.0.0.1:0", "joiner") as port:
+        for secret in (key, keys["admin"]):
+            for endpoint in (f"localhost:{port}", f"127.0.0.2:{port}", f"0.0.0.0:{port}", "unix:/run/any.sock"):
+                error = await fails(joining(endpoint, secret))
+                assert isinstance(error, errors.PermissionDenied), endpoint
+                assert "only the platform's own user may register" in error.message
+        error = await fails(joining("203.0.113.1:1", key, f"http://127.0.0.1:{port}/"))
+        assert isinstance(error, errors.PermissionDenied)
+        await joining(f"localhost:{port}", str(platform.home.token()))
+        await registry.DeregisterAgent(
+            agent_registry_pb2.DeregisterAgentRequest(agent_id="joiner"), metadata=(bearer(key),), timeout=10
+        )
+    await revoke(platform, "joining")

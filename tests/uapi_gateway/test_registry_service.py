@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from uapi_gateway.outward import Outward
 from uapi_gateway.probing import Finding, check_health_url
 from uapi_gateway.registry import Agent, Endpoint, Registry
-from uapi_gateway.registry_service import HealthLoop, judge, lease_ttl, resolve_services
+from uapi_gateway.registry_service import HealthLoop, came_near, judge, lease_ttl, resolve_services
 
 
 def test_leases_are_bounded() -> None:
@@ -67,6 +67,16 @@ def test_unready_after_three_failures_in_a_row_and_ready_after_one_success() -> 
     assert not judge(ill, bad, 3).ready
     well = judge(ill, good, 3)
     assert (well.ready, well.reason, well.dialled, well.failures) == (True, "", "1.1.1.2:1", 0)
+
+
+def test_a_name_that_comes_to_stand_for_this_machine_gets_no_calls() -> None:
+    far, near = Endpoint("h:1", ready=True, resolved="203.0.113.1:1"), Endpoint("h:1", ready=True, resolved="[::1]:1")
+    assert "h:1 is 127.0.0.1:1 now, a loopback address" in came_near(far, Finding(True, resolved="127.0.0.1:1"))
+    assert came_near(far, Finding(True, resolved="https://127.0.0.1:1"))
+    assert came_near(far, Finding(True, resolved="203.0.113.2:1")) == ""
+    assert came_near(near, Finding(True, resolved="127.0.0.1:1")) == ""
+    socket = Endpoint("unix:/a", ready=True, resolved="unix:/a")
+    assert came_near(socket, Finding(True, resolved="unix:/a")) == ""
 
 
 @pytest.mark.integration

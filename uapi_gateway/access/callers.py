@@ -39,6 +39,11 @@ def caller_of(metadata: Iterable[tuple[str, Any]] | None, policy: Policy) -> Cal
     )
 
 
+def principal_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
+    """The principal alone, for whoever needs no more."""
+    return next((str(value) for key, value in metadata or () if key == headers.PRINCIPAL), LOCAL)
+
+
 def grants_of(principal: str, key: Key | None, claims: Mapping[str, Any], policy: Policy) -> tuple[Grant, ...]:
     """What a principal may do."""
     if principal == LOCAL:

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from agentruntime.errors import TooManyCalls
 from grpc import aio
 
-from uapi_gateway.access import headers
+from uapi_gateway.access.callers import principal_of
 from uapi_gateway.access.keys import LOCAL
 from uapi_gateway.forwarding import bytes_handler
 
@@ -31,7 +31,7 @@ class Shares(aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        principal = _principal(handler_call_details.invocation_metadata)
+        principal = principal_of(handler_call_details.invocation_metadata)
         if principal != LOCAL:
             if refusal := self._refusal(principal):
                 return bytes_handler(handler_call_details.method, _refusing(refusal))
@@ -57,11 +57,6 @@ class Shares(aio.ServerInterceptor):
         self._in_flight[principal] -= 1
         if not self._in_flight[principal]:
             del self._in_flight[principal]
-
-
-def _principal(metadata: Iterable[tuple[str, Any]] | None) -> str:
-    """What a process that connects without Envoy does not say is this user."""
-    return next((str(value) for key, value in metadata or () if key == headers.PRINCIPAL), LOCAL)
 
 
 def _refusing(
