@@ -26,6 +26,8 @@ LOCAL = "local"
 ALL = "*"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MOST_AGENTS = 1000
+# No date of it is too far for those who have to write it down.
+_LONGEST_LIFE_S = 100 * 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def check(wanted: Wanted) -> Wanted:
         raise InvalidArgument("the role administer is for all agents; say '*'")
     if wanted.expires_in_s is not None and not wanted.expires_in_s > 0:
         raise InvalidArgument("a key must expire later than now; leave its duration out for one that does not expire")
+    if wanted.expires_in_s is not None and wanted.expires_in_s > _LONGEST_LIFE_S:
+        raise InvalidArgument("a key lasts at most 100 years; leave its duration out for one that does not expire")
     if not 0 <= wanted.rate_per_second < float("inf"):
         raise InvalidArgument("a key's rate is calls per second: 0, for the gateway's own limit, or more")
     return wanted
