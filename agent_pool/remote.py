@@ -1,10 +1,11 @@
 """The pool's door to a gateway on another machine: TCP with mutual TLS, open to the gateway alone."""
 
+import time
 from pathlib import Path
 
 import grpc
 from agentruntime import certificates, log
-from agentruntime.certificates import GATEWAY, Files
+from agentruntime.certificates import GATEWAY, Files, Pair
 from agentruntime.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from agentruntime.home import Home
 from agentruntime.interceptors import AioContext
@@ -58,15 +59,18 @@ class _Held:
     def __init__(self, files: Files, authority: Path) -> None:
         self._files = files
         self._authority = authority
+        self._pair: Pair | None = None
         self._last = self.read()
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         """The certificate as it is now.
 
         Raises:
-            FailedPrecondition: it cannot be used.
+            FailedPrecondition: it cannot be used, or has ended while the one before has not.
         """
-        pair, authority = certificates.read_pair(self._files), certificates.read_authorities(self._authority)
+        pair = certificates.renewed(certificates.read_pair(self._files), self._pair, time.time())
+        authority = certificates.read_authorities(self._authority)
+        self._pair = pair
         return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)], authority)
 
     def renewed(self) -> grpc.ServerCertificateConfiguration:

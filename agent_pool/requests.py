@@ -6,6 +6,7 @@ from typing import TypeVar
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime.log import LEVELS
+from agentruntime.secrets import check_wanted
 from agentruntime.sections import LEAST_LOG_BYTES, MOST_EGRESS, egress_target, is_aggregator
 
 from agent_pool.asked import (
@@ -229,6 +230,8 @@ def _permissions(message: pb.Permissions) -> Permissions:
             egress_target(entry)
         except ValueError as error:
             raise errors.InvalidArgument(f"egress: {error}") from None
+    for name in message.secrets:
+        check_wanted(name)
     return Permissions(**{field.name: tuple(value) for field, value in message.ListFields()})
 
 

@@ -38,9 +38,10 @@ class EnvoyRecord:
     # As `processes.start_time`: with the pid it names one process.
     started: float
     grpc_port: int
-    http_port: int
     # Stands for everything that only a new Envoy can take up: arguments, bootstrap and listeners.
     fingerprint: str
+    # One of before the HTTP port was Envoy's has none; it must be found all the same, to be replaced.
+    http_port: int = 0
 
     def alive(self) -> bool:
         return processes.alive(self.pid, self.started)
@@ -146,7 +147,7 @@ class Envoy:
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
             )
         started = processes.start_time(self._child.pid)
-        self.record = EnvoyRecord(self._child.pid, started, self._ports.grpc, self._ports.http, self._fingerprint)
+        self.record = EnvoyRecord(self._child.pid, started, self._ports.grpc, self._fingerprint, self._ports.http)
         try:
             write_atomically(record_file(self._home), json.dumps(asdict(self.record)).encode())
         except DiskFull as error:

@@ -126,12 +126,12 @@ class Certificates:
 
     def _read_server(self) -> None:
         assert self._sources.server is not None
-        self.server = self._renewed(certificates.read_pair(self._sources.server), self.server)
+        self.server = certificates.renewed(certificates.read_pair(self._sources.server), self.server, time.time())
         self._publish(transport.certificate_secret(transport.SERVER, self.server))
 
     def _read_own(self) -> None:
         assert self._sources.own is not None
-        self.own = self._renewed(certificates.read_pair(self._sources.own), self.own)
+        self.own = certificates.renewed(certificates.read_pair(self._sources.own), self.own, time.time())
         self._publish(transport.certificate_secret(transport.GATEWAY, self.own))
 
     def _read_callers(self) -> None:
@@ -143,13 +143,6 @@ class Certificates:
         assert self._sources.authority is not None
         self.authority = certificates.read_authorities(self._sources.authority)
         self._publish(transport.authority_secret(transport.AUTHORITY, self.authority))
-
-    def _renewed(self, found: Pair, before: Pair | None) -> Pair:
-        """Raises FailedPrecondition where one that has ended would take the place of one that has not."""
-        now = time.time()
-        if before is not None and found.ends <= now < before.ends:
-            raise FailedPrecondition("it has ended already")
-        return found
 
     def _publish(self, secret: Resource) -> None:
         known = self._cache.get(resources.SECRET, secret.name)

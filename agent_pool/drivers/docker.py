@@ -269,30 +269,12 @@ class DockerDriver(Driver):
         """Says to a container which worker it is, and hands it its log and its secrets."""
         launch_ = process.launch
         revision = launch_.revision
-        handed = self._vault.hand_over(revision.agent, revision.secrets)
-        process.secrets = handed.versions
-        spec = replace(
-            spares.any_worker(revision, process.slot),
-            worker_id=launch_.worker_id,
-            # The container sees no other GPUs, and counts its own from 0.
-            env=gpus.environment(tuple(range(len(launch_.gpus)))),
-            secrets=bool(handed.descriptors),
-        )
-        template = TemplateSpec(
-            key=revision.key,
-            agent=revision.agent,
-            bundle="",
-            entrypoint=revision.entrypoint,
-            services=list(revision.services),
-            env=dict(revision.env),
-            log_level=revision.log_level,
-            sandbox=SandboxSpec(
-                kernel_dir=str(KERNEL_DIR), egress=[] if revision.host_network else list(revision.egress)
-            ),
-        )
-        message = {**launch.spec_message("become", spec), "template": launch.spec_message("", template)["spec"]}
-        descriptors = [self._logs.open(revision.agent, launch_.worker_id), *handed.descriptors]
+        descriptors = [self._logs.open(revision.agent, launch_.worker_id)]
         try:
+            handed = self._vault.hand_over(revision.agent, revision.secrets)
+            descriptors += handed.descriptors
+            process.secrets = handed.versions
+            message = _who_message(launch_, process.slot, has_secrets=bool(handed.descriptors))
             connection.settimeout(_SEND_TIMEOUT_S)
             await asyncio.to_thread(launch.send, connection, message, descriptors)
         except OSError as error:
@@ -473,3 +455,28 @@ def _clear(places: Path, kept: Collection[Path]) -> None:
                 if directory not in kept:
                     shutil.rmtree(directory, ignore_errors=True)
             agent.rmdir()
+
+
+def _who_message(launch_: Launch, slot: int, *, has_secrets: bool) -> dict[str, Any]:
+    """What a container is told of the worker that it is."""
+    revision = launch_.revision
+    spec = replace(
+        spares.any_worker(revision, slot),
+        worker_id=launch_.worker_id,
+        # The container sees no other GPUs, and counts its own from 0.
+        env=gpus.environment(tuple(range(len(launch_.gpus)))),
+        secrets=has_secrets,
+    )
+    template = TemplateSpec(
+        key=revision.key,
+        agent=revision.agent,
+        bundle="",
+        entrypoint=revision.entrypoint,
+        services=list(revision.services),
+        env=dict(revision.env),
+        log_level=revision.log_level,
+        sandbox=SandboxSpec(
+            kernel_dir=str(KERNEL_DIR), egress=[] if revision.host_network else list(revision.egress)
+        ),
+    )
+    return {**launch.spec_message("become", spec), "template": launch.spec_message("", template)["spec"]}

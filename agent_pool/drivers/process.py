@@ -143,13 +143,17 @@ class ProcessDriver(Driver):
         """Has the template make the worker, out of the spare if there is one."""
         launch_ = process.launch
         revision = launch_.revision
-        handed = self._vault.hand_over(revision.agent, revision.secrets)
-        process.secrets = handed.versions
-        ours, theirs = socket.socketpair()
-        process.reports = Reports(ours)
-        descriptors = [self._logs.open(revision.agent, launch_.worker_id), theirs.detach(), *handed.descriptors]
-        request = launch.spec_message("fork", _worker_spec(launch_, process.slot, secrets=bool(handed.descriptors)))
+        descriptors: list[int] = []
         try:
+            descriptors.append(self._logs.open(revision.agent, launch_.worker_id))
+            ours, theirs = socket.socketpair()
+            process.reports = Reports(ours)
+            descriptors.append(theirs.detach())
+            handed = self._vault.hand_over(revision.agent, revision.secrets)
+            descriptors += handed.descriptors
+            process.secrets = handed.versions
+            spec = _worker_spec(launch_, process.slot, secrets=bool(handed.descriptors))
+            request = launch.spec_message("fork", spec)
             # One that was just killed may still be known to its template, and would end as the worker.
             if spare is not None and processes.start_time(spare.pid):
                 answer = await template.channel.request({**request, "spare": spare.pid}, descriptors)

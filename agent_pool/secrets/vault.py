@@ -9,6 +9,7 @@ import os
 import resource
 import secrets
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,8 @@ class Vault:
         self._kept: dict[str, Secret] = {}
         self._retired: deque[Secret] = deque(maxlen=_MOST_RETIRED)
         self._redactors: dict[str, Redactor] = {}
+        # Of the values and the redactors made of them: threads that read and scrub logs ask for those.
+        self._values = threading.Lock()
         self._changing = asyncio.Lock()
         if self._path.exists():
             self._kept = {each.name: each for each in self._load()}
@@ -87,15 +90,16 @@ class Vault:
         return Handed(descriptors, {each.name: each.version for each in found.values()})
 
     def redactor(self, agent: str) -> Redactor:
-        """Of what an agent could print: the values that are or were for it."""
-        redactor = self._redactors.get(agent)
-        if redactor is None:
-            values: dict[str, list[bytes]] = {}
-            for each in (*self._kept.values(), *self._retired):
-                if each.value and each.is_for(agent):
-                    values.setdefault(each.file_name, []).append(each.value)
-            redactor = self._redactors[agent] = Redactor(values)
-        return redactor
+        """Of what an agent could print: the values that are or were for it. From any thread."""
+        with self._values:
+            redactor = self._redactors.get(agent)
+            if redactor is None:
+                values: dict[str, list[bytes]] = {}
+                for each in (*self._kept.values(), *self._retired):
+                    if each.value and each.is_for(agent):
+                        values.setdefault(each.file_name, []).append(each.value)
+                redactor = self._redactors[agent] = Redactor(values)
+            return redactor
 
     async def put(self, name: str, value: bytes | None, agents: Sequence[str]) -> Secret:
         """Sets a secret; on disk when it returns.
@@ -145,11 +149,12 @@ class Vault:
             _log.info("secret removed", name=name)
 
     def _take_in(self, name: str, secret: Secret | None) -> None:
-        if before := self._kept.pop(name, None):
-            self._retired.append(before)
-        if secret is not None:
-            self._kept[name] = secret
-        self._redactors.clear()
+        with self._values:
+            if before := self._kept.pop(name, None):
+                self._retired.append(before)
+            if secret is not None:
+                self._kept[name] = secret
+            self._redactors.clear()
 
     # --- on disk, in a thread ------------------------------------------------------------------------------------
 

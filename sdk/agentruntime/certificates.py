@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
@@ -64,14 +65,20 @@ def read_pair(files: Files) -> Pair:
     chain, key = _read(files.cert), _read(files.key)
     leaf = _certificates(files.cert, chain)[0]
     try:
+        public = leaf.public_key().public_bytes(*_SPKI)
+    except (ValueError, UnsupportedAlgorithm):
+        raise FailedPrecondition(f"the certificate in {files.cert} has a key of {_KEYS}") from None
+    try:
         private = load_pem_private_key(key, None)
     except TypeError:
         raise FailedPrecondition(
             f"the key in {files.key} is encrypted; write it without a passphrase, readable for this user alone"
         ) from None
+    except UnsupportedAlgorithm:
+        raise FailedPrecondition(f"{files.key} has a key of {_KEYS}") from None
     except ValueError:
         raise FailedPrecondition(f"{files.key} holds no private key in PEM; is it written to the end?") from None
-    if private.public_key().public_bytes(*_SPKI) != leaf.public_key().public_bytes(*_SPKI):
+    if private.public_key().public_bytes(*_SPKI) != public:
         raise FailedPrecondition(f"the key in {files.key} is not that of the certificate in {files.cert}")
     usable = isinstance(private, ec.EllipticCurvePrivateKey) or (
         isinstance(private, rsa.RSAPrivateKey) and private.key_size >= _LEAST_RSA_BITS
@@ -79,6 +86,17 @@ def read_pair(files: Files) -> Pair:
     if not usable:
         raise FailedPrecondition(f"the key in {files.key} must be of an elliptic curve, or RSA of 2048 bits or more")
     return Pair(chain, key, leaf.not_valid_after_utc.timestamp(), names_of(leaf))
+
+
+def renewed(found: Pair, before: Pair | None, now: float) -> Pair:
+    """What is taken of a pair that was found and the one before.
+
+    Raises:
+        FailedPrecondition: one that has ended would take the place of one that has not.
+    """
+    if before is not None and found.ends <= now < before.ends:
+        raise FailedPrecondition("it has ended already")
+    return found
 
 
 def read_authorities(path: Path) -> bytes:
@@ -133,6 +151,7 @@ def warning(path: Path, ends: float, now: float) -> str:
     return ""
 
 
+_KEYS = "a kind that is not known here; use an elliptic curve, P-256 for one, or RSA"
 _SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -32,6 +32,8 @@ from agentruntime.sections import (
 
 FILE_NAME = "runtime-config.yaml"
 DEFAULT_TIMEOUT_S = 30.0
+# What a file that merely lies in the working directory, perhaps a stranger's, must not decide.
+_BY_NAME_ONLY = {"uapi": "where credentials go", "permissions": "what agents may use"}
 
 # Where each variable of the environment belongs, as a path of keys.
 ENVIRONMENT: dict[str, tuple[str, ...]] = {
@@ -173,12 +175,13 @@ class RuntimeConfig(Section):
 
         Args:
             flags: by the dotted name of the setting, "resources.memory", the flag as it was written and its value.
-            file: a configuration file that must exist; without it, `runtime-config.yaml` if `directory` has one.
+            file: a configuration file that must exist; without it, `runtime-config.yaml` if `directory` has one,
+                which must not say where credentials go (`uapi`) or what agents may use (`permissions`).
             directory: the working directory if None.
             environ: the process's if None.
 
         Raises:
-            InvalidArgument: one of them says what cannot be read.
+            InvalidArgument: one of them says what cannot be read, or must not be said there.
         """
         merged: dict[str, Any] = {}
         optional = (directory or Path.cwd()) / FILE_NAME
@@ -186,7 +189,10 @@ class RuntimeConfig(Section):
             path = file or optional
             written = _mapping(_yaml(path), path.name)
             cls.from_dict(written, source=path.name)
-            _merge(merged, _flat(written, path.name))
+            flat = _flat(written, path.name)
+            if file is None:
+                _check_found(flat)
+            _merge(merged, flat)
         for layer in (_from_environment(os.environ if environ is None else environ), _paths(flags or {})):
             cls._from_layer(layer)
             _merge(merged, _nested(layer))
@@ -239,6 +245,17 @@ def _flat(data: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise errors.InvalidArgument(f"{source}: {twice[0]} stands twice, with and without runtime:")
         flat |= inner
     return flat
+
+
+def _check_found(settings: Mapping[str, Any]) -> None:
+    """Refuses what a file that nobody named must not say."""
+    for key, decided in _BY_NAME_ONLY.items():
+        if key in settings:
+            raise errors.InvalidArgument(
+                f"./{FILE_NAME} says {decided} ({key}), which only a file that you name may; say --config "
+                f"{FILE_NAME} if it is yours",
+                reason="INVALID_CONFIG",
+            )
 
 
 def _dotted(path: tuple[str, ...], data: Mapping[str, Any]) -> str:

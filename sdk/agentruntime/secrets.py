@@ -62,6 +62,21 @@ def check_file_name(name: str) -> str:
     return name
 
 
+def check_wanted(name: str) -> str:
+    """The name, if an agent may ask for it: that of a secret's file, or "*" for all that are set for it.
+
+    Raises:
+        InvalidArgument: it may not.
+    """
+    if "/" in name:
+        raise InvalidArgument(
+            f"{name!r} is not the name of a secret as an agent asks for it; name it without the agent: "
+            f"{name.rpartition('/')[2]}",
+            reason="INVALID_NAME",
+        )
+    return name if name == "*" else check_file_name(name)
+
+
 def split(name: str) -> tuple[str, str]:
     """("my-agent", "openai") of "my-agent/openai", which is of that agent alone; ("", "openai") of "openai".
 

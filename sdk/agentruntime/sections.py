@@ -4,9 +4,10 @@ import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from agentruntime import api_keys, errors, units
+from agentruntime.secrets import check_wanted
 
 
 def _unit(parse: Any) -> BeforeValidator:
@@ -171,6 +172,13 @@ def _egress(entry: Any) -> str:
     return text
 
 
+def _secret(name: str) -> str:
+    try:
+        return check_wanted(name)
+    except errors.InvalidArgument as error:
+        raise ValueError(error.message) from None
+
+
 class PermissionsSection(Section):
     """What an agent may use; nothing that is not named, and "*" for all."""
 
@@ -181,7 +189,7 @@ class PermissionsSection(Section):
     tools: list[str] = Field(default_factory=list)
     # host:port
     egress: list[Annotated[str, BeforeValidator(_egress)]] = Field(default_factory=list, max_length=MOST_EGRESS)
-    secrets: list[str] = Field(default_factory=list)
+    secrets: list[Annotated[str, AfterValidator(_secret)]] = Field(default_factory=list)
 
 
 def _key(given: Any) -> Any:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentruntime import errors
+from agentruntime.names import ImageReference
 
 # Of one image; and of one signature, as bounds for what comes from a registry or a caller.
 MOST_SIGNATURES = 32
@@ -42,6 +43,19 @@ class Claim:
 
     name: str
     digest: str
+
+    @classmethod
+    def of(cls, reference: ImageReference, digest: str) -> "Claim":
+        """The claim about an image that was asked for by that reference and found with that digest.
+
+        Raises:
+            ImageNotTrusted: another one was asked for.
+        """
+        if reference.digest and reference.digest != digest:
+            raise errors.ImageNotTrusted(
+                f"the platform answered for {digest} when asked for {reference}; do not trust what it says of images"
+            )
+        return cls(reference.name, digest)
 
     @property
     def payload(self) -> bytes:

@@ -61,6 +61,9 @@ def test_everything_in_force_is_told_and_can_be_asked_for() -> None:
         (run(logging=pb.Logging(aggregator="fluentd://host:0")), "not where logs can be sent"),
         (run(logging=pb.Logging(aggregator="fluentd://host:65536")), "not where logs can be sent"),
         (run(logging=pb.Logging(max_bytes=99_999)), "less than 100000"),
+        (run(permissions=pb.Permissions(egress=["example.com"])), "not host:port"),
+        (run(permissions=pb.Permissions(secrets=["my/openai"])), "name it without the agent: openai"),
+        (run(permissions=pb.Permissions(secrets=[".openai"])), "not the name of a secret"),
     ],
 )
 def test_what_makes_no_sense(request_: pb.RunAgentRequest, says: str) -> None:
@@ -73,3 +76,8 @@ def test_what_makes_no_sense(request_: pb.RunAgentRequest, says: str) -> None:
 def test_grace_periods_have_bounds(kind: Callable[..., pb.StopAgentRequest], seconds: int) -> None:
     with pytest.raises(errors.InvalidArgument, match="grace period"):
         requests.grace_s(kind(grace_period=Duration(seconds=seconds)))
+
+
+def test_secrets_by_the_names_of_their_files_or_all() -> None:
+    read = requests.run_request(run(permissions=pb.Permissions(secrets=["openai", "*"])))
+    assert read.asked.permissions.secrets == ("openai", "*")

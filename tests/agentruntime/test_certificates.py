@@ -1,5 +1,6 @@
 """Certificates in files: what is taken, and what is refused with which sentence."""
 
+import base64
 import datetime as dt
 from pathlib import Path
 
@@ -47,6 +48,29 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, pair: Files) -
         certificates.read_pair(Files(tmp_path / "none", pair.key))
     with pytest.raises(FailedPrecondition, match="holds no certificate"):
         certificates.read_authorities(pair.key)
+
+
+def test_a_key_of_a_curve_that_is_not_known_is_refused(pair: Files) -> None:
+    p256, other = bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030106")
+
+    def changed(path: Path, label: str) -> None:
+        content = base64.b64decode("".join(path.read_text().splitlines()[1:-1])).replace(p256, other)
+        path.write_text(f"-----BEGIN {label}-----\n{base64.encodebytes(content).decode()}-----END {label}-----\n")
+
+    changed(pair.key, "EC PRIVATE KEY")
+    with pytest.raises(FailedPrecondition, match=f"{pair.key} has a key of a kind that is not known here"):
+        certificates.read_pair(pair)
+    changed(pair.cert, "CERTIFICATE")
+    with pytest.raises(FailedPrecondition, match=f"the certificate in {pair.cert} has a key"):
+        certificates.read_pair(pair)
+
+
+def test_one_that_ended_does_not_replace_one_that_has_not() -> None:
+    ended, good = (certificates.Pair(b"", b"", ends, ()) for ends in (5.0, 20.0))
+    assert certificates.renewed(good, ended, 10.0) is good
+    assert certificates.renewed(ended, None, 10.0) is ended
+    with pytest.raises(FailedPrecondition, match="it has ended already"):
+        certificates.renewed(ended, good, 10.0)
 
 
 @pytest.mark.parametrize("name", ["c.pem", "c-key.pem", "c.key", "key.pem"])

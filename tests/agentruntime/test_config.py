@@ -66,6 +66,23 @@ def test_the_document_s_environment() -> None:
     assert "your-token" not in repr(config)
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("uapi: {endpoint: 'https://stranger.example:1'}", "says where credentials go (uapi)"),
+        ("runtime: {uapi: {tls_ca: ca.pem}}", "says where credentials go (uapi)"),
+        ("runtime: {permissions: {egress: ['a.example:443']}}", "says what agents may use (permissions)"),
+    ],
+)
+def test_a_file_that_nobody_named_decides_nothing_about_credentials(tmp_path: Path, file: str, said: str) -> None:
+    path = write(tmp_path, file)
+    with pytest.raises(InvalidArgument) as caught:
+        RuntimeConfig.load(directory=tmp_path, environ={})
+    assert said in caught.value.message
+    assert "say --config runtime-config.yaml if it is yours" in caught.value.message
+    assert RuntimeConfig.load(file=path, directory=tmp_path, environ={}) != RuntimeConfig()
+
+
 FILE = "runtime: {resources: {memory_limit: 1GB, cpu: 1}, log_level: DEBUG}\n"
 LIMIT = ("resources", "memory_limit_bytes")
 
@@ -105,9 +122,8 @@ def test_precedence(
     path: tuple[str, ...],
     expected: Any,
 ) -> None:
-    if file:
-        write(tmp_path, file)
-    value: Any = RuntimeConfig.load(directory=tmp_path, environ=environ, flags=flags)
+    path_of_file = write(tmp_path, file) if file else None
+    value: Any = RuntimeConfig.load(file=path_of_file, directory=tmp_path, environ=environ, flags=flags)
     for key in path:
         value = getattr(value, key)
     assert value == expected

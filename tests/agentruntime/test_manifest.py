@@ -50,6 +50,11 @@ def test_units_are_read() -> None:
         (MINIMAL + "health: {interval: 0s}\n", "health.interval"),
         (MINIMAL + "logging: {max_size: 99kB}\n", "logging.max_size"),
         (MINIMAL + "logging: {aggregator: 'fluentd://host:65536'}\n", "logging.aggregator: write fluentd"),
+        (
+            MINIMAL + "permissions: {secrets: [my/openai]}\n",
+            "permissions.secrets.0: 'my/openai' is not the name of a secret",
+        ),
+        (MINIMAL + "permissions: {secrets: ['*', '']}\n", "permissions.secrets.1: '' is not the name of a secret"),
         (MINIMAL + "python: {requirements: requests}\n", "python.requirements"),
     ],
 )

@@ -96,6 +96,11 @@ async def test_only_the_gateway_reaches_a_pool_on_tcp(address: str, tmp_path: Pa
     # Half of one is no certificate: the pool goes on with the one that it has.
     cert.cert.write_bytes(renewed.cert.read_bytes()[:200])
     assert shown(address, ca, gateways) == serial
+    # Nor is one that has ended.
+    ended = issued(tmp_path, ca, "ended", HERE, expired=True)
+    cert.key.write_bytes(ended.key.read_bytes())
+    cert.cert.write_bytes(ended.cert.read_bytes())
+    assert shown(address, ca, gateways) == serial
 
 
 async def test_a_gateway_works_with_a_pool_on_tcp(address: str, tmp_path: Path, ca: Made) -> None:

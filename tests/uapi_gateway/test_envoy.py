@@ -14,9 +14,9 @@ from uapi_gateway.settings import Settings
 
 def test_a_pid_alone_names_nobody() -> None:
     own, started = os.getpid(), processes.start_time(os.getpid())
-    assert EnvoyRecord(own, started, 1, 2, "f").alive()
-    assert not EnvoyRecord(own, started - 5, 1, 2, "f").alive()
-    assert not EnvoyRecord(2**22 + 1, 0.0, 1, 2, "f").alive()
+    assert EnvoyRecord(own, started, 1, "f", 2).alive()
+    assert not EnvoyRecord(own, started - 5, 1, "f", 2).alive()
+    assert not EnvoyRecord(2**22 + 1, 0.0, 1, "f", 2).alive()
 
 
 def test_records_that_say_nothing_are_no_envoy(home: Home) -> None:
@@ -34,7 +34,13 @@ def test_records_that_say_nothing_are_no_envoy(home: Home) -> None:
     record_file(home).write_text(json.dumps(own))
     found = read_record(home)
     assert found is not None
-    assert found.grpc_port == 7
+    assert (found.grpc_port, found.http_port) == (7, 8)
+    # One of before the HTTP port was Envoy's lets callers in unasked: it must be found, to be replaced.
+    del own["http_port"]
+    record_file(home).write_text(json.dumps(own))
+    old = read_record(home)
+    assert old is not None
+    assert (old.alive(), old.http_port) == (True, 0)
 
 
 def test_the_bootstrap_is_for_this_user_alone(tmp_path: Path, home: Home) -> None:

@@ -12,8 +12,8 @@ KEY = PREFIX + "key"
 PAIR = PREFIX + "pair"
 # The claims of an identity provider's token that was good, in base64url.
 CLAIMS = PREFIX + "claims"
-# Before a provider's name: the subject of its token, until the principal is made of it.
-SUBJECT = PREFIX + "subject-"
+# Before a provider's name: whom its token is of, until the principal is made of it.
+SUBJECT, ISSUER = PREFIX + "subject-", PREFIX + "issuer-"
 # The scopes that are enough to call the agent that the call is for.
 ENOUGH = {Role.CALL: PREFIX + "call", Role.OPERATE: PREFIX + "operate"}
 # The gateway itself has looked whether the call may be made, and makes it again.

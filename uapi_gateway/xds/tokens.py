@@ -49,14 +49,13 @@ def _jwt_provider(known: Known) -> dict[str, Any]:
         "from_headers": [{"name": "authorization", "value_prefix": f"{scheme} "} for scheme in ("Bearer", "bearer")],
         "payload_in_metadata": provider.name,
         "normalize_payload_in_metadata": {"space_delimited_claims": list(provider.scope_claims)},
-        "claim_to_headers": [{"header_name": _subject_header(provider), "claim_name": provider.subject_claim}],
+        # The issuer is there in any case, and not empty.
+        "claim_to_headers": [
+            {"header_name": f"{headers.SUBJECT}{provider.name}", "claim_name": provider.subject_claim},
+            {"header_name": f"{headers.ISSUER}{provider.name}", "claim_name": "iss"},
+        ],
         "jwt_cache_config": {"jwt_cache_size": filters.CHECKED_TOKENS},
     }
-
-
-def _subject_header(provider: Provider) -> str:
-    """Of a token's subject, between two filters."""
-    return f"{headers.SUBJECT}{provider.name}"
 
 
 def identification(known: Iterable[Known]) -> Resource:
@@ -64,13 +63,16 @@ def identification(known: Iterable[Known]) -> Resource:
     mutations: list[dict[str, Any]] = []
     providers = [each.provider for each in known]
     for provider in providers:
-        # There only if the token is this provider's; and one that turns out empty sets nothing.
-        own = _subject_header(provider)
-        principal = {"key": own, "value": f"{provider.principal_prefix}%REQ({own})%"}
+        subject, issuer = f"{headers.SUBJECT}{provider.name}", f"{headers.ISSUER}{provider.name}"
+        # The issuer's header is there only if the token is this provider's, and makes room for the principal: of one
+        # without a subject that is "oidc:corp:", which may do nothing.
+        principal = {"key": issuer, "value": f"{provider.principal_prefix}%REQ({subject})%"}
         mutations += [
             {"append": {"header": principal, "append_action": "OVERWRITE_IF_EXISTS"}},
-            filters.set_header(headers.PRINCIPAL, f"%REQ({own})%", absent=True),
-            {"remove": own},
+            # One that turns out empty sets nothing.
+            filters.set_header(headers.PRINCIPAL, f"%REQ({issuer})%", absent=True),
+            {"remove": subject},
+            {"remove": issuer},
         ]
     if any(not provider.grants for provider in providers):
         mutations += [

@@ -38,7 +38,7 @@ def command(
         bool, typer.Option("--device", help="As yourself, by a code to confirm in a browser anywhere; the default.")
     ] = False,
     client_credentials: Annotated[
-        bool, typer.Option("--client-credentials", help="As the client itself, by its secret.")
+        bool, typer.Option("--client-credentials", help="As the client itself, by its secret; with --issuer.")
     ] = False,
     client_secret_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the client's secret is, now and later.")
@@ -67,6 +67,10 @@ def command(
         raise errors.InvalidArgument("--device and --client-credentials exclude each other; choose one")
     if client_credentials != (client_secret_file is not None):
         raise errors.InvalidArgument("--client-credentials and --client-secret-file belong together; give both")
+    if client_secret_file is not None and issuer is None:
+        raise errors.InvalidArgument(
+            "a client's secret goes to a provider that you name, not to one that the platform does; add --issuer"
+        )
     if issuer is not None and provider is not None:
         raise errors.InvalidArgument("--provider and --issuer exclude each other; choose one")
     if issuer is not None and client_id is None:

@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 from google.protobuf import descriptor_pb2
 
-from agentruntime import api_keys, errors, names, supervisor, wire
+from agentruntime import errors, names, supervisor, wire
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
-from agentruntime._proto.uapi.v1 import secret_service_pb2, secret_service_pb2_grpc
 from agentruntime.cli import deployment, output, platform, settings
-from agentruntime.cli.update import update
+from agentruntime.cli.update import hand_over, update
 from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
@@ -64,13 +63,14 @@ def command(
     given = flags.load(config)
     listen = _listen(given, cert, key, ca)
     request = run_request(image, name, given)
+    keys = flags.whole_keys()
     if dev or hot_reload or project:
-        _develop(given, listen, request, project, hot_reload=hot_reload)
+        _develop(given, listen, request, keys, project, hot_reload=hot_reload)
         return
     as_json = output.wants_json(format_)
     _start_platform(given, listen)
     with platform.connect(given) as client:
-        _hand_over(client, _agent_of(request), flags.whole_keys())
+        hand_over(client, _agent_of(request), keys)
         if update_it:
             _update(client, request, quiet=as_json)
         after = run(client, request, quiet=as_json)
@@ -81,15 +81,6 @@ def command(
         if not request.settings.mode:
             output.note(f"note: {_mode_of(after)}")
         _say_how_to_call(after)
-
-
-def _hand_over(client: Client, agent: str, keys: list[str]) -> None:
-    """Gives an agent the API key that its callers must hold, to present it to others."""
-    if len(keys) > 1:
-        raise errors.InvalidArgument("an agent presents one API key; give one whole, and the others by name")
-    for key in keys:
-        secret = secret_service_pb2.SetSecretRequest(name=f"{agent}/{api_keys.SECRET}", value=key.encode())
-        client.stub(secret_service_pb2_grpc.SecretServiceStub, agent="").SetSecret(secret)
 
 
 def _listen(config: RuntimeConfig, cert: Path | None, key: Path | None, ca: Path | None) -> supervisor.Listen:
@@ -119,6 +110,7 @@ def _develop(
     config: RuntimeConfig,
     listen: supervisor.Listen,
     request: pool_pb2.RunAgentRequest,
+    keys: list[str],
     project: Path | None,
     *,
     hot_reload: bool,
@@ -129,6 +121,7 @@ def _develop(
     development = dev.development(request, project=project, hot_reload=hot_reload, local=local)
     _start_platform(config, listen)
     with platform.connect(config) as client:
+        hand_over(client, _agent_of(request), keys)
         dev.develop(client, development)
 
 

@@ -26,7 +26,7 @@ def command(
     private = PrivateKey.parse(_read(key), passphrase.read(passphrase_file))
     with platform.connect() as client:
         found = client.images.ListSignatures(image_pb2.ListSignaturesRequest(reference=str(wanted)))
-        claim = Claim(wanted.name, found.image.digest)
+        claim = Claim.of(wanted, found.image.digest)
         there = [Signature(each.payload, each.value) for each in found.signatures]
         public = private.public(str(key))
         if not any(public.verifies(each) and each.payload == claim.payload for each in there):

@@ -27,7 +27,7 @@ def command(
     keys = public_keys(_read(key), str(key)) if key else None
     with platform.connect() as client:
         found = client.images.ListSignatures(image_pb2.ListSignaturesRequest(reference=str(wanted)))
-    claim = Claim(wanted.name, found.image.digest)
+    claim = Claim.of(wanted, found.image.digest)
     if keys is None:
         if found.refusal:
             raise errors.ImageNotTrusted(found.refusal)

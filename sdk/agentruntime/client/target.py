@@ -63,7 +63,7 @@ def resolve(
     named.
 
     Raises:
-        InvalidArgument: the endpoint, the timeout or an environment variable cannot be read.
+        InvalidArgument: the endpoint, the timeout or an environment variable cannot be read, or the token not sent.
     """
     config = config or RuntimeConfig.from_env()
     home = home or Home.default()
@@ -73,19 +73,29 @@ def resolve(
         given = f"unix:{home.gateway_socket}" if runs else DEFAULT_ENDPOINT
     address, secure, local = _parse(given)
     own = token if token is not None else config.uapi.auth_token
+    if isinstance(own, str):
+        own = _sendable(own, "given to the client" if token is not None else "of --api-key or UAPI_AUTH_TOKEN")
     if own and not secure and not local:
         raise InvalidArgument(
             f"a token would reach {given} unencrypted; use https://{address}", reason="INVALID_ENDPOINT"
         )
     gateway = _own_gateway(address, home)
     if gateway is not None:
-        # Over TLS its certificate says who it is, by the name that was given.
-        address = address if gateway.tls else gateway.address
         secure |= gateway.tls and "://" not in given
+        # Over TLS its certificate says who it is, by the name that was given.
+        address = address if gateway.tls and secure else gateway.address
     if own is None:
         login = LoginFile(home.logins, written(address, secure))
         by_socket = address.startswith("unix:")
-        own = login if login.exists() else home.token() if gateway and not by_socket else ""
+        # What does not answer as it would, over TLS, may be another.
+        itself = gateway is not None and (secure or not gateway.tls)
+        own = (
+            login
+            if login.exists()
+            else _sendable(home.token(), f"in {home.token_file}")
+            if itself and not by_socket
+            else ""
+        )
     wait_s = config.uapi.timeout_s if timeout_s is None else timeout_s
     if not wait_s > 0:
         raise InvalidArgument(f"a timeout of {wait_s:g} seconds leaves no time for an answer; use a positive number")
@@ -98,6 +108,16 @@ def resolve(
         )
     target = Target(address, secure, local, own, wait_s)
     return replace(target, ca=trusted, cert=files[0], key=files[1]) if secure else target
+
+
+def _sendable(token: str, origin: str) -> str:
+    """A token without the white space around it, which a file leaves there."""
+    token = token.strip()
+    if token.isascii() and token.isprintable():
+        return token
+    raise InvalidArgument(
+        f"the token {origin} has line breaks or other characters that no token has; is it the whole key, and no more?"
+    )
 
 
 def written(address: str, secure: bool) -> str:

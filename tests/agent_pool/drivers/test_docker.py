@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from agent_pool.drivers.base import Launch, Revision, Running
 from agent_pool.drivers.docker import DockerDriver
 from agent_pool.drivers.docker_engine import Engine
 from agent_pool.drivers.slots import Slots
+from agent_pool.drivers.worker_process import WorkerProcess
 from agent_pool.images.container import ContainerImages
 from agent_pool.logs import LogStore
 from agent_pool.secrets.vault import Vault
@@ -275,3 +278,23 @@ async def test_a_pool_whose_engine_comes_late_removes_the_others_before_its_firs
     assert stage.containers() == [running.handle["container"]]
     assert await generate(running.address, "hello") == "HELLO"
     await heir.close()
+
+
+async def test_a_log_that_cannot_be_opened_leaves_no_secrets_open(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.create()
+    vault = Vault(home.state, home.secrets_key)
+    await vault.put("openai", b"sk-0123456789", ["tester"])
+    logs = LogStore(home.logs)
+    engine = Engine(f"unix://{tmp_path}/none.sock")
+    driver = DockerDriver(home, logs, engine, lambda _: MadeImage(""), Slots(), vault=vault)
+    process = WorkerProcess(launch(secrets=("openai",)), 1, None, tmp_path, 0)
+    in_the_way = logs.path("tester", "x").parent
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.touch()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(OSError, match="File exists"):
+            await driver._tell_who(process, ours)
+        assert not [each for each in list(Path("/proc/self/fd").iterdir()) if "memfd" in os.path.realpath(each)]
+    await driver.close()

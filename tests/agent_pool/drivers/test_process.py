@@ -1,5 +1,6 @@
 """The process driver: what a start that fails early leaves."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,19 +24,27 @@ class A(Agent):
 """
 
 
-async def test_a_start_that_fails_early_gives_back_its_slot_and_its_spare(short_directory: Path) -> None:
-    home = Home(short_directory)
+async def prepared(directory: Path) -> tuple[ProcessDriver, Revision, Home]:
+    """A driver whose revision is ready to start, and has a secret."""
+    home = Home(directory)
     home.create()
     settings = PoolSettings()
     vault = Vault(home.state, home.secrets_key)
+    await vault.put("openai", b"sk-0123456789", ["a"])
     driver = ProcessDriver(home, LogStore(home.logs), None, settings.worker_environment, vault=vault)
     revision = Revision(
         key="a@1", agent="a", number=1, image_digest="", bundle=str(templates.write_bundle(home.root / "b", m=ECHO)),
         entrypoint="m:A", services=(), env={}, log_level="INFO", venv="", host_network=False, agent_index=0,
-        limits=Limits(), wants_gpus=False, concurrency=1, default_timeout_s=10.0, start_timeout_s=20.0,
+        limits=Limits(), wants_gpus=False, secrets=("openai",),
+        concurrency=1, default_timeout_s=10.0, start_timeout_s=20.0,
     )  # fmt: skip
+    await driver.prepare(revision)
+    return driver, revision, home
+
+
+async def test_a_start_that_fails_early_gives_back_its_slot_and_its_spare(short_directory: Path) -> None:
+    driver, revision, home = await prepared(short_directory)
     try:
-        await driver.prepare(revision)
         [agent_directory] = (home.run / "w").iterdir()
         for slot in (1, 2):
             launch = Launch(f"a-{slot}", f"a-{slot}", revision)
@@ -46,5 +55,17 @@ async def test_a_start_that_fails_early_gives_back_its_slot_and_its_spare(short_
             in_the_way.unlink()
             assert (await driver.start(launch)).handle["slot"] == slot
             await eventually(lambda: driver._spares._waiting)  # which the second start takes
+    finally:
+        await driver.close()
+
+
+async def test_a_log_that_cannot_be_opened_leaves_no_secrets_open(short_directory: Path) -> None:
+    driver, revision, home = await prepared(short_directory)
+    in_the_way = home.logs / "agents" / "a" / "a-1.log"
+    in_the_way.mkdir(parents=True)
+    try:
+        with pytest.raises(IsADirectoryError):
+            await driver.start(Launch("a-1", "a-1", revision))
+        assert not [each for each in list(Path("/proc/self/fd").iterdir()) if "memfd" in os.path.realpath(each)]
     finally:
         await driver.close()

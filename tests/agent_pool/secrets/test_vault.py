@@ -2,10 +2,13 @@
 
 import sqlite3
 import stat
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agentruntime import errors, sealed
+from agentruntime.redaction import Redactor
 
 from agent_pool.secrets.vault import Vault
 
@@ -110,3 +113,26 @@ async def test_old_values_are_left_out_of_what_is_read_too(tmp_path: Path) -> No
     assert kept.redactor("a").redact(VALUE + b" another-one") == b"[secret openai] another-one"
     await kept.delete("openai")
     assert kept.redactor("b").redact(b"another-one") == b"[secret openai]"
+
+
+async def test_a_value_that_is_set_while_a_thread_reads_logs_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = vault(tmp_path)
+    await kept.put("openai", VALUE, ["a"])
+    begun, go_on, made = threading.Event(), threading.Event(), Redactor
+
+    def slowly(values: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        return made(values)
+
+    monkeypatch.setattr("agent_pool.secrets.vault.Redactor", slowly)
+    reader = threading.Thread(target=kept.redactor, args=("a",))
+    reader.start()
+    begun.wait(10)
+    threading.Timer(0.2, go_on.set).start()
+    await kept.put("openai", b"another-one", ["a"])
+    go_on.set()
+    reader.join()
+    assert kept.redactor("a").redact(b"another-one") == b"[secret openai]"

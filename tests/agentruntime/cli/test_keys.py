@@ -3,8 +3,10 @@
 import base64
 import json
 
+import pytest
 from agentruntime._proto.uapi.v1 import access_pb2, agent_pool_pb2, secret_service_pb2
 from agentruntime.api_keys import key_id_of
+from agentruntime.cli import dev
 
 from tests.agentruntime.cli.conftest import Agent
 from tests.agentruntime.platform_services import Record
@@ -39,13 +41,39 @@ def test_who_one_is(agent: Agent, record: Record) -> None:
     assert ("authorization", "Bearer uapi_x") in record.metadata.items()
 
 
-def test_of_a_key_that_an_agent_demands_only_the_id_is_a_setting(agent: Agent, record: Record) -> None:
-    assert agent("run", "my-agent:1.2.0", "--api-key", _KEY, "--api-key", "ci").status == 0
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "my-agent:1.2.0"),
+        ("run", "my-agent:1.2.0", "--update"),
+        ("update", "my-agent"),
+        ("update", "my-agent-01"),
+    ],
+)
+def test_of_a_key_that_an_agent_demands_only_the_id_is_a_setting(
+    agent: Agent, record: Record, command: tuple[str, ...]
+) -> None:
+    assert agent(*command, "--api-key", _KEY, "--api-key", "ci").status == 0
     secret, *_ = [each for each in record.requests if isinstance(each, secret_service_pb2.SetSecretRequest)]
     assert (secret.name, secret.value) == ("my-agent/uapi-api-key", _KEY.encode())
-    (run,) = [each for each in record.requests if isinstance(each, agent_pool_pb2.RunAgentRequest)]
-    assert list(run.settings.access.keys) == ["0a1b2c", "ci"]
-    assert b"signature" not in run.SerializeToString()
+    wanted = [
+        each
+        for each in record.requests
+        if isinstance(each, (agent_pool_pb2.RunAgentRequest, agent_pool_pb2.UpdateAgentRequest))
+    ]
+    assert {tuple(each.settings.access.keys) for each in wanted} == {("0a1b2c", "ci")}
+    assert all(b"signature" not in each.SerializeToString() for each in wanted)
+
+
+def test_who_develops_an_agent_hands_its_key_over_too(
+    agent: Agent, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    developed: list[dev.Development] = []
+    monkeypatch.setattr(dev, "develop", lambda _client, development: developed.append(development))
+    assert agent("run", "my-agent:1.2.0", "--dev", "--api-key", _KEY).status == 0
+    (secret,) = [each for each in record.requests if isinstance(each, secret_service_pb2.SetSecretRequest)]
+    assert (secret.name, secret.value) == ("my-agent/uapi-api-key", _KEY.encode())
+    assert [list(each.request.settings.access.keys) for each in developed] == [["0a1b2c"]]
 
 
 def test_a_key_that_was_cut_off_is_refused_without_being_repeated(agent: Agent) -> None:

@@ -97,6 +97,8 @@ def test_by_device_code(provider: IdentityProvider, home: Home) -> None:
         (["--device", "--client-credentials"], "exclude each other"),
         (["--client-credentials"], "belong together"),
         (["--client-secret-file", "f"], "belong together"),
+        (["--client-credentials", "--client-secret-file", "f"], "add --issuer"),
+        (["--client-credentials", "--client-secret-file", "f", "--provider", "a"], "add --issuer"),
         (["--issuer", "https://a"], "--issuer needs --client-id"),
         (["--issuer", "https://a", "--provider", "a"], "exclude each other"),
         (

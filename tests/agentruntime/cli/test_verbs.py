@@ -403,6 +403,18 @@ def test_a_key_pair_signs_and_verifies(agent: Agent, record: Record, tmp_path: P
     assert agent("sign", "my-agent", "--key", "release.key").status == 0
     assert len(record.signatures) == 1
 
+    # A digest that was asked for is the one that is answered for, and nothing else is signed.
+    pinned = f"my-agent@sha256:{'cd' * 32}"
+    for verb in (
+        ("sign", pinned, "--key", "release.key"),
+        ("verify", pinned, "--key", "release.pub"),
+        ("verify", pinned),
+    ):
+        refused = agent(*verb)
+        assert (refused.status, f"answered for {digest} when asked for {pinned}" in refused.err) == (19, True)
+    assert len(record.signatures) == 1
+    assert agent("verify", f"my-agent@{digest}", "--key", "release.pub").status == 0
+
     other = agent("verify", "other", "--key", "release.pub")
     assert (other.status, "is signed as 'my-agent'" in other.err) == (19, True)
     assert agent("keypair", "stranger").status == 0

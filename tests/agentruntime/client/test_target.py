@@ -81,6 +81,16 @@ def test_no_token_crosses_a_network_in_the_clear() -> None:
         resolve("http://gateway:50051", "secret")
 
 
+def test_a_token_that_cannot_be_sent_is_refused_with_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve("localhost:1", " uapi_a.b\r\n").token == "uapi_a.b"
+    for wrong in ("uapi_a\r\nb", "uapi_\x00", "uapi_ä"):
+        with pytest.raises(InvalidArgument, match="the token given to the client has line breaks"):
+            resolve("localhost:1", wrong)
+    monkeypatch.setenv("UAPI_AUTH_TOKEN", "uapi_a\nb\n")
+    with pytest.raises(InvalidArgument, match="of --api-key or UAPI_AUTH_TOKEN"):
+        resolve("localhost:1")
+
+
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
 def test_absurd_timeouts(timeout_s: float) -> None:
     with pytest.raises(InvalidArgument):
@@ -101,7 +111,8 @@ def test_tls_is_spoken_to_the_runtime_directory_s_own_gateway_where_it_does() ->
         assert (to.address, to.secure, to.ca) == (endpoint.removeprefix("https://"), True, ca)
         assert to.token == home.token()
     assert resolve("https://localhost:7", ca="/other.pem").ca == "/other.pem"
-    assert not resolve("http://localhost:7").secure
+    in_clear = resolve("http://localhost:7")
+    assert (in_clear.address, in_clear.secure, in_clear.token) == ("127.0.0.1:7", False, "")
     # Another certificate is not of the runtime directory's authority.
     tls["cert"] = "/etc/ssl/agents.pem"
     home.gateway_file.write_text(json.dumps(announced))

@@ -76,6 +76,6 @@ def test_what_a_provider_is_asked() -> None:
     assert provider["require_expiration"] is True
     assert provider["audiences"] == ["uapi"]
     assert "remote_jwks" not in provider
-    # No claim but the subject goes to a header, and no token to an agent.
-    assert provider["claim_to_headers"] == [{"header_name": "x-uapi-caller-subject-corp", "claim_name": "sub"}]
+    # No other claim goes to a header, and no token to an agent.
+    assert [each["claim_name"] for each in provider["claim_to_headers"]] == ["sub", "iss"]
     assert not provider.get("forward")
