@@ -68,6 +68,7 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
         self, requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[bytes]:
         """A method of nobody's proto, streaming both ways."""
+        metadata = dict(context.invocation_metadata() or ())
         if metadata.get("x-refused-by") == self.name:
             raise errors.WorkerDraining("not begun")
         if "x-greeted" in metadata:
