@@ -18,7 +18,7 @@ from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_proto
 from agentruntime._proto.uapi.v1 import agent_registry_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
-from agentruntime.certificates import GATEWAY
+from agentruntime.certificates import GATEWAY, POOL
 from cryptography import x509
 from grpc import aio
 
@@ -298,12 +298,12 @@ async def test_a_certificate_says_who_calls(secured: Secured, tmp_path: Path) ->
             told = await generate(channel, "headers", *spoofed, agent="alpha")
         assert f"x-uapi-principal: {principal!r}" in told.splitlines()
         assert "x-uapi-caller" not in told
-    agents = issued(tmp_path, secured.ca, "agents", "URI:spiffe://agentruntime/agent/beta")
-    async with secured.channel(agents) as channel:
-        with pytest.raises(aio.AioRpcError) as refused:
-            await generate(channel, "x", agent="alpha")
-        # As agent beta it may call what beta's permissions say: nothing.
-        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    # As agent beta it may call what beta's permissions say: nothing. And the pool is there to be called.
+    for name, uri in (("agents", "spiffe://agentruntime/agent/beta"), ("pool", POOL)):
+        async with secured.channel(issued(tmp_path, secured.ca, name, f"URI:{uri}")) as channel:
+            with pytest.raises(aio.AioRpcError) as refused:
+                await generate(channel, "x", agent="alpha")
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 def mutual(made: Made, ca: Made) -> grpc.ServerCredentials:

@@ -16,6 +16,7 @@ from uapi_gateway.access.policy import (
     CALL_ALL,
     CERTIFICATE_PREFIX,
     EVERYTHING,
+    POOL,
     Caller,
     Grant,
     Policy,
@@ -48,7 +49,7 @@ def grants_of(principal: str, key: Key | None, claims: Mapping[str, Any], policy
     if key is not None:
         return (Grant(key.role, key.agents),)
     if principal.startswith(CERTIFICATE_PREFIX):
-        return (CALL_ALL,)
+        return () if principal == POOL else (CALL_ALL,)
     if principal.startswith(AGENT_PREFIX):
         agents = policy.permitted.get(principal.removeprefix(AGENT_PREFIX), ())
         return (Grant(proto.ROLE_CALL, agents),) if agents else ()

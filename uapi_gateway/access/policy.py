@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agentruntime import certificates
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 
 from uapi_gateway.access.identity import Known
@@ -13,6 +14,8 @@ ANONYMOUS = "anonymous"
 AGENT_PREFIX = "agent:"
 # Of programs that are known by a certificate, before its URI name.
 CERTIFICATE_PREFIX = "cert:"
+# It is there to be called, and may lie on another machine.
+POOL = CERTIFICATE_PREFIX + certificates.POOL
 
 
 @dataclass(frozen=True)

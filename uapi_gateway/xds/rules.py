@@ -8,7 +8,7 @@ All is found by look-up, so that a thousand agents or ten thousand keys cost a c
     x-uapi-caller-pair                          a key, and one of its agents
     x-uapi-caller-key                           a key for all agents
     x-uapi-principal: agent:<agent>             the agents that it may call
-                      cert:<URI>                all agents that demand no more
+                      cert:<URI>                all agents that demand no more; nothing, if it is the pool's
                       oidc:…                    as the token's scopes say (tokens.py)
 
 A call without x-uapi-for is for the platform itself, which looks by itself.
@@ -49,7 +49,7 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
     by_agent = {
         policy.AGENT_PREFIX + agent: _rule(agents, wanted.demands, None) for agent, agents in wanted.permitted.items()
     }
-    known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_agent}
+    known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), policy.POOL: DENY, **by_agent}
     certified = [(_certified(), _rule((ALL,), wanted.demands, None))]
     by_principal = look_up(headers.PRINCIPAL, known, first(certified, by_token or DENY))
     tree = look_up(headers.PAIR, by_pair, look_up(headers.KEY, by_key, by_principal))

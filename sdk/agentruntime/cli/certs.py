@@ -17,6 +17,10 @@ def init(
         list[str] | None,
         typer.Option("--host", metavar="NAME", help="Callers connect by this name, too. May be repeated."),
     ] = None,
+    pool_host: Annotated[
+        list[str] | None,
+        typer.Option("--pool-host", metavar="NAME", help="A pool on another machine has this name. May be repeated."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Make all anew, the authority too: callers need its new certificate.")
     ] = False,
@@ -29,7 +33,7 @@ def init(
     """
     home = Home.default()
     home.create()
-    made = _initialize(home.certs, host, dt.datetime.now(dt.UTC), force=force)
+    made = _initialize(home.certs, {"server": host, "pool": pool_host}, dt.datetime.now(dt.UTC), force=force)
     _say(home.certs, made, format_)
     if not output.wants_json(format_):
         print(f"Start the platform with:  agent up --tls\nCallers trust:            {home.certs / 'ca.pem'}")
@@ -63,21 +67,22 @@ def client(
 
 
 def _initialize(
-    directory: Path, hosts: list[str] | None, now: dt.datetime, *, force: bool
+    directory: Path, given: dict[str, list[str] | None], now: dt.datetime, *, force: bool
 ) -> list[certificates.Files]:
     made = []
-    # Without --host, those that there were stay.
-    there = [host for name in ("server", "pool") for host in _hosts(authority.files(directory, name))]
-    kept = there if hosts is None else hosts
-    served = [host for host in dict.fromkeys(kept) if host not in authority.LOCAL_HOSTS]
+    # Each has its own: whoever holds the pool's key on another machine must not pass for the gateway.
+    hosts = {
+        name: list(dict.fromkeys([*authority.LOCAL_HOSTS, *(_hosts(directory, name) if said is None else said)]))
+        for name, said in given.items()
+    }
     if force or not authority.authority_file(directory).exists():
         authority.make_authority(directory, now)
         made.append(authority.files(directory, "ca"))
         force = True
     for wanted in (
-        Wanted("server", [*authority.LOCAL_HOSTS, *served], serves=True),
+        Wanted("server", hosts["server"], serves=True),
         Wanted("gateway", uris=[certificates.GATEWAY]),
-        Wanted("pool", [*authority.LOCAL_HOSTS, *served], [certificates.POOL], serves=True),
+        Wanted("pool", hosts["pool"], [certificates.POOL], serves=True),
     ):
         if force or not _stands(authority.files(directory, wanted.name), wanted, now):
             made.append(authority.issue(directory, wanted, now))
@@ -94,12 +99,16 @@ def _stands(files: certificates.Files, wanted: Wanted, now: dt.datetime) -> bool
     return same and not certificates.warning(files.cert, pair.ends, now.timestamp())
 
 
-def _hosts(files: certificates.Files) -> list[str]:
-    """Those that a certificate is for, if it is there."""
+def _hosts(directory: Path, name: str) -> list[str]:
+    """Those that a certificate is for, if it is there: without other ones they stay."""
+    files = authority.files(directory, name)
+    if not files.cert.exists():
+        return []
     try:
         return certificates.hosts_in(certificates.read_pair(files).names)
-    except errors.FailedPrecondition:
-        return []
+    except errors.FailedPrecondition as error:
+        option = "--pool-host" if name == "pool" else "--host"
+        raise errors.FailedPrecondition(f"{error.message}; say by {option} which names it was for") from None
 
 
 def _say(directory: Path, made: list[certificates.Files], format_: output.Format | None) -> None:

@@ -27,12 +27,17 @@ def test_init_makes_what_is_missing_and_keeps_what_is_good(agent_inside: Agent) 
     assert names("gateway") == {certificates.GATEWAY}
     assert certificates.POOL in names("pool")
     assert made(agent_inside("certs", "init", "-o", "json")) == []
-    assert made(agent_inside("certs", "init", "--host", "a.example", "-o", "json")) == ["server", "pool"]
+    # The pool's is not for the gateway's names.
+    assert made(agent_inside("certs", "init", "--host", "a.example", "-o", "json")) == ["server"]
+    assert made(agent_inside("certs", "init", "--pool-host", "b.example", "-o", "json")) == ["pool"]
     # Without a host, those that there were stay, also where a certificate has to be made anew.
-    (Home.default().certs / "server.pem").write_text("")
-    assert made(agent_inside("certs", "init", "-o", "json")) == ["server"]
-    assert "a.example" in names("server") & names("pool")
     assert made(agent_inside("certs", "init", "--force", "-o", "json")) == ["ca", "server", "gateway", "pool"]
+    assert ("a.example" in names("server"), "a.example" in names("pool")) == (True, False)
+    assert ("b.example" in names("server"), "b.example" in names("pool")) == (False, True)
+    (Home.default().certs / "server.pem").write_text("")
+    lost = agent_inside("certs", "init")
+    assert (lost.status, "say by --host which names it was for" in lost.err) == (19, True)
+    assert made(agent_inside("certs", "init", "--host", "a.example", "-o", "json")) == ["server"]
 
 
 def test_client_makes_a_certificate_that_says_who_calls(agent_inside: Agent) -> None:

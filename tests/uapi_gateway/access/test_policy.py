@@ -71,6 +71,7 @@ CALLERS: dict[str, dict[str, str]] = {
     "free agent": told("agent:free"),
     "certificate": told("cert:spiffe://agentruntime/client/ci"),
     "certificate over tls": told("cert:x", **{headers.SECURE: "TLSv1.3"}),
+    "pool": told("cert:spiffe://agentruntime/pool"),
     "agent without permission": told("agent:other"),
     "revoked": {headers.PRINCIPAL: "key:gone", headers.KEY: "gone"},
     "nobody": {},
@@ -97,6 +98,7 @@ CALLERS: dict[str, dict[str, str]] = {
         ("certificate", "any-key", False),
         ("certificate", "tls", False),
         ("certificate over tls", "tls", True),
+        ("pool", "open", False),
         ("anonymous", "open", True),
         ("anonymous", "unknown", True),
         ("anonymous", "any-key", False),
@@ -132,7 +134,7 @@ def test_calls_of_the_platform_itself_pass_but_for_those_of_nobody() -> None:
         tree = rules(policy(anonymous=anonymous)).matcher
         path = {":path": "/uapi.v1.AgentRegistry/ListAgents"}
         for name, said in CALLERS.items():
-            if name not in ("nobody", "revoked", "agent without permission", "anonymous"):
+            if name not in ("nobody", "revoked", "agent without permission", "anonymous", "pool"):
                 assert walk(tree, {**said, **path}), name
         assert walk(tree, {**CALLERS["anonymous"], **path}) is anonymous
         assert walk(tree, {**CALLERS["anonymous"], ":path": "/grpc.health.v1.Health/Check"})
