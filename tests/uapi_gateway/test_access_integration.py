@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 from agentruntime import errors, status
@@ -269,6 +270,14 @@ async def test_what_an_agent_demands(platform: Platform, keys: dict[str, str]) -
         assert isinstance(await fails(generate(platform.tcp, "x", agent="picky")), errors.Unauthenticated)
 
 
+async def refused(platform: Platform, secret: str) -> bool:
+    try:
+        await generate(platform.tcp, "x", bearer(secret), agent="beta", timeout_s=20)
+    except aio.AioRpcError as error:
+        return error.code() is grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
 async def test_no_valid_call_is_refused_while_keys_come_and_go(platform: Platform, keys: dict[str, str]) -> None:
     ended = asyncio.Event()
     calls = 0
@@ -287,8 +296,9 @@ async def test_no_valid_call_is_refused_while_keys_come_and_go(platform: Platfor
             assert await generate(platform.tcp, "x", bearer(secret), agent="beta", timeout_s=20)
             began = time.monotonic()
             await revoke(platform, f"passing-{number}")
-            error = await fails(generate(platform.tcp, "x", bearer(secret), agent="beta", timeout_s=20))
-            assert isinstance(error, errors.Unauthenticated)
+            # At once, but for a machine that is too busy to let Envoy's threads run.
+            while not await refused(platform, secret):
+                assert time.monotonic() - began < 1.0
             longest_s = max(longest_s, time.monotonic() - began)
     finally:
         ended.set()

@@ -15,6 +15,7 @@ from functools import lru_cache
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 from agentruntime.api_keys import PREFIX, key_id_of
 from agentruntime.errors import InvalidArgument
+from agentruntime.sections import NONE
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -99,6 +100,8 @@ def check(wanted: Wanted) -> Wanted:
             f"'{wanted.name}' is not a key's name; use at most 63 lower case letters, digits and hyphens, "
             "neither first nor last a hyphen"
         )
+    if wanted.name == NONE:
+        raise InvalidArgument(f"'{NONE}' is not a key's name: to `--api-key` it says that no key is demanded")
     if wanted.role not in (proto.ROLE_CALL, proto.ROLE_OPERATE, proto.ROLE_ADMINISTER):
         raise InvalidArgument("a key's role is call, operate or administer")
     if not wanted.agents:

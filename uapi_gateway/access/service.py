@@ -1,5 +1,6 @@
 """AccessService: keys made, listed and ended; and whom the gateway takes a caller for."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ _log = log.get("uapi_gateway.access")
 # Envoy takes milliseconds, and a second or two with ten thousand keys. One that is being started again gets the
 # newest as it comes up.
 _LONGEST_WAIT_S = 15.0
+# It confirms a change just before its threads have it.
+_THREADS_S = 0.05
 
 
 class AccessService(access_pb2_grpc.AccessServiceServicer):
@@ -46,9 +49,14 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
             max_concurrency=request.max_concurrency,
         )
         secret, key = await self._book.create(wanted)
-        if not await self._guarded(_LONGEST_WAIT_S):
+        if not await self._in_force():
             _log.warning("envoy does not know a new key yet", key=key.key_id, name=key.name)
         return proto.CreateKeyResponse(secret=secret, key=key.message())
+
+    async def _in_force(self) -> bool:
+        confirmed = await self._guarded(_LONGEST_WAIT_S)
+        await asyncio.sleep(_THREADS_S)
+        return confirmed
 
     async def ListKeys(
         self, request: proto.ListKeysRequest, context: aio.ServicerContext[Any, Any]
@@ -59,7 +67,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
         self, request: proto.RevokeKeyRequest, context: aio.ServicerContext[Any, Any]
     ) -> proto.RevokeKeyResponse:
         key = await self._book.revoke(request.key)
-        if not await self._guarded(_LONGEST_WAIT_S):
+        if not await self._in_force():
             raise Unavailable(
                 f"key '{key.name}' is revoked, but Envoy has not confirmed it within {_LONGEST_WAIT_S:g} s; it is "
                 "refused as soon as Envoy is connected again: `agent status` says what runs",

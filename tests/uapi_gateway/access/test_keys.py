@@ -61,6 +61,7 @@ def test_the_key_set_is_json_and_never_empty() -> None:
     [
         ({"name": "Not-A-Label"}, "not a key's name"),
         ({"name": "x" * 64}, "not a key's name"),
+        ({"name": "none"}, "no key is demanded"),
         ({"role": 17}, "role"),
         ({"agents": ()}, "which agents"),
         ({"agents": ("*", "a")}, "alone"),
