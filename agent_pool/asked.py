@@ -1,18 +1,20 @@
 """What requests and agent.yaml say: None, or empty, where they are silent; one laid over the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from agentruntime.manifest import AgentManifest, HealthSection
 from agentruntime.sections import (
     DEFAULT_CACHE_BYTES,
+    NONE,
     AccessSection,
     CacheSection,
     IsolationSection,
     LoggingSection,
     PermissionsSection,
     TrafficSection,
+    none_or,
 )
 
 from agent_pool.resources import Requested
@@ -41,10 +43,6 @@ def _flag(setting: str) -> str:
     """ "--memory-limit" of "memory_limit_bytes": as the command has it."""
     word = setting.removesuffix("_bytes").removesuffix("_millis").removesuffix("_bps").replace("_", "-")
     return "--" + {"gpus": "gpu"}.get(word, word)
-
-
-def _given(said: "Permissions") -> dict[str, tuple[str, ...]]:
-    return {name: names for name, names in vars(said).items() if names}
 
 
 def over(said: "Said", below: "Said") -> "Said":
@@ -138,7 +136,7 @@ class AskedCache:
 
 @dataclass(frozen=True)
 class Permissions:
-    """What an agent may use; one of these adds to another, so nothing is silent. The proto's Permissions."""
+    """What an agent may use. The proto's Permissions."""
 
     agents: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
@@ -150,16 +148,24 @@ class Permissions:
 
     @classmethod
     def of_manifest(cls, section: PermissionsSection) -> "Permissions":
-        return cls(**{name: tuple(names) for name, names in section})
+        return cls(**{name: none_or(names) for name, names in section})
 
-    def and_also(self, more: "Permissions") -> "Permissions":
+    def and_also(self, more: "AskedPermissions") -> "Permissions":
         """What either of the two gives, in order, each once."""
-        return Permissions(
-            **{
-                each.name: tuple(dict.fromkeys((*getattr(self, each.name), *getattr(more, each.name))))
-                for each in fields(self)
-            }
-        )
+        added = {name: tuple(dict.fromkeys((*getattr(self, name), *names))) for name, names in spoken(more).items()}
+        return replace(self, **added)
+
+
+@dataclass(frozen=True)
+class AskedPermissions:
+    """What an operator adds to those of agent.yaml; empty where it is no longer any."""
+
+    agents: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
+    topics: tuple[str, ...] | None = None
+    tools: tuple[str, ...] | None = None
+    egress: tuple[str, ...] | None = None
+    secrets: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,13 +173,19 @@ class AskedAccess:
     """What is demanded of callers."""
 
     tls: bool | None = None
-    # API keys, by name or id.
+    # API keys, by name or id; empty where none is demanded any longer.
     keys: tuple[str, ...] | None = None
+    # "" likewise.
     oauth2_client_id: str | None = None
 
     @classmethod
     def of_manifest(cls, section: AccessSection) -> "AskedAccess":
-        return cls(section.tls, tuple(section.keys) or None, section.oauth2_client_id)
+        return cls.read(section.tls, section.keys, section.oauth2_client_id)
+
+    @classmethod
+    def read(cls, tls: bool | None, keys: Sequence[str], client_id: str | None) -> "AskedAccess":
+        """With "none" for no longer any. Raises ValueError if it does not stand alone."""
+        return cls(tls, none_or(keys) if keys else None, "" if client_id == NONE else client_id)
 
 
 @dataclass(frozen=True)
@@ -230,8 +242,7 @@ class Asked:
     isolation: AskedIsolation = field(default_factory=AskedIsolation)
     # "text", "json" or "".
     log_format: str = ""
-    # That an operator adds to those of agent.yaml.
-    permissions: Permissions = field(default_factory=Permissions)
+    permissions: AskedPermissions = field(default_factory=AskedPermissions)
 
     def over(self, below: "Asked") -> "Asked":
         """This, and where it is silent what `below` says; of the environment, variable by variable."""
@@ -245,7 +256,7 @@ class Asked:
             mode=self.mode or below.mode,
             isolation=over(self.isolation, below.isolation),
             log_format=self.log_format or below.log_format,
-            permissions=Permissions(**{**vars(below.permissions), **_given(self.permissions)}),
+            permissions=over(self.permissions, below.permissions),
         )
 
     def differs_from(self, running: "Asked") -> list[str]:
@@ -265,8 +276,8 @@ class Asked:
         if self.mode and self.mode != running.mode:
             # Its flags are its values.
             changed.append(self.mode)
-        for name, given in _given(self.permissions).items():
-            if given != getattr(running.permissions, name):
+        for name, given in spoken(self.permissions).items():
+            if given != (getattr(running.permissions, name) or ()):
                 changed.append(name)
         if {**running.env, **self.env} != dict(running.env):
             changed.append("env")

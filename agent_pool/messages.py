@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_pool import health
 from agent_pool.asked import (
+    AskedPermissions,
     Compression,
     FailureAction,
     LoadBalancer,
@@ -20,6 +21,7 @@ from agent_pool.asked import (
     Permissions,
     RestartMode,
     SecurityContext,
+    spoken,
 )
 from agent_pool.deployment import Deployment
 from agent_pool.drivers.base import Enforcement, Stats
@@ -160,8 +162,8 @@ def settings(of: Deployment) -> pb.AgentSettings:
     )
 
 
-def _permissions(of: Permissions) -> pb.Permissions:
-    return pb.Permissions(**vars(of))
+def _permissions(of: Permissions | AskedPermissions) -> pb.Permissions:
+    return pb.Permissions(**spoken(of))
 
 
 def _code(choices: Mapping[Code, str], name: str) -> Code:

@@ -1,13 +1,14 @@
 """Requests of the protos, read: what they ask for, and whether each value makes sense by itself."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime.log import LEVELS
 from agentruntime.secrets import check_wanted
-from agentruntime.sections import LEAST_LOG_BYTES, MOST_EGRESS, egress_target, is_aggregator
+from agentruntime.sections import LEAST_LOG_BYTES, MOST_EGRESS, egress_target, is_aggregator, none_or
 
 from agent_pool.asked import (
     Asked,
@@ -16,10 +17,10 @@ from agent_pool.asked import (
     AskedHealth,
     AskedIsolation,
     AskedLogging,
+    AskedPermissions,
     AskedPolicies,
     AskedServing,
     AskedTraffic,
-    Permissions,
 )
 from agent_pool.deployment import DEFAULT_GRACE_S, RunRequest
 from agent_pool.messages import (
@@ -222,25 +223,34 @@ def _asked_logging(message: pb.Logging) -> AskedLogging:
     return AskedLogging(aggregator, retention_s, max_bytes)
 
 
-def _permissions(message: pb.Permissions) -> Permissions:
+def _permissions(message: pb.Permissions) -> AskedPermissions:
     if len(message.egress) > MOST_EGRESS:
         raise errors.InvalidArgument(f"egress to more than {MOST_EGRESS} hosts; --network host has no bound")
-    for entry in message.egress:
-        try:
-            egress_target(entry)
-        except ValueError as error:
-            raise errors.InvalidArgument(f"egress: {error}") from None
     for name in message.secrets:
         check_wanted(name)
-    return Permissions(**{field.name: tuple(value) for field, value in message.ListFields()})
+    with _named("permissions"):
+        given = {field.name: none_or(names) for field, names in message.ListFields()}
+    with _named("egress"):
+        for entry in given.get("egress", ()):
+            egress_target(entry)
+    return AskedPermissions(**given)
 
 
 def _asked_access(message: pb.Access) -> AskedAccess:
-    return AskedAccess(
-        tls=message.tls if message.HasField("tls") else None,
-        keys=tuple(message.keys) or None,
-        oauth2_client_id=message.oauth2_client_id if message.HasField("oauth2_client_id") else None,
-    )
+    with _named("access"):
+        return AskedAccess.read(
+            message.tls if message.HasField("tls") else None,
+            message.keys,
+            message.oauth2_client_id if message.HasField("oauth2_client_id") else None,
+        )
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise errors.InvalidArgument(f"{what}: {error}") from None
 
 
 def _chosen(choices: Mapping[Code, Choice], value: Code, what: str) -> Choice | None:

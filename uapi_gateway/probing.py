@@ -194,7 +194,9 @@ async def _grpc_check(endpoint: str, resolved: str, outward: Outward, timeout_s:
                 return
             raise _Unwell(f"{endpoint} answers its health check with {error.code().name}") from error
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        # Proto3's enums are open: a peer may send any number.
+        known = health_pb2.HealthCheckResponse.ServingStatus.items()
+        state = next((name for name, number in known if number == answer.status), str(answer.status))
         raise _Unwell(f"{endpoint} says it is {state}")
 
 

@@ -229,9 +229,14 @@ class HealthLoop:
     async def check(self, agent: Agent) -> None:
         """Checks one agent, and enters what it finds unless the agent has registered anew meanwhile."""
         (endpoint,) = agent.endpoints
-        finding = await probing.probe(endpoint.address, agent.health_check, self._outward)
-        if finding.healthy and (why := came_near(endpoint, finding)):
-            finding = probing.Finding(False, why)
+        try:
+            finding = await probing.probe(endpoint.address, agent.health_check, self._outward)
+            if finding.healthy and (why := came_near(endpoint, finding)):
+                finding = probing.Finding(False, why)
+        except Exception as error:
+            # Whatever one agent answers must not end the checks of all others.
+            _log.exception("the health check of an agent failed in an unforeseen way", agent=agent.agent_id)
+            finding = probing.Finding(False, f"its health check failed in an unforeseen way ({type(error).__name__})")
         found = judge(endpoint, finding, self._most_failures)
         if found.ready != endpoint.ready:
             _log.warning("health of an agent changed", agent=agent.agent_id, ready=found.ready, reason=found.reason)

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -168,7 +169,8 @@ def _is_host(host: str) -> bool:
 
 def _egress(entry: Any) -> str:
     text = str(entry).lower()
-    egress_target(text)
+    if text != NONE:
+        egress_target(text)
     return text
 
 
@@ -179,17 +181,42 @@ def _secret(name: str) -> str:
         raise ValueError(error.message) from None
 
 
+# Alone in a list, or as a client's id: no longer any, where silence would mean "as before".
+NONE = "none"
+
+
+def none_or(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, or none of "none".
+
+    Raises:
+        ValueError: "none" does not stand alone.
+    """
+    if NONE in names and len(names) > 1:
+        raise ValueError(f"'{NONE}' stands for no longer any; write it alone, or leave it out")
+    return () if NONE in names else tuple(names)
+
+
+def _alone(names: list[str]) -> list[str]:
+    """As they are: that there should be none must still be said to whoever knows what was before."""
+    none_or(names)
+    return names
+
+
 class PermissionsSection(Section):
-    """What an agent may use; nothing that is not named, and "*" for all."""
+    """What an agent may use; nothing that is not named, "*" for all, "none" for none that was added."""
 
     # Other agents that it may call.
-    agents: list[str] = Field(default_factory=list)
-    models: list[str] = Field(default_factory=list)
-    topics: list[str] = Field(default_factory=list)
-    tools: list[str] = Field(default_factory=list)
+    agents: Annotated[list[str], AfterValidator(_alone)] = Field(default_factory=list)
+    models: Annotated[list[str], AfterValidator(_alone)] = Field(default_factory=list)
+    topics: Annotated[list[str], AfterValidator(_alone)] = Field(default_factory=list)
+    tools: Annotated[list[str], AfterValidator(_alone)] = Field(default_factory=list)
     # host:port
-    egress: list[Annotated[str, BeforeValidator(_egress)]] = Field(default_factory=list, max_length=MOST_EGRESS)
-    secrets: list[Annotated[str, AfterValidator(_secret)]] = Field(default_factory=list)
+    egress: Annotated[list[Annotated[str, BeforeValidator(_egress)]], AfterValidator(_alone)] = Field(
+        default_factory=list, max_length=MOST_EGRESS
+    )
+    secrets: Annotated[list[Annotated[str, AfterValidator(_secret)]], AfterValidator(_alone)] = Field(
+        default_factory=list
+    )
 
 
 def _key(given: Any) -> Any:
@@ -207,7 +234,7 @@ class AccessSection(Section):
 
     tls: bool | None = None
     # API keys, by name or id, or the key itself, of which only the id is kept; "*" is any.
-    keys: list[Annotated[str, BeforeValidator(_key)]] = Field(default_factory=list)
+    keys: Annotated[list[Annotated[str, BeforeValidator(_key)]], AfterValidator(_alone)] = Field(default_factory=list)
     oauth2_client_id: str | None = None
 
 

@@ -2,8 +2,17 @@
 
 from agentruntime.manifest import AgentManifest
 
-from agent_pool.asked import Asked, AskedCache, AskedPolicies, AskedServing, AskedTraffic
-from agent_pool.policies import CachePolicy, Policies
+from agent_pool.asked import (
+    Asked,
+    AskedAccess,
+    AskedCache,
+    AskedPermissions,
+    AskedPolicies,
+    AskedServing,
+    AskedTraffic,
+    Permissions,
+)
+from agent_pool.policies import AccessPolicy, CachePolicy, Policies
 from agent_pool.resources import Requested
 
 
@@ -46,6 +55,22 @@ def test_what_agent_yaml_turns_on_without_saying_how() -> None:
     assert of("cache: {ttl: 10s}").cache == AskedCache(100_000_000, 10.0)
     assert of("cache: {enabled: false, size: 1MB}").cache == AskedCache(0, None)
     assert of("restart_policy: no").restart == "no"
+
+
+def test_nothing_that_agent_yaml_says_is_silence_of_an_operator() -> None:
+    manifest = AgentManifest.parse(MANIFEST + "permissions: {egress: [none]}\naccess: {keys: [none]}\n")
+    program = Permissions.of_manifest(manifest.permissions)
+    assert program == Permissions()
+    assert AskedPolicies.of_manifest(manifest).access == AskedAccess(keys=())
+    authors = AskedPolicies(access=AskedAccess(keys=("ci",), oauth2_client_id="chat"))
+    nobodys = AskedPolicies(access=AskedAccess.read(None, ["none"], "none"))
+    assert Policies.of(nobodys.over(authors), 64).access == AccessPolicy()
+    assert program.and_also(AskedPermissions(egress=("a:1", "a:1"))) == Permissions(egress=("a:1",))
+    for said in (AskedPermissions(), AskedPermissions(egress=())):
+        assert Permissions(egress=("a:1",)).and_also(said) == Permissions(egress=("a:1",))
+    assert Asked(permissions=AskedPermissions(egress=())).differs_from(
+        Asked(permissions=AskedPermissions(egress=("a:1",)))
+    ) == ["--egress"]
 
 
 def test_defaults_where_nobody_says_anything() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from agentruntime import errors
@@ -10,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from agent_pool import messages, requests
 from agent_pool.asked import Asked, AskedPolicies
+from agent_pool.policies import Policies
 from tests.agent_pool.test_state import deployment
 
 
@@ -62,6 +64,8 @@ def test_everything_in_force_is_told_and_can_be_asked_for() -> None:
         (run(logging=pb.Logging(aggregator="fluentd://host:65536")), "not where logs can be sent"),
         (run(logging=pb.Logging(max_bytes=99_999)), "less than 100000"),
         (run(permissions=pb.Permissions(egress=["example.com"])), "not host:port"),
+        (run(permissions=pb.Permissions(egress=["none", "a:1"])), "permissions: 'none' stands for no longer any"),
+        (run(access=pb.Access(keys=["ci", "none"])), "access: 'none' stands for no longer any"),
         (run(permissions=pb.Permissions(secrets=["my/openai"])), "name it without the agent: openai"),
         (run(permissions=pb.Permissions(secrets=[".openai"])), "not the name of a secret"),
     ],
@@ -81,3 +85,41 @@ def test_grace_periods_have_bounds(kind: Callable[..., pb.StopAgentRequest], sec
 def test_secrets_by_the_names_of_their_files_or_all() -> None:
     read = requests.run_request(run(permissions=pb.Permissions(secrets=["openai", "*"])))
     assert read.asked.permissions.secrets == ("openai", "*")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "egress", "keys", "client"),
+    [
+        ({}, {}, [], [], ""),
+        ({"egress": ["a:1"], "keys": ["ci"], "client": "chat"}, {}, ["a:1"], ["ci"], "chat"),
+        ({"egress": ["a:1"], "keys": ["ci"], "client": "chat"}, {"egress": ["none"]}, [], ["ci"], "chat"),
+        ({"egress": ["a:1"], "keys": ["ci"], "client": "chat"}, {"keys": ["none"]}, ["a:1"], [], "chat"),
+        ({"egress": ["a:1"], "keys": ["ci"], "client": "chat"}, {"client": "none"}, ["a:1"], ["ci"], ""),
+        ({"egress": ["none"], "keys": ["none"], "client": "none"}, {}, [], [], ""),
+        ({"egress": ["none"], "keys": ["none"]}, {"egress": ["b:2"], "keys": ["x"]}, ["b:2"], ["x"], ""),
+    ],
+)
+def test_what_an_operator_granted_or_demanded_can_be_taken_back(
+    before: dict[str, Any], after: dict[str, Any], egress: list[str], keys: list[str], client: str
+) -> None:
+    def read(said: dict[str, Any]) -> tuple[Asked, AskedPolicies]:
+        given = pb.AgentSettings(
+            permissions=pb.Permissions(egress=said.get("egress", [])),
+            access=pb.Access(keys=said.get("keys", []), oauth2_client_id=said.get("client")),
+        )
+        return requests.asked(given), requests.asked_policies(given)
+
+    (asked, policies), (later, laters) = read(before), read(after)
+    made = deployment()
+    made.asked = laters.over(policies)
+    made.policies = Policies.of(made.asked, 64)
+    in_force = later.over(asked)
+    made.revisions[made.current] = made.spec.model_copy(update={"asked": in_force})
+    told = messages.settings(made)
+    assert (list(told.permissions.egress), list(told.access.keys), told.access.oauth2_client_id) == (
+        egress,
+        keys,
+        client,
+    )
+    assert list(messages.deployment(made).permissions.egress) == egress
+    assert later.differs_from(in_force) == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent_pool.asked import Asked, AskedIsolation, AskedServing, Permissions
+from agent_pool.asked import Asked, AskedIsolation, AskedPermissions, AskedServing
 from agent_pool.resources import Requested, resolve
 from agent_pool.revision import Program, Serving, Spec
 from tests.agent_pool.test_state import spec
@@ -44,7 +44,7 @@ def test_a_network_limit_without_a_network_is_told_to_have_no_effect() -> None:
     assert "no effect" in asking(Asked(isolation=limit)).without_effect
     assert not asking(Asked(network="host", isolation=limit)).without_effect
     assert not PLAIN.without_effect
-    way_out = Permissions(egress=("api.example.com:443",))
+    way_out = AskedPermissions(egress=("api.example.com:443",))
     assert "egress has no effect" in asking(Asked(network="host", permissions=way_out)).without_effect
     assert not asking(Asked(permissions=way_out)).without_effect
     limited, unlimited = (asking(Asked(network="host", isolation=AskedIsolation(None, None, bps))) for bps in (1, 0))

@@ -55,6 +55,8 @@ def test_units_are_read() -> None:
             "permissions.secrets.0: 'my/openai' is not the name of a secret",
         ),
         (MINIMAL + "permissions: {secrets: ['*', '']}\n", "permissions.secrets.1: '' is not the name of a secret"),
+        (MINIMAL + "permissions: {egress: [none, 'a:1']}\n", "permissions.egress: 'none' stands for no longer any"),
+        (MINIMAL + "access: {keys: [none, ci]}\n", "access.keys: 'none' stands for no longer any"),
         (MINIMAL + "python: {requirements: requests}\n", "python.requirements"),
     ],
 )

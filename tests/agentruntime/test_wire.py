@@ -79,3 +79,12 @@ def test_off_is_said() -> None:
     assert (settings.traffic.failure_threshold, settings.cache.max_bytes) == (0, 0)
     assert settings.traffic.HasField("failure_threshold")
     assert settings.cache.HasField("max_bytes")
+
+
+def test_no_longer_any_is_said() -> None:
+    none = RuntimeConfig.from_dict(
+        {"permissions": {"egress": ["none"]}, "access": {"keys": ["none"], "oauth2_client_id": "none"}}
+    )
+    settings = wire.agent_settings(none)
+    assert list(settings.permissions.egress) == list(settings.access.keys) == ["none"]
+    assert settings.access.oauth2_client_id == "none"

@@ -30,11 +30,11 @@ class Echo(text_generation_pb2_grpc.TextGenerationServiceServicer):
     async def GenerateText(
         self, request: proto.GenerateTextRequest, context: aio.ServicerContext[Any, Any]
     ) -> proto.GenerateTextResponse:
-        metadata = dict(context.invocation_metadata() or ())
         if request.prompt == "hang":
             await asyncio.sleep(3600)
         if request.prompt == "headers":
-            return proto.GenerateTextResponse(text="\n".join(f"{k}: {v!r}" for k, v in sorted(metadata.items())))
+            told = sorted(context.invocation_metadata() or ())
+            return proto.GenerateTextResponse(text="\n".join(f"{k}: {v!r}" for k, v in told))
         if request.prompt == "deadline":
             return proto.GenerateTextResponse(text=f"{context.time_remaining()}")
         if request.prompt == f"not {self.name}":

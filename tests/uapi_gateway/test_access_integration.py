@@ -119,6 +119,13 @@ async def test_an_agent_hears_who_calls_and_never_the_credential(platform: Platf
     assert "Bearer own" in both
 
 
+async def test_a_key_that_is_sent_twice_is_one(platform: Platform, keys: dict[str, str]) -> None:
+    twice = (bearer(keys["caller"]), ("x-api-key", keys["caller"]))
+    for channel in (platform.tcp, platform.unix):
+        told = await generate(channel, "headers", *twice, agent="alpha")
+        assert told.count("x-uapi-principal: 'key:caller'") == told.count("x-uapi-principal") == 1
+
+
 def _forged(secret: str) -> dict[str, str]:
     """Keys that somebody made out of a good one."""
     header, claims, signature = secret.removeprefix("uapi_").split(".")
@@ -247,6 +254,11 @@ async def test_what_an_agent_demands(platform: Platform, keys: dict[str, str]) -
         assert await generate(platform.tcp, "x", bearer(keys["admin"]), agent="picky")
         for name in ("picky", "picky-01"):
             error = await fails(generate(platform.tcp, "x", agent=name))
+            assert (type(error), error.reason) == (errors.Unauthenticated, "CREDENTIAL_MISSING")
+        # Two names are none: the rules and the routes must not take one each.
+        for second in ("x-01", "alpha", "picky-01"):
+            twice = (("x-uapi-agent", "picky"), ("x-uapi-agent", second))
+            error = await fails(generate(platform.tcp, "x", *twice))
             assert (type(error), error.reason) == (errors.Unauthenticated, "CREDENTIAL_MISSING")
         everything = await create(platform, "everything", "*")
         assert isinstance(

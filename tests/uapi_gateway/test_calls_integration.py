@@ -78,11 +78,13 @@ async def test_unknown_agent(platform: Platform, name: str) -> None:
     assert error.message == f"agent '{name[:63]}' not found"
 
 
-async def test_the_first_of_several_names_counts(platform: Platform) -> None:
-    names = (("x-uapi-agent", "beta"), ("x-uapi-agent", "alpha"))
-    assert await generate(platform.tcp, "x", *names) == "beta-01: x"
-    code, _ = await failure(generate(platform.tcp, "x", ("x-uapi-agent", "nobody"), *names))
-    assert code is grpc.StatusCode.NOT_FOUND
+async def test_several_names_are_refused(platform: Platform) -> None:
+    for channel in (platform.tcp, platform.unix):
+        for first, second in (("beta", "alpha"), ("nobody", "beta"), ("beta", "x-01")):
+            names = (("x-uapi-agent", first), ("x-uapi-agent", second))
+            code, error = await failure(generate(channel, "x", *names))
+            assert code is grpc.StatusCode.INTERNAL
+            assert "more than one agent" in error.message
 
 
 async def test_unknown_agent_is_refused_fast(platform: Platform) -> None:

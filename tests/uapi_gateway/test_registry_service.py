@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
 from agentruntime.errors import InvalidArgument
 from google.protobuf.duration_pb2 import Duration
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from uapi_gateway.outward import Outward
 from uapi_gateway.probing import Finding, check_health_url
@@ -99,3 +102,33 @@ async def test_a_finding_about_an_earlier_registration_is_dropped() -> None:
         await HealthLoop(registry, Outward(), interval_s=1, failures=1).check(before)
     found = registry.require("x")
     assert [(e.address, e.ready, e.failures) for e in found.endpoints] == [("127.0.0.1:1", True, 0)]
+
+
+@pytest.mark.integration
+async def test_no_answer_of_one_agent_ends_the_checks_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(health_pb2_grpc.HealthServicer):
+        async def Check(self, _request: Any, _context: Any) -> health_pb2.HealthCheckResponse:
+            return health_pb2.HealthCheckResponse(status=99)
+
+    server = aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(Odd(), server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    registry = Registry()
+    agent = Agent("x", ("s.S",), (Endpoint(address, ready=True, resolved=address),))
+    loop = HealthLoop(registry, Outward(), interval_s=1, failures=1)
+    try:
+        await loop.check(registry.register(agent, 30, time.time()))
+        (found,) = registry.require("x").endpoints
+        assert (found.ready, found.reason) == (False, f"{address} says it is 99")
+    finally:
+        await server.stop(None)
+
+    async def unforeseen(*_arguments: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("uapi_gateway.probing.probe", unforeseen)
+    await loop.check(registry.register(agent, 30, time.time()))
+    (found,) = registry.require("x").endpoints
+    assert not found.ready
+    assert "ZeroDivisionError" in found.reason

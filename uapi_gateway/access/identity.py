@@ -177,14 +177,16 @@ class IdentityProviders:
 
     def _failed(self, name: str, error: AgentError) -> None:
         known = self._known[name]
-        if known.error != error.message:
+        # What a provider said may stand in it, with what no UTF-8 can hold.
+        said = error.message.encode("utf-8", "backslashreplace").decode()
+        if known.error != said:
             _log.warning(
                 "an identity provider's keys cannot be fetched",
                 provider=name,
-                error=error.message,
+                error=said,
                 kept=known.keys is not None,
             )
-        self._known[name] = replace(known, error=error.message, failures=known.failures + 1)
+        self._known[name] = replace(known, error=said, failures=known.failures + 1)
 
     def _fetched(self, name: str, keys: KeySet) -> None:
         known = self._known[name]

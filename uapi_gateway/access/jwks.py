@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ _CURVES: Mapping[str, tuple[Callable[[], ec.EllipticCurve], str]] = {
     "P-384": (ec.SECP384R1, "ES384"),
     "P-521": (ec.SECP521R1, "ES512"),
 }
+_BASE64URL = re.compile("[A-Za-z0-9_-]+")
 _RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 
 
@@ -54,7 +56,9 @@ def reduced(document: Mapping[str, Any]) -> KeySet:
             reduced_key = _reduced(key)
         except (ValueError, TypeError, OverflowError, KeyError, UnsupportedAlgorithm) as error:
             name = str(key.get("kid", number))[:64] if isinstance(key, dict) else str(number)
-            left_out.append(f"{name}: {f'it has no {error}' if isinstance(error, KeyError) else error}")
+            why = f"{name}: {f'it has no {error}' if isinstance(error, KeyError) else error}"
+            # JSON may hold what no UTF-8 can, and this is logged and told.
+            left_out.append(why.encode("ascii", "backslashreplace").decode())
             continue
         if len(keys) == MOST_KEYS:
             left_out.append(f"all from number {number} on: there are more than {MOST_KEYS}")
@@ -83,8 +87,10 @@ def _reduced(key: Any) -> dict[str, str]:
     else:
         raise ValueError(f"keys of type {str(kind)[:16]} are not taken")
     if "kid" in key:
-        if not isinstance(key["kid"], str) or not 0 < len(key["kid"]) <= 256:
-            raise ValueError("its kid is no short text")
+        kid = key["kid"]
+        # Of JSON's other texts, Envoy refuses some (lone surrogates), and all other changes of access with them.
+        if not isinstance(kid, str) or not 0 < len(kid) <= 256 or not kid.isascii() or not kid.isprintable():
+            raise ValueError("its kid is no short text of printable ASCII")
         made["kid"] = key["kid"]
     return made
 
@@ -126,6 +132,6 @@ def _number(text: Any) -> int:
 
 def _bytes(text: Any) -> bytes:
     """RFC 7515's base64url without padding, and nothing else: Envoy is as strict."""
-    if not isinstance(text, str) or not text or "=" in text:
+    if not isinstance(text, str) or not _BASE64URL.fullmatch(text):
         raise ValueError("a part of it is not base64url")
     return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

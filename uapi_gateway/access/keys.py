@@ -15,6 +15,7 @@ from functools import lru_cache
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 from agentruntime.api_keys import PREFIX, key_id_of
 from agentruntime.errors import InvalidArgument
+from agentruntime.sections import NONE
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -26,6 +27,8 @@ LOCAL = "local"
 ALL = "*"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MOST_AGENTS = 1000
+# No date of it is too far for those who have to write it down.
+_LONGEST_LIFE_S = 100 * 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def check(wanted: Wanted) -> Wanted:
             f"'{wanted.name}' is not a key's name; use at most 63 lower case letters, digits and hyphens, "
             "neither first nor last a hyphen"
         )
+    if wanted.name == NONE:
+        raise InvalidArgument(f"'{NONE}' is not a key's name: to `--api-key` it says that no key is demanded")
     if wanted.role not in (proto.ROLE_CALL, proto.ROLE_OPERATE, proto.ROLE_ADMINISTER):
         raise InvalidArgument("a key's role is call, operate or administer")
     if not wanted.agents:
@@ -112,6 +117,8 @@ def check(wanted: Wanted) -> Wanted:
         raise InvalidArgument("the role administer is for all agents; say '*'")
     if wanted.expires_in_s is not None and not wanted.expires_in_s > 0:
         raise InvalidArgument("a key must expire later than now; leave its duration out for one that does not expire")
+    if wanted.expires_in_s is not None and wanted.expires_in_s > _LONGEST_LIFE_S:
+        raise InvalidArgument("a key lasts at most 100 years; leave its duration out for one that does not expire")
     if not 0 <= wanted.rate_per_second < float("inf"):
         raise InvalidArgument("a key's rate is calls per second: 0, for the gateway's own limit, or more")
     return wanted

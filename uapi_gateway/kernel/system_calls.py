@@ -162,12 +162,13 @@ def refusal(registry: Registry, agent: Agent, method: str, metadata: Iterable[tu
 
 
 def _named(registry: Registry, agent: Agent, name: str) -> errors.AgentError:
-    if not permissions.allowed(agent, proto.PERMISSION_KIND_AGENT, name):
-        owner = _NUMBER.sub("", name)
-        if owner != name and permissions.allowed(agent, proto.PERMISSION_KIND_AGENT, owner):
-            return _denied(agent, f"agents call agents, not one worker of them: name '{owner}'")
-        return permissions.denial(agent, proto.PERMISSION_KIND_AGENT, name)
     target = registry.get(name)
+    may = permissions.allowed(agent, proto.PERMISSION_KIND_AGENT, name)
+    owner = _NUMBER.sub("", name)
+    if not (may and target) and owner != name and permissions.allowed(agent, proto.PERMISSION_KIND_AGENT, owner):
+        return _denied(agent, f"agents call agents, not one worker of them: name '{owner}'")
+    if not may:
+        return permissions.denial(agent, proto.PERMISSION_KIND_AGENT, name)
     if target is None:
         return errors.AgentNotFound(name)
     if target.demands.keys or target.demands.oauth2_client_id:

@@ -101,7 +101,8 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
         certified: callers may show a certificate, which is verified. Another credential counts for more.
     """
     by_certificate = [set_header(headers.PRINCIPAL, "%DYNAMIC_METADATA(uapi:certificate)%", absent=True)]
-    found = [*(by_certificate if certified else []), set_header(headers.PRINCIPAL, nobody, absent=True)]
+    found = [_first(headers.PRINCIPAL), _first(headers.KEY)]
+    found += [*(by_certificate if certified else []), set_header(headers.PRINCIPAL, nobody, absent=True)]
     secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
     found += [set_header(headers.SECURE, secure), _pair()]
     return [
@@ -111,6 +112,12 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
         rules(access),
     ]
+
+
+def _first(name: str) -> dict[str, Any]:
+    """A key that was sent in two headers is told twice, and would then be one that nothing is known of."""
+    header = {"key": name, "value": f"%REQ({name})%"}
+    return {"append": {"header": header, "append_action": "OVERWRITE_IF_EXISTS"}}
 
 
 def _pair() -> dict[str, Any]:

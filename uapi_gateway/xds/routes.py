@@ -3,6 +3,7 @@
 All is found by look-up, in a tree of matchers, so that a thousand services cost a call no more than one:
 
     a header that gRPC cannot read      refused
+    x-uapi-agent is given twice         refused
     x-uapi-agent is given               the cluster that Envoy made of it (never a name that the caller chose)
     else, by service                    the pool's; one of exactly one agent; the gateway's own and all others
 
@@ -188,6 +189,9 @@ def system_call_configuration(name: str, wanted: RoutePlan) -> Resource:
     cases = [
         {"predicate": _matches(calls.CHAIN_KEY, f"(?:[^,]*,){{{MOST_HOPS + 1},}}.*"), "on_match": kernel},
         {"predicate": {"not_matcher": _matches(AGENT_HEADER, ".+")}, "on_match": no_agent},
+        {"predicate": {"not_matcher": _matches(AGENT_HEADER, "[a-z0-9-]+")}, "on_match": kernel},
+        # Agents name agents: what one demands of its callers is looked up by its own name only.
+        {"predicate": _names_worker(wanted), "on_match": kernel},
         {"predicate": _matches(caller.EDGE, may.allowed()), "on_match": named},
         {"predicate": _matches(caller.EDGE, may.from_everywhere()), "on_match": guarded},
     ]
@@ -221,24 +225,22 @@ def whole_configuration(name: str, cluster: str) -> Resource:
 
 
 def _refusals() -> list[dict[str, Any]]:
-    """Of headers that a worker's gRPC cannot read."""
-    return [
+    """Of headers that a worker's gRPC cannot read, and of calls that name more than one agent.
+
+    Of two names, matchers see both, joined by a comma, where the cluster and the rules are those of the first.
+    """
+    malformed = [
         {"predicate": _malformed(header, form), "on_match": _refusal(400, f"{header} is malformed")}
         for header, form in WELL_FORMED.items()
     ]
+    several = _refusal(400, f"{AGENT_HEADER} names more than one agent; send one name")
+    return [*malformed, {"predicate": _holds(AGENT_HEADER, ","), "on_match": several}]
 
 
 def _tree(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
     by_agent = _named(wanted)
-    worker = [_matches(AGENT_HEADER, f".+{WORKER_SUFFIX}")]
-    if wanted.numbered:
-        # One pattern, not a branch for each: there may be a thousand.
-        worker.append({"not_matcher": _matches(AGENT_HEADER, "|".join(map(re.escape, sorted(wanted.numbered))))})
     cases = [
-        {
-            "predicate": {"and_matcher": {"predicate": worker}} if wanted.numbered else worker[0],
-            "on_match": _named(wanted, worker=True),
-        },
+        {"predicate": _names_worker(wanted), "on_match": _named(wanted, worker=True)},
         {"predicate": _matches(AGENT_HEADER, ".+"), "on_match": by_agent},
     ]
     return {
@@ -247,6 +249,16 @@ def _tree(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
             "on_no_match": _by_service(wanted, straight=straight),
         }
     }
+
+
+def _names_worker(wanted: RoutePlan) -> dict[str, Any]:
+    """Whether a call names a worker, and not an agent whose id looks like one's."""
+    worker = _matches(AGENT_HEADER, f".+{WORKER_SUFFIX}")
+    if not wanted.numbered:
+        return worker
+    # One pattern, not a branch for each: there may be a thousand.
+    agent = _matches(AGENT_HEADER, "|".join(map(re.escape, sorted(wanted.numbered))))
+    return {"and_matcher": {"predicate": [worker, {"not_matcher": agent}]}}
 
 
 def _named(wanted: RoutePlan, *, worker: bool = False) -> dict[str, Any]:

@@ -89,7 +89,7 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
             Environment,
             "access.keys",
             _REVISION,
-            "Callers must hold this API key; its name, or the key itself. May be repeated.",
+            "Callers must hold this API key; its name, or the key itself; none: no longer. May be repeated.",
             "KEY",
         ),
         Flag(
@@ -97,7 +97,7 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
             str,
             "access.oauth2_client_id",
             _REVISION,
-            "Callers must bring a token issued to or for this client.",
+            "Callers must bring a token issued to or for this client; none: no longer.",
             "ID",
         ),
         Flag(
@@ -105,7 +105,7 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
             Environment,
             "permissions.egress",
             _REVISION,
-            "It may connect there, beside what agent.yaml says; also on this machine. May be repeated.",
+            "It may connect there, also on this machine, beside agent.yaml's; none: no longer. May be repeated.",
             "HOST:PORT",
         ),
     ),

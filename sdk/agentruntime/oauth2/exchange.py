@@ -36,7 +36,13 @@ def check_url(url: str) -> str:
         ValueError: it is neither https nor on this machine's loopback, or is no URL.
     """
     parts = urlsplit(url)
-    if not parts.hostname or parts.username or parts.fragment or parts.scheme not in ("http", "https"):
+    if (
+        not url.isprintable()
+        or not parts.hostname
+        or parts.username
+        or parts.fragment
+        or parts.scheme not in ("http", "https")
+    ):
         raise ValueError(f"'{url}' is not an https:// URL")
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise ValueError(f"'{url}' is not https; http:// is for this machine's own loopback only")

@@ -22,7 +22,16 @@ def provider() -> Iterator[IdentityProvider]:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://login.example.com", "ftp://127.0.0.1", "login.example.com", "https://", "https://u:p@h/", ""]
+    "url",
+    [
+        "http://login.example.com",
+        "ftp://127.0.0.1",
+        "login.example.com",
+        "https://",
+        "https://u:p@h/",
+        "https://h/\ud800",
+        "",
+    ],
 )
 def test_only_https_is_spoken_to_others(url: str) -> None:
     with pytest.raises(ValueError, match="https"):

@@ -61,6 +61,7 @@ def test_the_key_set_is_json_and_never_empty() -> None:
     [
         ({"name": "Not-A-Label"}, "not a key's name"),
         ({"name": "x" * 64}, "not a key's name"),
+        ({"name": "none"}, "no key is demanded"),
         ({"role": 17}, "role"),
         ({"agents": ()}, "which agents"),
         ({"agents": ("*", "a")}, "alone"),
@@ -68,6 +69,8 @@ def test_the_key_set_is_json_and_never_empty() -> None:
         ({"role": proto.ROLE_ADMINISTER}, "for all agents"),
         ({"expires_in_s": 0.0}, "later than now"),
         ({"expires_in_s": -5.0}, "later than now"),
+        ({"expires_in_s": 3e11}, "100 years"),
+        ({"expires_in_s": float("inf")}, "100 years"),
         ({"rate_per_second": -1.0}, "rate"),
         ({"rate_per_second": float("nan")}, "rate"),
     ],

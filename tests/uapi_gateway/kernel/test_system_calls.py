@@ -53,6 +53,17 @@ def test_refusals(method: str, metadata: dict[str, str], error: type[errors.Agen
     assert "hidden" not in found.message or metadata.get("x-uapi-agent", "").startswith("hidden")
 
 
+@pytest.mark.parametrize("owner", ["b", "guarded", "nobody"])
+def test_who_may_call_every_agent_names_no_worker(owner: str) -> None:
+    registry = _registry()
+    registry.put_pool_agent(Agent("x", (), (), permissions=Permissions(agents=("*",))))
+    agent = registry.get("x")
+    assert agent is not None
+    found = system_calls.refusal(registry, agent, _SERVICE, {"x-uapi-agent": f"{owner}-01"}.items())
+    assert isinstance(found, errors.PermissionDenied)
+    assert f"not one worker of them: name '{owner}'" in found.message
+
+
 def test_more_than_one_agent_serves_it_and_one_may_be_called() -> None:
     registry = _registry()
     registry.put_pool_agent(Agent("x", (), (), permissions=Permissions(agents=("b",))))

@@ -86,11 +86,14 @@ def holds(predicate: dict[str, Any], headers: dict[str, str]) -> bool:
         ("grpc-timeout", "", True),
         ("grpc-encoding", "gzip", False),
         ("grpc-encoding", "bogus", True),
+        ("x-uapi-agent", "a,x-01", True),
+        ("x-uapi-agent", ",a", True),
+        ("x-uapi-agent", "UPPER", False),
     ],
 )
-def test_headers_that_grpc_cannot_read_are_refused(header: str, value: str, refused: bool) -> None:
+def test_headers_that_cannot_be_read_are_refused(header: str, value: str, refused: bool) -> None:
     for more in ({}, KEY, {"x-uapi-agent": "a"}):
-        route = decide({":path": GENERATE, header: value, **more}, own=True)
+        route = decide({":path": GENERATE, **more, header: value}, own=True)
         assert ("direct_response" in route) is refused
         if refused:
             assert route["direct_response"]["status"] == 400
@@ -270,7 +273,7 @@ def _system_call(headers: dict[str, str]) -> str:
     wanted = replace(
         PLAN,
         edges=Edges(
-            named={"a": ("a", "b", "single"), "d": ("d",), "w": ("w",)},
+            named={"a": ("a", "b", "e-01", "single"), "d": ("d",), "w": ("w",)},
             everywhere=frozenset(("w",)),
             demanding=frozenset(("d",)),
         ),
@@ -280,7 +283,10 @@ def _system_call(headers: dict[str, str]) -> str:
     host = json_format.MessageToDict(message, preserving_proto_field_name=True)["virtual_hosts"][0]
     caller, called = headers.pop("caller"), headers.get("x-uapi-agent", "-")
     made = {"x-uapi-caller-agent": caller, "x-uapi-caller-edge": f"{caller}>{called}", "x-uapi-chain": f",{caller}"}
-    route = walk(host["matcher"], {":path": GENERATE, **made, **headers})["route"]
+    found = walk(host["matcher"], {":path": GENERATE, **made, **headers})
+    if "direct_response" in found:
+        return "refused"
+    route = found["route"]
     return str(route.get("cluster") or route["cluster_header"])
 
 
@@ -291,12 +297,19 @@ def _system_call(headers: dict[str, str]) -> str:
         ({"caller": "a", "x-uapi-agent": "a"}, "x-uapi-cluster"),
         ({"caller": "a", "x-uapi-agent": "c"}, "kernel"),
         ({"caller": "a", "x-uapi-agent": "b-01"}, "kernel"),
-        ({"caller": "a", "x-uapi-agent": "b,c"}, "kernel"),
+        ({"caller": "a", "x-uapi-agent": "b,c"}, "refused"),
+        ({"caller": "w", "x-uapi-agent": "d,x-01"}, "refused"),
         ({"caller": "b", "x-uapi-agent": "a"}, "kernel"),
         ({"caller": "aa", "x-uapi-agent": "b"}, "kernel"),
         ({"caller": "d", "x-uapi-agent": "d"}, "x-uapi-cluster"),
         ({"caller": "w", "x-uapi-agent": "b"}, "x-uapi-cluster"),
         ({"caller": "w", "x-uapi-agent": "d"}, "kernel"),
+        ({"caller": "w", "x-uapi-agent": "d-01"}, "kernel"),
+        ({"caller": "w", "x-uapi-agent": "b-01"}, "kernel"),
+        ({"caller": "w", "x-uapi-agent": "D"}, "kernel"),
+        ({"caller": "w", "x-uapi-agent": "a/b"}, "kernel"),
+        ({"caller": "a", "x-uapi-agent": "e-01"}, "kernel"),
+        ({"caller": "w", "x-uapi-agent": "single-01"}, "x-uapi-cluster"),
         ({"caller": "a"}, "kernel"),
         ({"caller": "a", ":path": "/s.S/Again"}, "agent/single"),
         ({"caller": "w", ":path": "/s.S/Again"}, "agent/single"),

@@ -641,7 +641,9 @@ Global___Serving: _TypeAlias = Serving  # noqa: Y015
 
 @_typing.final
 class Permissions(_message.Message):
-    """What an agent may use beyond its own memory and CPU. Nothing that is not named; "*" alone stands for all."""
+    """What an agent may use beyond its own memory and CPU. Nothing that is not named; "*" alone stands for all. In a request,
+    an empty list leaves as it is what an operator added, and "none" alone takes that back; what is in force never has it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -701,10 +703,14 @@ class Access(_message.Message):
     tls: _builtins.bool
     """They must come over TLS."""
     oauth2_client_id: _builtins.str
-    """They must bring a token of an identity provider that was issued to or for this client."""
+    """They must bring a token of an identity provider that was issued to or for this client. In a request, "none" is that
+    none is demanded any longer.
+    """
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """They must hold one of these API keys, by name or key_id; "*" is any. None: no key is demanded."""
+        """They must hold one of these API keys, by name or key_id; "*" is any. Empty: no key is demanded; in a request: as
+        before, and "none" alone is that no key is demanded any longer.
+        """
 
     def __init__(
         self,
