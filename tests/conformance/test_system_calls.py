@@ -140,10 +140,10 @@ def answer():
         said.append("closed")
     return said
 """
-    self, hidden, first, raw = literal_eval(_ask(caller, code, timeout_s=60))
+    self, hidden, both, raw = literal_eval(_ask(caller, code, timeout_s=60))
     assert (self, hidden, raw) == ("caller", "PERMISSION_DENIED", "closed")
-    # Of two names the first counts, for what is permitted and for where it leads; as a pair they are nobody's.
-    assert first in ("answered", "NOT_FOUND")
+    # Two names are refused, though the first is permitted.
+    assert both == "INTERNAL"
 
 
 def test_platform(caller: Stage) -> None:
