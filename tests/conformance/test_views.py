@@ -59,7 +59,7 @@ def test_log_aggregator(stage: Stage) -> None:
         with stage.running("shipped", logging=pb.Logging(aggregator=aggregator)):
             stage.ask("shipped", "def answer(): print('a line that is sent', flush=True)")
             heard = b""
-            # What is not acknowledged, and nothing is here, is sent again by the next connection, with what came since.
+            # Nothing is acknowledged here, so it is sent again by the next connection, with what came since.
             while b"a line that is sent" not in heard:
                 connection, _ = server.accept()
                 with connection:
