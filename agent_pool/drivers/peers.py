@@ -4,15 +4,19 @@ A file for each, written before the worker exists, so that it is there for the w
 streams to the gateway may come later. A file that outlives a pool names nobody, until the uid's next worker gets it.
 """
 
+import errno
 import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 
+from agentruntime import log
 from agentruntime.home import Home
 from agentruntime.launch import PeerFile
 
 from agent_pool.drivers.base import Launch
+
+_log = log.get("agent_pool.drivers.peers")
 
 
 class Peers:
@@ -32,7 +36,14 @@ class Peers:
         """
         if uid != os.geteuid():
             content = PeerFile(launch.revision.agent, launch.worker_id, launch.revision.number, group)
-            self._file(uid).write_text(json.dumps(asdict(content)))
+            try:
+                self._file(uid).write_text(json.dumps(asdict(content)))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                # It serves all the same; only its own calls are refused, for nobody knows whose they are.
+                self.forget(uid)
+                _log.error("the disk is full: a worker's system calls will be refused", worker=launch.worker_id)
 
     def forget(self, uid: int) -> None:
         """Once nothing runs any more that has it. Idempotent."""

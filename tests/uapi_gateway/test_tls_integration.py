@@ -251,7 +251,8 @@ async def test_a_certificate_that_changes_under_load_fails_nothing(secured: Secu
         secured.cert.write_bytes(used)
         ended.set()
     assert min(done.values()) > 0, done
-    assert statistics.median(took_s) < 1.0, took_s
+    # The files are looked at every second.
+    assert statistics.median(took_s) < 2.0, took_s
     assert secured.gateway.envoy_pid == envoy
 
 
