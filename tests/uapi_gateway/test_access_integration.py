@@ -52,7 +52,7 @@ def access(channel: aio.Channel) -> Any:
 
 
 async def create(platform: Platform, name: str, *agents: str, role: int = 0, expires_s: int = 0) -> str:
-    request = access_pb2.CreateKeyRequest(name=name, role=role, agents=agents)  # type: ignore[arg-type]
+    request = access_pb2.CreateKeyRequest(name=name, role=role, agents=agents)  # type: ignore[arg-type]  # an enum
     if expires_s:
         request.expires_in.CopyFrom(duration_pb2.Duration(seconds=expires_s))
     answer = await access(platform.unix).CreateKey(request, timeout=10)
