@@ -292,7 +292,7 @@ class Pool:
 
     async def _heard(self) -> None:
         if not self._closing:  # then the gateway has ended first
-            await self.changes.watched()
+            await self.changes.routed()
         await asyncio.sleep(self._settings.drain_delay_s)
 
     async def close(self, grace_s: float) -> None:

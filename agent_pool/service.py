@@ -111,17 +111,27 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
     async def WatchDeployments(
         self, request: pb.WatchDeploymentsRequest, context: Context
     ) -> AsyncIterator[pb.WatchDeploymentsResponse]:
-        with self._pool.changes.watch() as subscription:
+        with self._pool.changes.subscribe(request.router) as subscription:
             for deployment in self._pool.deployments():
                 yield pb.WatchDeploymentsResponse(changed=messages.deployment(deployment))
-            yield pb.WatchDeploymentsResponse(synced=True)
+            yield pb.WatchDeploymentsResponse(synced=True, change=0)
             while True:
-                for name in await subscription.take():
-                    now = self._pool.find(name)
-                    if now is None:
-                        yield pb.WatchDeploymentsResponse(removed=name)
-                    else:
-                        yield pb.WatchDeploymentsResponse(changed=messages.deployment(now))
+                *names, last = await subscription.take()
+                for name in names:
+                    yield self._news(name)
+                yield self._news(last, change=subscription.told)
+
+    def _news(self, name: str, change: int | None = None) -> pb.WatchDeploymentsResponse:
+        now = self._pool.find(name)
+        if now is None:
+            return pb.WatchDeploymentsResponse(removed=name, change=change)
+        return pb.WatchDeploymentsResponse(changed=messages.deployment(now), change=change)
+
+    async def AcknowledgeDeployments(
+        self, request: pb.AcknowledgeDeploymentsRequest, context: Context
+    ) -> pb.AcknowledgeDeploymentsResponse:
+        self._pool.changes.acknowledge(request.router, request.change)
+        return pb.AcknowledgeDeploymentsResponse()
 
     async def StreamLogs(
         self, request: pb.StreamLogsRequest, context: Context

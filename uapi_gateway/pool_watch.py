@@ -1,7 +1,9 @@
 """Hears from the pool which agents run where, and remembers it while the pool is away."""
 
 import asyncio
+import secrets
 import sqlite3
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -19,6 +21,10 @@ _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 0.2
 # Before a write that the disk refused is tried again.
 _SAVE_DELAY_S = 1.0
+# For Envoy to balance by what is new; the pool waits no longer either.
+_BALANCED_S = 3.0
+# Says within so many seconds whether calls go by the registry as it is.
+Balanced = Callable[[float], Awaitable[bool]]
 
 
 def pool_channel(path: Path) -> aio.Channel:
@@ -36,12 +42,19 @@ def pool_channel(path: Path) -> aio.Channel:
 
 
 class PoolWatch:
-    """Keeps one `WatchDeployments` stream open and the registry equal to what it says."""
+    """Keeps one `WatchDeployments` stream open and the registry equal to what it says.
 
-    def __init__(self, channel: aio.Channel, registry: Registry, store: Store) -> None:
+    What it was told it acknowledges once calls go by it, so that the pool can end workers that drain.
+    """
+
+    def __init__(self, channel: aio.Channel, registry: Registry, store: Store, balanced: Balanced) -> None:
         self._stub: agent_pool_pb2_grpc.AgentPoolAsyncStub = agent_pool_pb2_grpc.AgentPoolStub(channel)
         self._registry = registry
         self._store = store
+        self._balanced = balanced
+        # The stream's name, and the latest change to acknowledge there.
+        self._router = ""
+        self._change = asyncio.Queue[int](1)
         # All that the pool runs is known, and changes arrive.
         self.synced = False
         # What is to be written down, the latest of each agent; None if it is gone.
@@ -49,10 +62,11 @@ class PoolWatch:
         self._due = asyncio.Event()
 
     async def run(self) -> None:
-        """Watches until cancelled. Neither half goes on without the other."""
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._save())
-            both.create_task(self._watch())
+        """Watches until cancelled. No part goes on without the others."""
+        async with asyncio.TaskGroup() as all_parts:
+            all_parts.create_task(self._save())
+            all_parts.create_task(self._watch())
+            all_parts.create_task(self._acknowledge())
 
     async def _watch(self) -> None:
         delay_s = _FIRST_DELAY_S
@@ -68,10 +82,13 @@ class PoolWatch:
 
     async def _watch_once(self) -> None:
         present: set[str] = set()
-        call = self._stub.WatchDeployments(pool.WatchDeploymentsRequest())
+        self._router = secrets.token_hex(8)
+        call = self._stub.WatchDeployments(pool.WatchDeploymentsRequest(router=self._router))
         try:
             async for event in call:
                 self._take(event, present)
+                if event.HasField("change"):
+                    self._note(event.change)
         finally:
             call.cancel()
 
@@ -91,6 +108,23 @@ class PoolWatch:
                     self._remember(agent_id, None)
                 self.synced = True
                 _log.info("the pool is watched", agents=len(present))
+
+    def _note(self, change: int) -> None:
+        if self._change.full():
+            self._change.get_nowait()
+        self._change.put_nowait(change)
+
+    async def _acknowledge(self) -> None:
+        while True:
+            change = await self._change.get()
+            router = self._router
+            # Envoy may be away; the pool does not wait for long.
+            if await self._balanced(_BALANCED_S):
+                request = pool.AcknowledgeDeploymentsRequest(router=router, change=change)
+                try:
+                    await self._stub.AcknowledgeDeployments(request, timeout=_BALANCED_S)
+                except grpc.RpcError as error:
+                    _log.debug("the pool could not be told", error=str(error))
 
     def _remember(self, agent_id: str, deployment: pool.Deployment | None) -> None:
         self._unsaved[agent_id] = deployment

@@ -112,7 +112,8 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     envoy = Envoy(settings, ports=ports, fingerprint=_fingerprint(settings, cache))
     own = _own_status(settings, ports)
     pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
-    watch = PoolWatch(pool, registry, store)
+    discovery = DiscoveryService(cache)
+    watch = PoolWatch(pool, registry, store, discovery.balanced)
     service = GatewayService(registry, envoy, pool, home, own, policy=lambda: book.policy)
     registrar = RegistryService(registry, store, outward, is_own=own_addresses(settings, ports))
     health_loop = HealthLoop(
@@ -128,7 +129,6 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(pool.close)
         stack.push_async_callback(service.close)
         stack.callback(book.close)
-        discovery = DiscoveryService(cache)
         stack.push_async_callback(carrier.close)
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)

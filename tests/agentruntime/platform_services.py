@@ -323,6 +323,9 @@ class Pool(agent_pool_pb2_grpc.AgentPoolServicer):
     def WakeAgent(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    def AcknowledgeDeployments(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
     def ReportLoad(self, request_iterator: Any, context: Any) -> Any:
         raise NotImplementedError
 

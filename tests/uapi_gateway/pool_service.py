@@ -45,6 +45,9 @@ class PoolStandIn:
         self.on_wake: Callable[[str], Awaitable[None]] | None = None
         # What the gateway has reported, in its order.
         self.reports: list[pool.ReportLoadRequest] = []
+        # The changes that the gateway says it routes by, in its order.
+        self.acknowledged: list[int] = []
+        self._changes = 0
         self._queues: list[asyncio.Queue[pool.WatchDeploymentsResponse]] = []
 
     def put(self, changed: pool.Deployment) -> None:
@@ -56,6 +59,8 @@ class PoolStandIn:
         self._tell(pool.WatchDeploymentsResponse(removed=agent))
 
     def _tell(self, event: pool.WatchDeploymentsResponse) -> None:
+        self._changes += 1
+        event.change = self._changes
         for queue in self._queues:
             queue.put_nowait(event)
 
@@ -67,11 +72,18 @@ class PoolStandIn:
         try:
             for known in list(self.deployments.values()):
                 yield pool.WatchDeploymentsResponse(changed=known)
-            yield pool.WatchDeploymentsResponse(synced=True)
+            yield pool.WatchDeploymentsResponse(synced=True, change=0)
             while True:
                 yield await queue.get()
         finally:
             self._queues.remove(queue)
+
+    async def AcknowledgeDeployments(
+        self, request: pool.AcknowledgeDeploymentsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pool.AcknowledgeDeploymentsResponse:
+        assert request.router
+        self.acknowledged.append(request.change)
+        return pool.AcknowledgeDeploymentsResponse()
 
     async def WakeAgent(
         self, request: pool.WakeAgentRequest, context: aio.ServicerContext[Any, Any]
@@ -121,6 +133,11 @@ class PoolStandIn:
                 self.WatchDeployments,
                 pool.WatchDeploymentsRequest.FromString,
                 pool.WatchDeploymentsResponse.SerializeToString,
+            ),
+            "AcknowledgeDeployments": grpc.unary_unary_rpc_method_handler(
+                self.AcknowledgeDeployments,
+                pool.AcknowledgeDeploymentsRequest.FromString,
+                pool.AcknowledgeDeploymentsResponse.SerializeToString,
             ),
             "WakeAgent": grpc.unary_unary_rpc_method_handler(
                 self.WakeAgent, pool.WakeAgentRequest.FromString, pool.WakeAgentResponse.SerializeToString

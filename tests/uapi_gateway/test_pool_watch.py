@@ -16,6 +16,34 @@ from uapi_gateway.registry import Registry
 from uapi_gateway.store import Store
 
 
+async def _at_once(_longest_s: float) -> bool:
+    return True
+
+
+async def test_a_change_is_acknowledged_once_calls_go_by_it(home: Home, tmp_path: Path) -> None:
+    balances = asyncio.Event()
+
+    async def balanced(_longest_s: float) -> bool:
+        return await balances.wait()
+
+    store, pool = Store(tmp_path / "gateway.db"), PoolStandIn()
+    async with pool.serving(home), pool_channel(home.pool_socket) as channel:
+        watch = PoolWatch(channel, Registry(), store, balanced)
+        task = asyncio.create_task(watch.run())
+        await eventually(lambda: watch.synced)
+        pool.put(deployment("a", {"a-01": "unix:/a"}))
+        pool.put(deployment("b", {"b-01": "unix:/b"}))
+        await eventually(lambda: {each.agent for each in store.load()[0]} == {"a", "b"})
+        assert pool.acknowledged == []
+        balances.set()
+        # The latest stands for those before it.
+        await eventually(lambda: pool.acknowledged[-1:] == [2])
+        assert len(pool.acknowledged) <= 2
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    store.close()
+
+
 async def test_a_write_that_fails_is_tried_again(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_watch, "_SAVE_DELAY_S", 0.01)
     path = tmp_path / "gateway.db"
@@ -24,7 +52,7 @@ async def test_a_write_that_fails_is_tried_again(home: Home, tmp_path: Path, mon
     with closing(sqlite3.connect(path)) as disk, disk:
         disk.execute("ALTER TABLE deployments RENAME TO away")
     async with pool.serving(home), pool_channel(home.pool_socket) as channel:
-        watch = PoolWatch(channel, Registry(), store)
+        watch = PoolWatch(channel, Registry(), store, _at_once)
         task = asyncio.create_task(watch.run())
         await eventually(lambda: watch.synced)
         newer = deployment("a", {"a-01": "unix:/a", "a-02": "unix:/b"})

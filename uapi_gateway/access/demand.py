@@ -110,7 +110,7 @@ _POOL: Mapping[str, Need] = {
     "WatchDeployments": Need(_OPERATE, _any, _event),
     "GetNode": Need(_OPERATE, _any),
     # The gateway's own, on the pool's socket.
-    "ReportLoad": Need(_ADMINISTER, _every),
+    **{name: Need(_ADMINISTER, _every) for name in ("AcknowledgeDeployments", "ReportLoad")},
 }
 
 

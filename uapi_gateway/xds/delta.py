@@ -57,6 +57,10 @@ class Session:
         found = self._subscriptions.get(kind)
         return found is not None and not found.pending and found.sent != "" and found.sent == found.taken
 
+    def settled(self, kind: str) -> bool:
+        """It has taken up all that it wants of a kind, which may be nothing."""
+        return kind not in self._subscriptions or self.in_force(kind)
+
     def touched(self, kind: str, name: str) -> None:
         """A resource has changed or is gone."""
         subscription = self._subscriptions.get(kind)

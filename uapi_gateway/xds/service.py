@@ -14,7 +14,7 @@ from uapi_gateway.load import Load
 from uapi_gateway.xds.cache import Cache
 from uapi_gateway.xds.clusters import cluster_name
 from uapi_gateway.xds.delta import Session
-from uapi_gateway.xds.resources import EXTENSION, ROUTE
+from uapi_gateway.xds.resources import CLUSTER, ENDPOINTS, EXTENSION, ROUTE
 
 _log = log.get("uapi_gateway.xds")
 
@@ -41,6 +41,10 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
     async def guarded(self, longest_s: float) -> bool:
         """Waits until Envoy decides by the present keys and rules, for at most so long; says whether it does."""
         return await self._until(lambda session: session.in_force(EXTENSION), longest_s)
+
+    async def balanced(self, longest_s: float) -> bool:
+        """Waits until Envoy balances over the present workers only, for at most so long; says whether it does."""
+        return await self._until(lambda session: session.settled(CLUSTER) and session.settled(ENDPOINTS), longest_s)
 
     async def _until(self, holds: Callable[[Session], bool], longest_s: float) -> bool:
         try:

@@ -40,6 +40,7 @@ _PERMITTING = pool.AgentSettings(permissions=pool.Permissions(egress=["localhost
         ("AgentPool/ListWorkers", pool.ListWorkersRequest(agent="a"), _OPERATE, ("a",)),
         ("AgentPool/ListWorkers", pool.ListWorkersRequest(), _OPERATE, ANY),
         ("AgentPool/WatchDeployments", pool.WatchDeploymentsRequest(), _OPERATE, ANY),
+        ("AgentPool/AcknowledgeDeployments", pool.AcknowledgeDeploymentsRequest(), _ADMINISTER, ("*",)),
         ("AgentPool/ReportLoad", pool.ReportLoadRequest(), _ADMINISTER, ("*",)),
         ("ImageService/RemoveImage", images.RemoveImageRequest(reference="a:1"), _OPERATE, ("*",)),
         ("AgentRegistry/GetAgent", registry.GetAgentRequest(agent_id="a"), _CALL, ("a",)),

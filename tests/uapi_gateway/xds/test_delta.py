@@ -231,3 +231,20 @@ def test_routes_are_taken_up_when_envoy_has_the_newest() -> None:
     assert taken_up(second.nonce)
     envoy.cache.put(ROUTE, resource("r", "3"))
     assert not envoy.session.in_force(ROUTE)
+
+
+def test_it_is_settled_once_all_that_was_sent_is_acknowledged() -> None:
+    envoy = Envoy()
+    # It wants none.
+    assert envoy.session.settled(ENDPOINTS)
+    envoy.cache.put(ENDPOINTS, resource("a"))
+    envoy.asks(ENDPOINTS, "a")
+    assert not envoy.session.settled(ENDPOINTS)
+    for version in "23":
+        [response] = envoy.session.flush()
+        assert not envoy.session.settled(ENDPOINTS)
+        envoy.session.request(discovery_pb2.DeltaDiscoveryRequest(type_url=ENDPOINTS, response_nonce=response.nonce))
+        assert envoy.session.settled(ENDPOINTS)
+        # At once, before it is sent.
+        envoy.cache.put(ENDPOINTS, resource("a", version))
+        assert not envoy.session.settled(ENDPOINTS)

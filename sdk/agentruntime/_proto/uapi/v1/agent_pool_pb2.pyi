@@ -1883,12 +1883,19 @@ Global___ListDeploymentsResponse: _TypeAlias = ListDeploymentsResponse  # noqa: 
 class WatchDeploymentsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    ROUTER_FIELD_NUMBER: _builtins.int
+    router: _builtins.str
+    """A name that no other stream has, of one who routes calls by what it hears. No worker that drains ends before that
+    one has acknowledged the news, or has had some seconds for it. Empty: nobody waits for this watcher.
+    """
     def __init__(
         self,
+        *,
+        router: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["router", b"router"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1905,9 +1912,12 @@ class WatchDeploymentsResponse(_message.Message):
     CHANGED_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     removed: _builtins.str
     """The name of an agent that is gone."""
     synced: _builtins.bool
+    change: _builtins.int
+    """What a router acknowledges once it routes by all that it was told up to here. Unset where more follows at once."""
     @_builtins.property
     def changed(self) -> Global___Deployment: ...
     def __init__(
@@ -1916,16 +1926,61 @@ class WatchDeploymentsResponse(_message.Message):
         changed: Global___Deployment | None = ...,
         removed: _builtins.str = ...,
         synced: _builtins.bool = ...,
+        change: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "event", b"event", "removed", b"removed", "synced", b"synced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_change", b"_change", "change", b"change", "changed", b"changed", "event", b"event", "removed", b"removed", "synced", b"synced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "event", b"event", "removed", b"removed", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_change", b"_change", "change", b"change", "changed", b"changed", "event", b"event", "removed", b"removed", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__change: _TypeAlias = _typing.Literal["change"]  # noqa: Y015
+    _WhichOneofArgType__change: _TypeAlias = _typing.Literal["_change", b"_change"]  # noqa: Y015
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["changed", "removed", "synced"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__change) -> _WhichOneofReturnType__change | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WatchDeploymentsResponse: _TypeAlias = WatchDeploymentsResponse  # noqa: Y015
+
+@_typing.final
+class AcknowledgeDeploymentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    router: _builtins.str
+    """As in WatchDeploymentsRequest; of a stream that has ended, it is ignored."""
+    change: _builtins.int
+    """As in WatchDeploymentsResponse."""
+    def __init__(
+        self,
+        *,
+        router: _builtins.str = ...,
+        change: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "router", b"router"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeDeploymentsRequest: _TypeAlias = AcknowledgeDeploymentsRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeDeploymentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeDeploymentsResponse: _TypeAlias = AcknowledgeDeploymentsResponse  # noqa: Y015
 
 @_typing.final
 class StreamLogsRequest(_message.Message):

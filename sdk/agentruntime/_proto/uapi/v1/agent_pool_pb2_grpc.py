@@ -110,6 +110,11 @@ class AgentPoolStub:
                 request_serializer=uapi_dot_v1_dot_agent__pool__pb2.WatchDeploymentsRequest.SerializeToString,
                 response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.WatchDeploymentsResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgeDeployments = channel.unary_unary(
+                '/uapi.v1.AgentPool/AcknowledgeDeployments',
+                request_serializer=uapi_dot_v1_dot_agent__pool__pb2.AcknowledgeDeploymentsRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_agent__pool__pb2.AcknowledgeDeploymentsResponse.FromString,
+                _registered_method=True)
         self.StreamLogs = channel.unary_stream(
                 '/uapi.v1.AgentPool/StreamLogs',
                 request_serializer=uapi_dot_v1_dot_agent__pool__pb2.StreamLogsRequest.SerializeToString,
@@ -270,6 +275,14 @@ class AgentPoolServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcknowledgeDeployments(self, request, context):
+        """A watcher routes by what it was told up to a change: workers that drain since then get no more calls from it,
+        and may end. Does not block.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StreamLogs(self, request, context):
         """Log lines of an agent's workers, oldest first; with `follow`, also those to come, until the caller hangs
         up. Errors: NOT_FOUND, INVALID_ARGUMENT (level).
@@ -362,6 +375,11 @@ def add_AgentPoolServicer_to_server(servicer, server):
                     servicer.WatchDeployments,
                     request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.WatchDeploymentsRequest.FromString,
                     response_serializer=uapi_dot_v1_dot_agent__pool__pb2.WatchDeploymentsResponse.SerializeToString,
+            ),
+            'AcknowledgeDeployments': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeDeployments,
+                    request_deserializer=uapi_dot_v1_dot_agent__pool__pb2.AcknowledgeDeploymentsRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_agent__pool__pb2.AcknowledgeDeploymentsResponse.SerializeToString,
             ),
             'StreamLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamLogs,
@@ -780,6 +798,33 @@ class AgentPool:
             '/uapi.v1.AgentPool/WatchDeployments',
             uapi_dot_v1_dot_agent__pool__pb2.WatchDeploymentsRequest.SerializeToString,
             uapi_dot_v1_dot_agent__pool__pb2.WatchDeploymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeDeployments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AgentPool/AcknowledgeDeployments',
+            uapi_dot_v1_dot_agent__pool__pb2.AcknowledgeDeploymentsRequest.SerializeToString,
+            uapi_dot_v1_dot_agent__pool__pb2.AcknowledgeDeploymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -111,6 +111,10 @@ class AgentPoolStub:
     """Does not block."""
     WatchDeployments: _grpc.UnaryStreamMultiCallable[_agent_pool_pb2.WatchDeploymentsRequest, _agent_pool_pb2.WatchDeploymentsResponse]
     """Sends every deployment, then each change, until the caller hangs up. The gateway routes by this."""
+    AcknowledgeDeployments: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.AcknowledgeDeploymentsRequest, _agent_pool_pb2.AcknowledgeDeploymentsResponse]
+    """A watcher routes by what it was told up to a change: workers that drain since then get no more calls from it,
+    and may end. Does not block.
+    """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_agent_pool_pb2.StreamLogsRequest, _agent_pool_pb2.StreamLogsResponse]
     """Log lines of an agent's workers, oldest first; with `follow`, also those to come, until the caller hangs
     up. Errors: NOT_FOUND, INVALID_ARGUMENT (level).
@@ -201,6 +205,10 @@ class AgentPoolAsyncStub(AgentPoolStub):
     """Does not block."""
     WatchDeployments: _aio.UnaryStreamMultiCallable[_agent_pool_pb2.WatchDeploymentsRequest, _agent_pool_pb2.WatchDeploymentsResponse]  # type: ignore[assignment]
     """Sends every deployment, then each change, until the caller hangs up. The gateway routes by this."""
+    AcknowledgeDeployments: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.AcknowledgeDeploymentsRequest, _agent_pool_pb2.AcknowledgeDeploymentsResponse]  # type: ignore[assignment]
+    """A watcher routes by what it was told up to a change: workers that drain since then get no more calls from it,
+    and may end. Does not block.
+    """
     StreamLogs: _aio.UnaryStreamMultiCallable[_agent_pool_pb2.StreamLogsRequest, _agent_pool_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """Log lines of an agent's workers, oldest first; with `follow`, also those to come, until the caller hangs
     up. Errors: NOT_FOUND, INVALID_ARGUMENT (level).
@@ -378,6 +386,16 @@ class AgentPoolServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pool_pb2.WatchDeploymentsResponse], _abc.AsyncIterator[_agent_pool_pb2.WatchDeploymentsResponse]]:
         """Sends every deployment, then each change, until the caller hangs up. The gateway routes by this."""
+
+    @_abc_1.abstractmethod
+    def AcknowledgeDeployments(
+        self,
+        request: _agent_pool_pb2.AcknowledgeDeploymentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pool_pb2.AcknowledgeDeploymentsResponse, _abc.Awaitable[_agent_pool_pb2.AcknowledgeDeploymentsResponse]]:
+        """A watcher routes by what it was told up to a change: workers that drain since then get no more calls from it,
+        and may end. Does not block.
+        """
 
     @_abc_1.abstractmethod
     def StreamLogs(
