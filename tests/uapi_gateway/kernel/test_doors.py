@@ -3,13 +3,14 @@
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -99,6 +100,17 @@ async def test_a_process_with_a_workers_uid_outside_its_group_is_refused(home: H
         assert await _said_to(home.kernel_dir("a") / "s", _UID) == ""
 
 
+@contextmanager
+def _leader_whose_child_connects(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with a session of its own, as a worker is, whose child connects once something is written to it."""
+    connect = shlex.join([sys.executable, "-I", "-S", "-c", _CONNECT, str(path), str(_UID)])
+    with subprocess.Popen(
+        ["sh", "-c", f"read -r _; {connect}; exit $?"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as leader:  # fmt: skip
+        yield leader
+
+
 async def _hear(path: Path) -> tuple[socket.socket, str]:
     connection = socket.socket(socket.AF_UNIX)
     connection.setblocking(False)
@@ -110,15 +122,19 @@ async def _hear(path: Path) -> tuple[socket.socket, str]:
 @pytest.mark.root
 async def test_without_root_an_agent_is_known_by_its_socket(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: _UID)
-    registry = _registry("a", "b", pid=os.getsid(0))
     # It makes them with the uid that it has; root's are not for others.
     (home.run / "k").mkdir(mode=0o711)
-    async with _opened(home, registry):
-        for agent in ("a", "b"):
-            assert await _said_to(home.kernel_dir(agent) / "s", _UID) == f"agent:{agent} {agent}-01 3"
-        assert await _said_to(home.kernel_dir("a") / "s", _UID + 1) == ""
-        registry.put_pool_agent(Agent("a", (), ()))
-        assert await _said_to(home.kernel_dir("a") / "s", _UID) == "agent:a  0"
+    for agent in ("a", "b"):
+        registry = _registry("a", "b")
+        async with _opened(home, registry):
+            path = home.kernel_dir(agent) / "s"
+            with _leader_whose_child_connects(path) as leader:
+                registry.put_pool_agent(_registry(agent, pid=leader.pid).agents()[0])
+                said, _ = await asyncio.to_thread(leader.communicate, "now", 60)
+            assert said.strip() == f"agent:{agent} {agent}-01 3"
+            assert await _said_to(path, _UID + 1) == ""
+            # No worker's that is known.
+            assert await _said_to(path, _UID) == f"agent:{agent}  0"
 
 
 async def test_without_root_every_agent_of_the_pool_has_a_socket(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
