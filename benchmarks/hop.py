@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -22,10 +23,11 @@ from benchmarks.load import Load, Target
 from benchmarks.platform import Platform, cpu_seconds, platform
 from benchmarks.table import Table
 
-_PAIRS = 15
+# Short rounds, and many: whatever else runs on the machine adds to some of them and takes from none.
+_ROUNDS = 50
 _WARM_UP = 20
-_CALLS, _IN_FLIGHT = 2000, 32
-_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 16, 500, 4
+_CALLS, _IN_FLIGHT = 640, 32
+_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 8, 500, 4
 _MICRO = 1e6
 # What may take part in a call on the platform's side of the caller.
 _HOP = ("envoy", "gateway", "pool")
@@ -53,24 +55,28 @@ async def measure() -> Table:
     table = Table(
         "hop",
         f"CPU time of the hop per unary call ({_IN_FLIGHT} in flight) and per streamed message. The gateway's figure "
-        "includes Envoy, the control plane and the pool. Medians over "
-        f"{_PAIRS} interleaved pairs of {_CALLS} calls and of {_STREAMS * _MESSAGES} messages, "
+        "includes Envoy, the control plane and the pool. Lower quartiles of "
+        f"{_ROUNDS} interleaved rounds of {_CALLS} calls and of {_STREAMS * _MESSAGES} messages, "
         "a connection each, every answer checked.",
     )
     # Two platforms, for one that knows an identity provider looks for its tokens in every call.
-    async with platform() as running, _with_provider() as (other, token):
-        deployment = await running.run("echo", 1)
-        worker = deployment.workers[0]
+    async with platform() as plain, _with_provider() as (running, token):
+        worker = (await plain.run("echo", 1)).workers[0]
         made = running.agent("keys", "create", "--name", "bench", "--agents", "echo")
         key = ("authorization", f"Bearer {made['secret']}")
         async with _bare_envoy(worker.address.removeprefix("unix:"), len(os.sched_getaffinity(0))) as (
             address,
             bare_pid,
         ):
+
+            def hop(of: Platform, *credential: tuple[str, str]) -> Side:
+                return Side(Target(of.address, "echo", credential), lambda: of.cpu_seconds(*_HOP))
+
             sides = {
-                "gateway": Side(Target(running.address, "echo"), lambda: running.cpu_seconds(*_HOP)),
-                "API key": Side(Target(running.address, "echo", (key,)), lambda: running.cpu_seconds(*_HOP)),
-                "JWT": Side(Target(other.address, "echo", (token,)), lambda: other.cpu_seconds(*_HOP)),
+                "gateway": hop(plain),
+                "gateway with a provider": hop(running),
+                "API key": hop(running, key),
+                "JWT": hop(running, token),
                 "bare": Side(Target(address, "echo"), lambda: cpu_seconds(bare_pid)),
                 "direct": Side(Target(worker.address, "echo"), lambda: 0.0),
             }
@@ -82,7 +88,7 @@ async def measure() -> Table:
 async def _with_provider() -> AsyncIterator[tuple[Platform, tuple[str, str]]]:
     """A platform that takes the tokens of an identity provider, and the metadata with one."""
     with identity_provider("uapi.call:echo") as issued:
-        async with platform(UAPI_GATEWAY_ANONYMOUS="none") as running:
+        async with platform() as running:
             await running.run("echo", 1)
             (running.home.root / "identity-providers.yaml").write_text(issued.configuration)
             token = ("authorization", f"Bearer {issued.token}")
@@ -113,8 +119,10 @@ async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> Non
         hop: dict[str, list[float]] = {name: [] for name in sides}
         wall: dict[str, list[float]] = {name: [] for name in sides}
         served: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(_PAIRS):
-            for name, side in sides.items():
+        for number in range(_ROUNDS):
+            # Each comes after each other one: what was before leaves caches and connections behind.
+            for name in random.Random(number).sample(sorted(sides), len(sides)):
+                side = sides[name]
                 # A connection for each measurement: which of Envoy's threads it lands on, and beside whom, decides
                 # how many messages are read at a time, and with that much of their cost.
                 async with side.load() as load:
@@ -124,17 +132,22 @@ async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> Non
                     hop[name].append((side.cpu() - cpu_before) / per * _MICRO)
                     served[name].append((cpu_seconds(worker_pid) - worker_before) / per * _MICRO)
                     wall[name].append(seconds / per * _MICRO)
-        ratio = statistics.median(a / b for a, b in zip(hop["gateway"], hop["bare"], strict=True))
-        table.add(f"{kind}: gateway / bare Envoy", ratio, "×", 1.3)
-        ratio = statistics.median(a / b for a, b in zip(hop["API key"], hop["gateway"], strict=True))
-        table.add(f"{kind}: with an API key / without", ratio, "×", 1.15)
-        ratio = statistics.median(a / b for a, b in zip(hop["JWT"], hop["gateway"], strict=True))
-        table.add(f"{kind}: with a JWT of an identity provider / without", ratio, "×", 1.15)
-        table.add(f"{kind}: gateway", statistics.median(hop["gateway"]), "µs CPU")
-        table.add(f"{kind}: bare Envoy", statistics.median(hop["bare"]), "µs CPU")
-        table.add(f"{kind}: the worker itself", statistics.median(served["direct"]), "µs CPU")
+        cost = {name: _quiet(values) for name, values in hop.items()}
+        table.add(f"{kind}: gateway / bare Envoy", cost["gateway"] / cost["bare"], "×", 1.3)
+        without = cost["gateway with a provider"]
+        table.add(f"{kind}: with an API key / without", cost["API key"] / without, "×", 1.15)
+        table.add(f"{kind}: with a JWT of an identity provider / without", cost["JWT"] / without, "×", 1.15)
+        table.add(f"{kind}: an identity provider is known / none is", without / cost["gateway"], "×")
+        table.add(f"{kind}: gateway", cost["gateway"], "µs CPU")
+        table.add(f"{kind}: bare Envoy", cost["bare"], "µs CPU")
+        table.add(f"{kind}: the worker itself", _quiet(served["direct"]), "µs CPU")
         for name in sides:
-            table.add(f"{kind}: {name}, wall", statistics.median(wall[name]), "µs")
+            table.add(f"{kind}: {name}, wall", _quiet(wall[name]), "µs")
+
+
+def _quiet(values: list[float]) -> float:
+    """What it costs while little else runs: the lower quartile."""
+    return statistics.quantiles(values, n=4)[0]
 
 
 async def _unary(load: Load) -> float:
