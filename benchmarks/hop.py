@@ -27,7 +27,7 @@ from benchmarks.table import Table
 _ROUNDS = 50
 _WARM_UP = 20
 _CALLS, _IN_FLIGHT = 640, 32
-_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 8, 500, 4
+_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 16, 500, 4
 _MICRO = 1e6
 # What may take part in a call on the platform's side of the caller.
 _HOP = ("envoy", "gateway", "pool")

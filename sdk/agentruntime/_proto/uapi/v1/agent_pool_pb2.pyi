@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from agentruntime._proto.uapi.v1 import conversation_service_pb2 as _conversation_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -216,6 +217,27 @@ COMPRESSION_NONE: Compression.ValueType  # 1
 COMPRESSION_GZIP: Compression.ValueType  # 2
 """Of responses, for callers that accept it (gRPC's grpc-accept-encoding)."""
 Global___Compression: _TypeAlias = Compression  # noqa: Y015
+
+class _OnWorkerLost:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnWorkerLostEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnWorkerLost.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_WORKER_LOST_UNSPECIFIED: _OnWorkerLost.ValueType  # 0
+    ON_WORKER_LOST_RETRY: _OnWorkerLost.ValueType  # 1
+    """The message is handled again from its beginning, thrice at most."""
+    ON_WORKER_LOST_REPORT: _OnWorkerLost.ValueType  # 2
+    """It fails as MESSAGE_AMBIGUOUS, and nothing is handled twice."""
+
+class OnWorkerLost(_OnWorkerLost, metaclass=_OnWorkerLostEnumTypeWrapper): ...
+
+ON_WORKER_LOST_UNSPECIFIED: OnWorkerLost.ValueType  # 0
+ON_WORKER_LOST_RETRY: OnWorkerLost.ValueType  # 1
+"""The message is handled again from its beginning, thrice at most."""
+ON_WORKER_LOST_REPORT: OnWorkerLost.ValueType  # 2
+"""It fails as MESSAGE_AMBIGUOUS, and nothing is handled twice."""
+Global___OnWorkerLost: _TypeAlias = OnWorkerLost  # noqa: Y015
 
 class _WorkerState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -779,6 +801,7 @@ class AgentSettings(_message.Message):
     LOGGING_FIELD_NUMBER: _builtins.int
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     ACCESS_FIELD_NUMBER: _builtins.int
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
     network: Global___NetworkMode.ValueType
     venv: _builtins.str
     """A Python virtual environment on the pool's machine to run in; empty takes the platform's own."""
@@ -814,6 +837,8 @@ class AgentSettings(_message.Message):
 
     @_builtins.property
     def access(self) -> Global___Access: ...
+    @_builtins.property
+    def conversations(self) -> Global___Conversations: ...
     def __init__(
         self,
         *,
@@ -834,14 +859,60 @@ class AgentSettings(_message.Message):
         logging: Global___Logging | None = ...,
         permissions: Global___Permissions | None = ...,
         access: Global___Access | None = ...,
+        conversations: Global___Conversations | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache", b"cache", "health_check", b"health_check", "isolation", b"isolation", "logging", b"logging", "permissions", b"permissions", "resources", b"resources", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache", b"cache", "conversations", b"conversations", "health_check", b"health_check", "isolation", b"isolation", "logging", b"logging", "permissions", b"permissions", "resources", b"resources", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache", b"cache", "env", b"env", "health_check", b"health_check", "isolation", b"isolation", "log_format", b"log_format", "log_level", b"log_level", "logging", b"logging", "mode", b"mode", "network", b"network", "permissions", b"permissions", "resources", b"resources", "restart_policy", b"restart_policy", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic", "venv", b"venv"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache", b"cache", "conversations", b"conversations", "env", b"env", "health_check", b"health_check", "isolation", b"isolation", "log_format", b"log_format", "log_level", b"log_level", "logging", b"logging", "mode", b"mode", "network", b"network", "permissions", b"permissions", "resources", b"resources", "restart_policy", b"restart_policy", "scaling", b"scaling", "serving", b"serving", "traffic", b"traffic", "venv", b"venv"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentSettings: _TypeAlias = AgentSettings  # noqa: Y015
+
+@_typing.final
+class Conversations(_message.Message):
+    """How an agent's conversations go, and how long they are kept; of agents that have an `on_message`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHEN_BUSY_FIELD_NUMBER: _builtins.int
+    ON_WORKER_LOST_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    MAX_EVENTS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    when_busy: _conversation_service_pb2.WhenBusy.ValueType
+    """Of a message that comes while another one runs; unset is QUEUE."""
+    on_worker_lost: Global___OnWorkerLost.ValueType
+    """Unset is RETRY."""
+    max_events: _builtins.int
+    """Bounds of one conversation, beyond which its oldest messages go; 0 is no bound."""
+    max_bytes: _builtins.int
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Since its last event; then a conversation is deleted. Unset keeps it; an hour at least."""
+
+    @_builtins.property
+    def idle(self) -> _duration_pb2.Duration:
+        """Without a message, until a worker forgets what it has at hand; unset is a minute."""
+
+    def __init__(
+        self,
+        *,
+        when_busy: _conversation_service_pb2.WhenBusy.ValueType = ...,
+        on_worker_lost: Global___OnWorkerLost.ValueType = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        max_events: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+        idle: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "max_bytes", b"max_bytes", "max_events", b"max_events", "on_worker_lost", b"on_worker_lost", "ttl", b"ttl", "when_busy", b"when_busy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Conversations: _TypeAlias = Conversations  # noqa: Y015
 
 @_typing.final
 class RunAgentRequest(_message.Message):
