@@ -46,6 +46,15 @@ class AccessPolicy:
 
 
 @dataclass(frozen=True)
+class RetentionPolicy:
+    """How long conversations are kept, and how much of each; of the proto's Conversations. 0 is no bound."""
+
+    ttl_s: float = 0.0
+    max_events: int = 0
+    max_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Policies:
     """All of one agent."""
 
@@ -56,6 +65,7 @@ class Policies:
     cache: CachePolicy = field(default_factory=CachePolicy)
     logging: LoggingPolicy = field(default_factory=LoggingPolicy)
     access: AccessPolicy = field(default_factory=AccessPolicy)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     @classmethod
     def of(cls, asked: AskedPolicies, concurrency: int, *, debug: bool = False) -> "Policies":
@@ -78,4 +88,5 @@ class Policies:
             cache=CachePolicy(**spoken(asked.cache)),
             logging=LoggingPolicy(**spoken(asked.logging)),
             access=AccessPolicy(**spoken(asked.access)),
+            retention=RetentionPolicy(**spoken(asked.retention)),
         )
