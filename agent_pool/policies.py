@@ -68,12 +68,15 @@ class Policies:
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     @classmethod
-    def of(cls, asked: AskedPolicies, concurrency: int, *, debug: bool = False) -> "Policies":
+    def of(
+        cls, asked: AskedPolicies, concurrency: int, *, debug: bool = False, converses: bool = False
+    ) -> "Policies":
         """Of what was asked over what agent.yaml says.
 
         Args:
             asked: that.
             concurrency: calls that a worker handles at a time.
+            converses: whether it holds conversations: each stays at a worker then, unless somebody says otherwise.
             debug: whether workers may stand at a breakpoint: nothing is done about those that fail their checks then.
 
         Raises:
@@ -84,7 +87,7 @@ class Policies:
             health=replace(health, failure_action="ignore") if debug else health,
             restart=asked.restart or "always",
             scaling=asked.scaling.policy(concurrency),
-            traffic=TrafficPolicy(**spoken(asked.traffic)),
+            traffic=TrafficPolicy(**{**({"load_balancer": "sticky"} if converses else {}), **spoken(asked.traffic)}),
             cache=CachePolicy(**spoken(asked.cache)),
             logging=LoggingPolicy(**spoken(asked.logging)),
             access=AccessPolicy(**spoken(asked.access)),
