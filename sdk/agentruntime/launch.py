@@ -78,6 +78,8 @@ CONTAINER_CONTROL = str(SANDBOX_WORKERS_DIR / "control")
 KERNEL_DIR = PurePosixPath("/run/uapi")
 # There, for system calls.
 SYSTEM_CALLS = "s"
+# There, the event log of conversations.
+EVENT_LOG = "l"
 # A uid range for each agent, above what systemd gives to containers (systemd.io/UIDS-GIDS).
 UID_BASE = 0x70000000
 UIDS_PER_AGENT = 4096
