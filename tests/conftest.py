@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,8 @@ from tests.engine import Engine, NoEngineError, address
 # For all that the tests start: agents are processes, unless a test asks for containers. What a test says of its own
 # environment goes before it.
 os.environ["AGENT_RUNTIME_MODE"] = "native"
+# A shell has what it starts in the background ignore this, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _WHY = pytest.StashKey[str]()
 
 

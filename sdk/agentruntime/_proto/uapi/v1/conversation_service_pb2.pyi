@@ -181,6 +181,7 @@ class Event(_message.Message):
     CANCELLATION_FIELD_NUMBER: _builtins.int
     COMPLETION_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without a gap."""
     message_id: _builtins.str
@@ -219,6 +220,10 @@ class Event(_message.Message):
     def failure(self) -> Global___Failure:
         """The end, without one."""
 
+    @_builtins.property
+    def earlier(self) -> Global___ChatMessage:
+        """Said before the conversation began here, as its first sender has it; not handled."""
+
     def __init__(
         self,
         *,
@@ -234,12 +239,13 @@ class Event(_message.Message):
         cancellation: Global___Cancellation | None = ...,
         completion: Global___ChatMessage | None = ...,
         failure: Global___Failure | None = ...,
+        earlier: Global___ChatMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancellation", b"cancellation", "chunk", b"chunk", "completion", b"completion", "content", b"content", "failure", b"failure", "message", b"message", "state", b"state", "time", b"time", "tool_call", b"tool_call"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancellation", b"cancellation", "chunk", b"chunk", "completion", b"completion", "content", b"content", "earlier", b"earlier", "failure", b"failure", "message", b"message", "state", b"state", "time", b"time", "tool_call", b"tool_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancellation", b"cancellation", "chunk", b"chunk", "completion", b"completion", "content", b"content", "failure", b"failure", "message", b"message", "message_id", b"message_id", "sequence", b"sequence", "state", b"state", "time", b"time", "token", b"token", "tool_call", b"tool_call"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancellation", b"cancellation", "chunk", b"chunk", "completion", b"completion", "content", b"content", "earlier", b"earlier", "failure", b"failure", "message", b"message", "message_id", b"message_id", "sequence", b"sequence", "state", b"state", "time", b"time", "token", b"token", "tool_call", b"tool_call"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["message", "attempt", "chunk", "tool_call", "state", "cancellation", "completion", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["message", "attempt", "chunk", "tool_call", "state", "cancellation", "completion", "failure", "earlier"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
@@ -401,6 +407,7 @@ class SendMessageRequest(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     WHEN_BUSY_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     """Of 1 to 200 printable ASCII characters; empty begins a conversation with an id of its own."""
     message_id: _builtins.str
@@ -409,6 +416,10 @@ class SendMessageRequest(_message.Message):
     """Refuse instead of waiting, or end what runs, whatever the agent's `when_busy` says."""
     @_builtins.property
     def message(self) -> Global___ChatMessage: ...
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """What was said before, with roles, of a conversation that is new; of any other it is not looked at."""
+
     def __init__(
         self,
         *,
@@ -416,10 +427,11 @@ class SendMessageRequest(_message.Message):
         message_id: _builtins.str = ...,
         message: Global___ChatMessage | None = ...,
         when_busy: Global___WhenBusy.ValueType = ...,
+        earlier: _abc.Iterable[Global___ChatMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "message", b"message", "message_id", b"message_id", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "earlier", b"earlier", "message", b"message", "message_id", b"message_id", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -465,11 +477,14 @@ class StreamMessageRequest(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     WHEN_BUSY_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     message_id: _builtins.str
     when_busy: Global___WhenBusy.ValueType
     @_builtins.property
     def message(self) -> Global___ChatMessage: ...
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
     def __init__(
         self,
         *,
@@ -477,10 +492,11 @@ class StreamMessageRequest(_message.Message):
         message_id: _builtins.str = ...,
         message: Global___ChatMessage | None = ...,
         when_busy: Global___WhenBusy.ValueType = ...,
+        earlier: _abc.Iterable[Global___ChatMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "message", b"message", "message_id", b"message_id", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "earlier", b"earlier", "message", b"message", "message_id", b"message_id", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
