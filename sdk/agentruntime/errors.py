@@ -265,3 +265,78 @@ class InvalidManifest(InvalidArgument):
     """An `agent.yaml` that does not say what it must."""
 
     reason = "INVALID_MANIFEST"
+
+
+class NoConversations(FailedPrecondition):
+    """The agent has no `on_message`."""
+
+    reason = "NO_CONVERSATIONS"
+
+
+class ConversationNotFound(NotFound):
+    """The caller has no such conversation with the agent."""
+
+    reason = "CONVERSATION_NOT_FOUND"
+
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__(f"conversation '{conversation_id}' not found", metadata={"conversation": conversation_id})
+
+
+class MessageNotFound(NotFound):
+    """The conversation has no such message."""
+
+    reason = "MESSAGE_NOT_FOUND"
+
+
+class ConversationBusy(Aborted):
+    """A message runs in the conversation, and the agent takes no other meanwhile."""
+
+    reason = "CONVERSATION_BUSY"
+
+
+class ConversationFull(ResourceExhausted):
+    """What is to be kept of a conversation is larger than it may be."""
+
+    reason = "CONVERSATION_FULL"
+
+
+class TooManyMessages(ResourceExhausted):
+    """As many messages wait in the conversation as may."""
+
+    reason = "TOO_MANY_MESSAGES"
+
+
+class EventsExpired(OutOfRange):
+    """The next event of a conversation is not kept any more."""
+
+    reason = "EVENTS_EXPIRED"
+
+
+class LeaseLost(FailedPrecondition):
+    """Somebody else may write into the conversation now."""
+
+    reason = "LEASE_LOST"
+
+
+class StateConflict(Aborted):
+    """The conversation's state has another version than expected."""
+
+    reason = "STATE_CONFLICT"
+
+
+class StoreUnavailable(Unavailable):
+    """What keeps the conversations cannot be reached now."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class MessageAmbiguous(Unavailable):
+    """A worker ended while it handled the message, and the agent's messages are not to be handled twice."""
+
+    reason = "MESSAGE_AMBIGUOUS"
+
+
+class MessageSetAside(Unavailable):
+    """The message ended too many workers to be handled again."""
+
+    reason = "MESSAGE_SET_ASIDE"
