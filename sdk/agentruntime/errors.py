@@ -265,3 +265,75 @@ class InvalidManifest(InvalidArgument):
     """An `agent.yaml` that does not say what it must."""
 
     reason = "INVALID_MANIFEST"
+
+
+class NoConversations(FailedPrecondition):
+    """The agent has no `on_message`, so it holds no conversations."""
+
+    reason = "NO_CONVERSATIONS"
+
+
+class ConversationNotFound(NotFound):
+    """The caller has no conversation of that id with the agent."""
+
+    reason = "CONVERSATION_NOT_FOUND"
+
+
+class MessageNotFound(NotFound):
+    """The conversation has no message of that id."""
+
+    reason = "MESSAGE_NOT_FOUND"
+
+
+class ConversationBusy(Aborted):
+    """Another message is handled, and the agent, or the caller, says that this one is refused then."""
+
+    reason = "CONVERSATION_BUSY"
+
+
+class ConversationFull(ResourceExhausted):
+    """The conversation is as large as one may be."""
+
+    reason = "CONVERSATION_FULL"
+
+
+class TooManyMessages(ResourceExhausted):
+    """So many messages wait in the conversation that one more is refused; it may be repeated later."""
+
+    reason = "TOO_MANY_MESSAGES"
+
+
+class StateConflict(Aborted):
+    """The conversation's state has another version than was expected."""
+
+    reason = "STATE_CONFLICT"
+
+
+class LeaseLost(FailedPrecondition):
+    """Somebody else may write the conversation now."""
+
+    reason = "LEASE_LOST"
+
+
+class EventsExpired(OutOfRange):
+    """The next event is not kept any more."""
+
+    reason = "EVENTS_EXPIRED"
+
+
+class StoreUnavailable(Unavailable):
+    """What keeps conversations cannot be reached now; the call may be repeated."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class MessageAmbiguous(Unavailable):
+    """The worker was lost while it handled the message, and the agent's messages are not to be handled twice."""
+
+    reason = "MESSAGE_AMBIGUOUS"
+
+
+class MessageSetAside(Unavailable):
+    """The message ended three workers; it is not handled again."""
+
+    reason = "MESSAGE_SET_ASIDE"

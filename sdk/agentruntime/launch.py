@@ -65,7 +65,7 @@ import struct
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 _LENGTH = struct.Struct(">I")
 LONGEST_MESSAGE = 16 * 2**20
@@ -78,6 +78,8 @@ CONTAINER_CONTROL = str(SANDBOX_WORKERS_DIR / "control")
 KERNEL_DIR = PurePosixPath("/run/uapi")
 # There, for system calls.
 SYSTEM_CALLS = "s"
+# And for the event log of conversations.
+EVENT_LOG = "l"
 # A uid range for each agent, above what systemd gives to containers (systemd.io/UIDS-GIDS).
 UID_BASE = 0x70000000
 UIDS_PER_AGENT = 4096
@@ -135,6 +137,20 @@ class TemplateSpec:
 
 
 @dataclass(frozen=True)
+class ConversationSpec:
+    """How a worker holds conversations; of agents that have an `on_message`."""
+
+    # What becomes of a message that comes while another one of its conversation is handled.
+    when_busy: Literal["queue", "reject", "interrupt"] = "queue"
+    # What becomes of a message whose worker was lost while it handled it.
+    on_worker_lost: Literal["retry", "report"] = "retry"
+    # Without a message, until what is at hand of a conversation is forgotten.
+    idle_s: float = 60.0
+    # From the wish that a message ends until its handler's task is cancelled.
+    cancel_grace_s: float = 5.0
+
+
+@dataclass(frozen=True)
 class WorkerSpec:
     """One worker to be forked."""
 
@@ -166,6 +182,7 @@ class WorkerSpec:
     stop_grace_s: float = 30.0
     # Its secrets come along as a descriptor.
     secrets: bool = False
+    conversations: ConversationSpec = field(default_factory=ConversationSpec)
 
 
 def socket_name(slot: int) -> str:
@@ -210,7 +227,7 @@ def worker_spec(data: dict[str, Any]) -> WorkerSpec:
     Raises:
         TypeError: a field is missing or unknown.
     """
-    return WorkerSpec(**data)
+    return WorkerSpec(**{**data, "conversations": ConversationSpec(**data.get("conversations", {}))})
 
 
 def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
