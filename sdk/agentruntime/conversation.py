@@ -1,4 +1,4 @@
-"""What a conversation is made of, as agents' authors and callers see it: messages, their parts, what became of them."""
+"""What conversations are made of, as authors and callers see it: messages, their parts, and what became of them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping

@@ -268,72 +268,75 @@ class InvalidManifest(InvalidArgument):
 
 
 class NoConversations(FailedPrecondition):
-    """The agent has no `on_message`, so it holds no conversations."""
+    """The agent has no `on_message`."""
 
     reason = "NO_CONVERSATIONS"
 
 
 class ConversationNotFound(NotFound):
-    """The caller has no conversation of that id with the agent."""
+    """The caller has no such conversation with the agent."""
 
     reason = "CONVERSATION_NOT_FOUND"
 
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__(f"conversation '{conversation_id}' not found", metadata={"conversation": conversation_id})
+
 
 class MessageNotFound(NotFound):
-    """The conversation has no message of that id."""
+    """The conversation has no such message."""
 
     reason = "MESSAGE_NOT_FOUND"
 
 
 class ConversationBusy(Aborted):
-    """Another message is handled, and the agent, or the caller, says that this one is refused then."""
+    """A message runs in the conversation, and the agent takes no other meanwhile."""
 
     reason = "CONVERSATION_BUSY"
 
 
 class ConversationFull(ResourceExhausted):
-    """The conversation is as large as one may be."""
+    """What is to be kept of a conversation is larger than it may be."""
 
     reason = "CONVERSATION_FULL"
 
 
 class TooManyMessages(ResourceExhausted):
-    """So many messages wait in the conversation that one more is refused; it may be repeated later."""
+    """As many messages wait in the conversation as may."""
 
     reason = "TOO_MANY_MESSAGES"
 
 
-class StateConflict(Aborted):
-    """The conversation's state has another version than was expected."""
-
-    reason = "STATE_CONFLICT"
-
-
-class LeaseLost(FailedPrecondition):
-    """Somebody else may write the conversation now."""
-
-    reason = "LEASE_LOST"
-
-
 class EventsExpired(OutOfRange):
-    """The next event is not kept any more."""
+    """The next event of a conversation is not kept any more."""
 
     reason = "EVENTS_EXPIRED"
 
 
+class LeaseLost(FailedPrecondition):
+    """Somebody else may write into the conversation now."""
+
+    reason = "LEASE_LOST"
+
+
+class StateConflict(Aborted):
+    """The conversation's state has another version than expected."""
+
+    reason = "STATE_CONFLICT"
+
+
 class StoreUnavailable(Unavailable):
-    """What keeps conversations cannot be reached now; the call may be repeated."""
+    """What keeps the conversations cannot be reached now."""
 
     reason = "STORE_UNAVAILABLE"
 
 
 class MessageAmbiguous(Unavailable):
-    """The worker was lost while it handled the message, and the agent's messages are not to be handled twice."""
+    """A worker ended while it handled the message, and the agent's messages are not to be handled twice."""
 
     reason = "MESSAGE_AMBIGUOUS"
 
 
 class MessageSetAside(Unavailable):
-    """The message ended three workers; it is not handled again."""
+    """The message ended too many workers to be handled again."""
 
     reason = "MESSAGE_SET_ASIDE"

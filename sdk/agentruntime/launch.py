@@ -65,7 +65,7 @@ import struct
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 _LENGTH = struct.Struct(">I")
 LONGEST_MESSAGE = 16 * 2**20
@@ -78,7 +78,7 @@ CONTAINER_CONTROL = str(SANDBOX_WORKERS_DIR / "control")
 KERNEL_DIR = PurePosixPath("/run/uapi")
 # There, for system calls.
 SYSTEM_CALLS = "s"
-# And for the event log of conversations.
+# There, the event log of conversations.
 EVENT_LOG = "l"
 # A uid range for each agent, above what systemd gives to containers (systemd.io/UIDS-GIDS).
 UID_BASE = 0x70000000
@@ -138,15 +138,15 @@ class TemplateSpec:
 
 @dataclass(frozen=True)
 class ConversationSpec:
-    """How a worker holds conversations; of agents that have an `on_message`."""
+    """How a worker handles the messages of conversations."""
 
-    # What becomes of a message that comes while another one of its conversation is handled.
-    when_busy: Literal["queue", "reject", "interrupt"] = "queue"
-    # What becomes of a message whose worker was lost while it handled it.
-    on_worker_lost: Literal["retry", "report"] = "retry"
+    # A message that comes while another one is handled: "queue", "reject" or "interrupt".
+    when_busy: str = "queue"
+    # Of a message whose worker was lost: "retry" or "report".
+    on_worker_lost: str = "retry"
     # Without a message, until what is at hand of a conversation is forgotten.
     idle_s: float = 60.0
-    # From the wish that a message ends until its handler's task is cancelled.
+    # From a message's being cancelled to the end of its handler's task.
     cancel_grace_s: float = 5.0
 
 

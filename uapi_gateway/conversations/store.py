@@ -45,6 +45,10 @@ class Append:
     # Where one of the events is a StateChange.
     state: bytes = b""
     expected_state_version: int | None = None
+    # The conversation's last sequence number before it, from whoever tries it once more without knowing whether it
+    # was written: where the last one is `after + len(events)` it was, which is then the answer, before all other
+    # checks but the token's.
+    after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,7 @@ class Page:
 
 class Store(Protocol):
     """Every method is one transaction. Errors of the database reach the caller as `Unavailable` (STORE_UNAVAILABLE),
-    and then nothing was written, or it is unknown whether it was: an append is safe to be repeated, for its events
-    carry the message's id and its token (see `append`)."""
+    and then nothing was written, or it is unknown whether it was: an append is safe to be repeated with `after`."""
 
     async def open(self) -> None:
         """Makes or updates the tables; once, before all else."""
@@ -99,7 +102,7 @@ class Store(Protocol):
         self, key: Key, after: int, limit: int, *, message_id: str = "", backwards: bool = False
     ) -> tuple[list[proto.Event], bool]:
         """Events after a sequence number, or before it from the newest back (0: from the end), and whether there are
-        more.
+        more: at most `limit`, and no more than some 4 MiB, but one at least.
 
         Raises:
             ConversationNotFound: there is none.

@@ -318,6 +318,7 @@ class Opened(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     STATE_VERSION_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     token: _builtins.int
     """Larger than that of every lease before."""
     last_sequence: _builtins.int
@@ -328,6 +329,12 @@ class Opened(_message.Message):
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenMessage]:
         """Messages that have not ended, in their order."""
 
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostWorker]:
+        """Workers that had the conversation and ended while they handled the first of `messages`, as far as that is known,
+        the oldest first. How many there were, `attempts` says.
+        """
+
     def __init__(
         self,
         *,
@@ -336,14 +343,42 @@ class Opened(_message.Message):
         state: _builtins.bytes = ...,
         state_version: _builtins.int = ...,
         messages: _abc.Iterable[Global___OpenMessage] | None = ...,
+        lost: _abc.Iterable[Global___LostWorker] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_sequence", b"last_sequence", "messages", b"messages", "state", b"state", "state_version", b"state_version", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_sequence", b"last_sequence", "lost", b"lost", "messages", b"messages", "state", b"state", "state_version", b"state_version", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Opened: _TypeAlias = Opened  # noqa: Y015
+
+@_typing.final
+class LostWorker(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TRACEBACK_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    reason: _builtins.str
+    """In a sentence: "worker my-agent-01 ended: OOM-killed at 512 MB"."""
+    traceback: _builtins.str
+    """Where the agent's code raised; empty if it did not."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        traceback: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "traceback", b"traceback", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostWorker: _TypeAlias = LostWorker  # noqa: Y015
 
 @_typing.final
 class OpenMessage(_message.Message):
