@@ -148,7 +148,7 @@ async def test_a_caller_that_goes_away_does_not_end_the_message(sending: Sending
     sending.worker.gate.clear()
     async with aclosing(sending.sender.stream(LOCAL, "helper", asked())) as responses:
         await anext(responses)
-    await eventually(lambda: sending.worker.cancelled == 1)
+    await eventually(lambda: sending.worker.ended == 1)
     sending.worker.gate.set()
     key = Key("local", "helper", "c")
     await eventually(lambda: len(sending.log.events[key]) == 6)
