@@ -1,4 +1,4 @@
-"""What a batch of appends makes of the conversations it goes to: decided here, from what is there, without a database.
+"""What a batch of appends makes of its conversations: decided here, from what is there, without a database.
 
 An append is taken whole or refused whole, in the order of the batch.
 """

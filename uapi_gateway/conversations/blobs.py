@@ -21,7 +21,7 @@ Name = tuple[int, bytes]
 
 
 class Blobs(Protocol):
-    """Blobs are written within the transaction that writes their events, and go away after the one that deletes them."""
+    """Written within the transaction that writes their events, and gone after the one that deletes them."""
 
     async def write(self, connection: AsyncConnection, blobs: Mapping[Name, bytes]) -> None:
         """Has them on disk when the transaction is."""

@@ -1,6 +1,5 @@
 """What SQLite and PostgreSQL do each in its own way: connections, transactions, and statements about many rows."""
 
-import asyncio
 import contextlib
 import errno
 import json
@@ -179,7 +178,7 @@ class Sqlite:
         """`secure_delete` has overwritten rows in new pages; this takes them into the file and empties the WAL."""
         with telling():
             async with self._writer.connect() as connection:
-                busy, _, _ = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).one()
+                busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
         return not busy
 
     async def close(self) -> None:
@@ -291,7 +290,7 @@ def telling() -> Iterator[None]:
         yield
     except (ProgrammingError, IntegrityError):
         raise  # a bug of ours
-    except (DBAPIError, PoolTimeoutError, OSError, asyncio.TimeoutError) as error:
+    except (DBAPIError, PoolTimeoutError, OSError) as error:
         inner = error.orig if isinstance(error, DBAPIError) else error
         if getattr(inner, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or (
             isinstance(inner, OSError) and inner.errno == errno.ENOSPC

@@ -1,5 +1,6 @@
-"""How conversations, or the oldest of their events, are deleted: with rows, files, and what is left of them on disk."""
+"""How conversations, or the oldest of their events, are deleted: rows, files, and what is left of them on disk."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import ColumnElement, delete, or_, select
@@ -125,7 +126,7 @@ def possible_cuts(spans: Sequence[tuple[int, int]]) -> list[int]:
     """
     cuts = []
     end = 0
-    for (_, last), (following, _) in zip(spans, spans[1:], strict=False):
+    for (_, last), (following, _) in itertools.pairwise(spans):
         if last == 0:
             break
         end = max(end, last)

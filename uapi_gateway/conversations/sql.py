@@ -9,7 +9,7 @@ from typing import Any
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import AgentError
-from sqlalchemy import Row, Select, and_, bindparam, func, or_, select, tuple_
+from sqlalchemy import Select, and_, bindparam, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
@@ -146,7 +146,7 @@ class SqlStore:
         )
         return made.returning(*_HEAD)
 
-    async def _reacquire(self, connection: AsyncConnection, key: Key, holder: str, token: int) -> Row[Any]:
+    async def _reacquire(self, connection: AsyncConnection, key: Key, holder: str, token: int) -> Any:
         head = (await connection.execute(_HEAD_OF, _names(key))).one_or_none()
         if head is None:
             raise errors.ConversationNotFound(key.conversation_id)
@@ -189,10 +189,8 @@ class SqlStore:
 
     async def _plan(self, connection: AsyncConnection, batch: Sequence[Append], now_ns: int) -> Plan:
         names = {(append.key.principal, append.key.agent, append.key.conversation_id) for append in batch}
-        heads = {
-            Key(*row[:3]): Head(*row[3:])
-            for row in (await connection.execute(self._heads, self._database.values(sorted(names)))).tuples()
-        }
+        rows: Sequence[Any] = (await connection.execute(self._heads, self._database.values(sorted(names)))).all()
+        heads = {Key(*row[:3]): Head(*row[3:]) for row in rows}
         said = {
             (head.id, event.message_id)
             for append in batch
@@ -242,7 +240,7 @@ class SqlStore:
             kept = _page(rows, limit)
             return [await self._event(connection, head.id, row) for row in kept], len(kept) < len(rows)
 
-    async def _event(self, connection: AsyncConnection, conversation: int, row: Row[Any]) -> proto.Event:
+    async def _event(self, connection: AsyncConnection, conversation: int, row: Any) -> proto.Event:
         body: bytes = row.body
         if row.blob is not None:
             body = await self._blobs.read(connection, (conversation, row.blob)) + body
@@ -259,7 +257,7 @@ class SqlStore:
         conversation.messages.extend(_message(row).info(row.message_id) for row in found)
         return conversation
 
-    async def _found(self, connection: AsyncConnection, key: Key) -> Row[Any]:
+    async def _found(self, connection: AsyncConnection, key: Key) -> Any:
         _check(key)
         head = (await connection.execute(_WHOLE.where(*_OF_KEY), _names(key))).one_or_none()
         if head is None:
@@ -285,7 +283,7 @@ class SqlStore:
             _token(last.changed_ns, last.id) if last is not None else "",
         )
 
-    async def unfinished(self, agent: str) -> list[Key]:
+    async def unfinished(self, agent: str) -> Sequence[Key]:
         """As in `Store`."""
         with_some = select(_m.conversation).where(_m.last_sequence == 0)
         wanted = select(*_NAMES).where(_c.id.in_(with_some)).order_by(_c.id)
@@ -301,7 +299,7 @@ class SqlStore:
         if not await self._retention.delete([head.id]):
             raise errors.ConversationNotFound(key.conversation_id)
 
-    async def expire(self, agent: str, *, before_ns: int) -> list[Key]:
+    async def expire(self, agent: str, *, before_ns: int) -> Sequence[Key]:
         """As in `Store`."""
         return await self._retention.expire(agent, before_ns)
 
@@ -335,11 +333,11 @@ def _names(key: Key) -> dict[str, str]:
     }
 
 
-def _message(row: Row[Any]) -> Message:
+def _message(row: Any) -> Message:
     return Message(row.status, row.attempts, row.first_sequence, row.last_sequence)
 
 
-def _conversation(row: Row[Any]) -> proto.Conversation:
+def _conversation(row: Any) -> proto.Conversation:
     made = proto.Conversation(
         conversation_id=row.conversation_id,
         agent=row.agent,
@@ -354,7 +352,7 @@ def _conversation(row: Row[Any]) -> proto.Conversation:
     return made
 
 
-def _page(rows: Sequence[Row[Any]], limit: int) -> Sequence[Row[Any]]:
+def _page(rows: Sequence[Any], limit: int) -> Sequence[Any]:
     """As many as fit a page, but one at least."""
     total = 0
     for n, row in enumerate(rows[:limit]):
