@@ -1,4 +1,4 @@
-"""The channels of an `AsyncClient`, and what carries deadline, metadata, repetition and errors of each call on them."""
+"""The channels of an `AsyncClient`, and what each call on them has of deadline, metadata, repetition and errors."""
 
 import asyncio
 import math

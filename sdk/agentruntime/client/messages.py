@@ -14,8 +14,7 @@ CONVERSATION_KEY = "x-uapi-conversation"
 # As conversation_service.proto has it.
 _LONGEST_ID = 200
 WhenBusy = Literal["queue", "reject", "interrupt"]
-_WHEN_BUSY: dict[WhenBusy | None, proto.WhenBusy] = {
-    None: proto.WHEN_BUSY_UNSPECIFIED,
+_WHEN_BUSY: "dict[str, proto.WhenBusy.ValueType]" = {
     "queue": proto.WHEN_BUSY_QUEUE,
     "reject": proto.WHEN_BUSY_REJECT,
     "interrupt": proto.WHEN_BUSY_INTERRUPT,
@@ -35,8 +34,8 @@ def check_id(given: str) -> str:
     """
     if not (0 < len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()):
         raise errors.InvalidArgument(
-            f"'{given[:_LONGEST_ID]}' is no id of a conversation or a message; use 1 to {_LONGEST_ID} printable ASCII "
-            "characters",
+            f"'{given[:_LONGEST_ID]}' is no id of a conversation or a message; use 1 to {_LONGEST_ID} printable "
+            "characters of ASCII",
             reason="INVALID_ID",
         )
     return given
@@ -67,13 +66,13 @@ class Asked:
             InvalidArgument: the message or an id cannot be one.
         """
         message = ChatMessage.of(content)
-        if when_busy not in _WHEN_BUSY:
+        if when_busy is not None and when_busy not in _WHEN_BUSY:
             raise errors.InvalidArgument(f"when_busy is queue, reject or interrupt, not '{when_busy}'")
         request = proto.StreamMessageRequest(
             conversation_id=conversation_id,
             message_id=check_id(message_id or message.message_id or new_id()),
             message=message.to_proto(),
-            when_busy=_WHEN_BUSY[when_busy],
+            when_busy=_WHEN_BUSY[when_busy] if when_busy else proto.WHEN_BUSY_UNSPECIFIED,
         )
         return cls(conversation_id, Until.MESSAGE, request.message_id, request)
 
