@@ -123,7 +123,7 @@ class Store(Protocol):
             InvalidArgument: the token is none of ours.
         """
 
-    async def unfinished(self, agent: str) -> list[Key]:
+    async def unfinished(self, agent: str) -> Sequence[Key]:
         """Conversations of an agent ("": of all) with messages that have not ended."""
 
     async def delete(self, key: Key) -> None:
@@ -133,7 +133,7 @@ class Store(Protocol):
             ConversationNotFound: there is none.
         """
 
-    async def expire(self, agent: str, *, before_ns: int) -> list[Key]:
+    async def expire(self, agent: str, *, before_ns: int) -> Sequence[Key]:
         """Deletes an agent's conversations that have not changed since, but for those with unended messages."""
 
     async def trim(self, agent: str, *, max_events: int, max_bytes: int) -> int:
