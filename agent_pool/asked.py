@@ -10,6 +10,7 @@ from agentruntime.sections import (
     NONE,
     AccessSection,
     CacheSection,
+    ConversationsSection,
     IsolationSection,
     LoggingSection,
     PermissionsSection,
@@ -32,6 +33,8 @@ Compression = Literal["none", "gzip"]
 SecurityContext = Literal["default", "restricted"]
 Mode = Literal["native", "container"]
 LogFormat = Literal["text", "json"]
+WhenBusy = Literal["queue", "reject", "interrupt"]
+OnWorkerLost = Literal["retry", "report"]
 
 
 def spoken(said: "DataclassInstance") -> dict[str, Any]:
@@ -42,7 +45,7 @@ def spoken(said: "DataclassInstance") -> dict[str, Any]:
 def _flag(setting: str) -> str:
     """ "--memory-limit" of "memory_limit_bytes": as the command has it."""
     word = setting.removesuffix("_bytes").removesuffix("_millis").removesuffix("_bps").replace("_", "-")
-    return "--" + {"gpus": "gpu"}.get(word, word)
+    return "--" + {"gpus": "gpu", "idle-s": "conversation-idle"}.get(word, word)
 
 
 def over(said: "Said", below: "Said") -> "Said":
@@ -189,6 +192,32 @@ class AskedAccess:
 
 
 @dataclass(frozen=True)
+class AskedHandling:
+    """How workers handle the messages of conversations."""
+
+    when_busy: WhenBusy | None = None
+    on_worker_lost: OnWorkerLost | None = None
+    idle_s: float | None = None
+
+    @classmethod
+    def of_manifest(cls, section: ConversationsSection) -> "AskedHandling":
+        return cls(section.when_busy, section.on_worker_lost, section.idle_s)
+
+
+@dataclass(frozen=True)
+class AskedRetention:
+    """How long conversations are kept, and how much of each. 0 is no bound."""
+
+    ttl_s: float | None = None
+    max_events: int | None = None
+    max_bytes: int | None = None
+
+    @classmethod
+    def of_manifest(cls, section: ConversationsSection) -> "AskedRetention":
+        return cls(section.ttl_s, section.max_events, section.max_bytes)
+
+
+@dataclass(frozen=True)
 class AskedPolicies:
     """Settings that are the agent's own, and change without new workers."""
 
@@ -199,6 +228,7 @@ class AskedPolicies:
     cache: AskedCache = field(default_factory=AskedCache)
     logging: AskedLogging = field(default_factory=AskedLogging)
     access: AskedAccess = field(default_factory=AskedAccess)
+    retention: AskedRetention = field(default_factory=AskedRetention)
 
     @classmethod
     def of_manifest(cls, manifest: AgentManifest) -> "AskedPolicies":
@@ -211,6 +241,7 @@ class AskedPolicies:
             cache=AskedCache.of_manifest(manifest.cache),
             logging=AskedLogging.of_manifest(manifest.logging),
             access=AskedAccess.of_manifest(manifest.access),
+            retention=AskedRetention.of_manifest(manifest.conversations),
         )
 
     def over(self, below: "AskedPolicies") -> "AskedPolicies":
@@ -223,6 +254,7 @@ class AskedPolicies:
             cache=self.cache.over(below.cache),
             logging=over(self.logging, below.logging),
             access=over(self.access, below.access),
+            retention=over(self.retention, below.retention),
         )
 
 
@@ -243,6 +275,7 @@ class Asked:
     # "text", "json" or "".
     log_format: str = ""
     permissions: AskedPermissions = field(default_factory=AskedPermissions)
+    handling: AskedHandling = field(default_factory=AskedHandling)
 
     def over(self, below: "Asked") -> "Asked":
         """This, and where it is silent what `below` says; of the environment, variable by variable."""
@@ -257,6 +290,7 @@ class Asked:
             isolation=over(self.isolation, below.isolation),
             log_format=self.log_format or below.log_format,
             permissions=over(self.permissions, below.permissions),
+            handling=over(self.handling, below.handling),
         )
 
     def differs_from(self, running: "Asked") -> list[str]:
@@ -266,6 +300,7 @@ class Asked:
             (self.resources, running.resources),
             (self.serving, running.serving),
             (self.isolation, running.isolation),
+            (self.handling, running.handling),
         )
         for part, other in parts:
             changed += [name for name, value in spoken(part).items() if value != getattr(other, name)]

@@ -16,6 +16,7 @@ from agent_pool.worker import Worker
 DEFAULT_GRACE_S = 30.0
 # Revisions of an agent that are remembered.
 _MOST_REVISIONS = 10
+CONVERSATIONS = "uapi.v1.ConversationService"
 
 
 @dataclass(frozen=True)
@@ -209,4 +210,9 @@ class Deployment:
     @staticmethod
     def _policies(asked: AskedPolicies, spec: Spec) -> Policies:
         serving = spec.serving
-        return Policies.of(asked.over(spec.program.policies), serving.concurrency, debug=serving.debug)
+        return Policies.of(
+            asked.over(spec.program.policies),
+            serving.concurrency,
+            debug=serving.debug,
+            converses=CONVERSATIONS in spec.prepared.services,
+        )

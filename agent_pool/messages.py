@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
+from agentruntime._proto.uapi.v1 import conversation_service_pb2 as conversations_pb
 from agentruntime._proto.uapi.v1 import image_service_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,9 +19,11 @@ from agent_pool.asked import (
     LoadBalancer,
     LogFormat,
     Mode,
+    OnWorkerLost,
     Permissions,
     RestartMode,
     SecurityContext,
+    WhenBusy,
     spoken,
 )
 from agent_pool.deployment import Deployment
@@ -80,6 +83,15 @@ SECURITY_CONTEXTS: Final[dict["pb.SecurityContext.ValueType", SecurityContext]] 
 LOG_FORMATS: Final[dict["pb.LogFormat.ValueType", LogFormat]] = {
     pb.LOG_FORMAT_TEXT: "text",
     pb.LOG_FORMAT_JSON: "json",
+}
+WHEN_BUSY: Final[dict["conversations_pb.WhenBusy.ValueType", WhenBusy]] = {
+    conversations_pb.WHEN_BUSY_QUEUE: "queue",
+    conversations_pb.WHEN_BUSY_REJECT: "reject",
+    conversations_pb.WHEN_BUSY_INTERRUPT: "interrupt",
+}
+ON_WORKER_LOST: Final[dict["pb.OnWorkerLost.ValueType", OnWorkerLost]] = {
+    pb.ON_WORKER_LOST_RETRY: "retry",
+    pb.ON_WORKER_LOST_REPORT: "report",
 }
 
 
@@ -158,6 +170,14 @@ def settings(of: Deployment) -> pb.AgentSettings:
             tls=policies.access.tls,
             keys=policies.access.keys,
             oauth2_client_id=policies.access.oauth2_client_id,
+        ),
+        conversations=pb.Conversations(
+            when_busy=_code(WHEN_BUSY, spec.conversations.when_busy),
+            on_worker_lost=_code(ON_WORKER_LOST, spec.conversations.on_worker_lost),
+            ttl=_duration(policies.retention.ttl_s),
+            max_events=policies.retention.max_events,
+            max_bytes=policies.retention.max_bytes,
+            idle=_duration(spec.conversations.idle_s),
         ),
     )
 

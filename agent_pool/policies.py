@@ -46,6 +46,15 @@ class AccessPolicy:
 
 
 @dataclass(frozen=True)
+class RetentionPolicy:
+    """How long conversations are kept, and how much of each; of the proto's Conversations. 0 is no bound."""
+
+    ttl_s: float = 0.0
+    max_events: int = 0
+    max_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Policies:
     """All of one agent."""
 
@@ -56,14 +65,18 @@ class Policies:
     cache: CachePolicy = field(default_factory=CachePolicy)
     logging: LoggingPolicy = field(default_factory=LoggingPolicy)
     access: AccessPolicy = field(default_factory=AccessPolicy)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
     @classmethod
-    def of(cls, asked: AskedPolicies, concurrency: int, *, debug: bool = False) -> "Policies":
+    def of(
+        cls, asked: AskedPolicies, concurrency: int, *, debug: bool = False, converses: bool = False
+    ) -> "Policies":
         """Of what was asked over what agent.yaml says.
 
         Args:
             asked: that.
             concurrency: calls that a worker handles at a time.
+            converses: whether it holds conversations: each stays at a worker then, unless somebody says otherwise.
             debug: whether workers may stand at a breakpoint: nothing is done about those that fail their checks then.
 
         Raises:
@@ -74,8 +87,9 @@ class Policies:
             health=replace(health, failure_action="ignore") if debug else health,
             restart=asked.restart or "always",
             scaling=asked.scaling.policy(concurrency),
-            traffic=TrafficPolicy(**spoken(asked.traffic)),
+            traffic=TrafficPolicy(**{**({"load_balancer": "sticky"} if converses else {}), **spoken(asked.traffic)}),
             cache=CachePolicy(**spoken(asked.cache)),
             logging=LoggingPolicy(**spoken(asked.logging)),
             access=AccessPolicy(**spoken(asked.access)),
+            retention=RetentionPolicy(**spoken(asked.retention)),
         )

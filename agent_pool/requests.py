@@ -8,17 +8,29 @@ from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime.log import LEVELS
 from agentruntime.secrets import check_wanted
-from agentruntime.sections import LEAST_LOG_BYTES, MOST_EGRESS, egress_target, is_aggregator, none_or
+from agentruntime.sections import (
+    LEAST_CONVERSATION_BYTES,
+    LEAST_CONVERSATION_EVENTS,
+    LEAST_CONVERSATION_TTL_S,
+    LEAST_LOG_BYTES,
+    LONGEST_CONVERSATION_IDLE_S,
+    MOST_EGRESS,
+    egress_target,
+    is_aggregator,
+    none_or,
+)
 
 from agent_pool.asked import (
     Asked,
     AskedAccess,
     AskedCache,
+    AskedHandling,
     AskedHealth,
     AskedIsolation,
     AskedLogging,
     AskedPermissions,
     AskedPolicies,
+    AskedRetention,
     AskedServing,
     AskedTraffic,
 )
@@ -30,8 +42,10 @@ from agent_pool.messages import (
     LOG_FORMATS,
     MODES,
     NETWORKS,
+    ON_WORKER_LOST,
     RESTARTS,
     SECURITY_CONTEXTS,
+    WHEN_BUSY,
 )
 from agent_pool.resources import Requested
 from agent_pool.scaling.policy import MOST_REPLICAS, AskedScaling
@@ -142,6 +156,7 @@ def asked(message: pb.AgentSettings) -> Asked:
         isolation=_asked_isolation(message.isolation),
         log_format=_chosen(LOG_FORMATS, message.log_format, "log format") or "",
         permissions=_permissions(message.permissions),
+        handling=_asked_handling(message.conversations),
     )
 
 
@@ -159,6 +174,7 @@ def asked_policies(message: pb.AgentSettings) -> AskedPolicies:
         cache=_asked_cache(message.cache),
         logging=_asked_logging(message.logging),
         access=_asked_access(message.access),
+        retention=_asked_retention(message.conversations),
     )
 
 
@@ -221,6 +237,33 @@ def _asked_logging(message: pb.Logging) -> AskedLogging:
     if max_bytes is not None and max_bytes < LEAST_LOG_BYTES:
         raise errors.InvalidArgument(f"{max_bytes} bytes of logs are less than {LEAST_LOG_BYTES}")
     return AskedLogging(aggregator, retention_s, max_bytes)
+
+
+def _asked_handling(message: pb.Conversations) -> AskedHandling:
+    idle_s = message.idle.ToNanoseconds() / 1e9 if message.HasField("idle") else None
+    if idle_s is not None and not 0 < idle_s <= LONGEST_CONVERSATION_IDLE_S:
+        raise errors.InvalidArgument(
+            f"a conversation that is idle after {idle_s:g}s is not sensible; say more than 0 and at most a day"
+        )
+    return AskedHandling(
+        _chosen(WHEN_BUSY, message.when_busy, "way to take a message while busy"),
+        _chosen(ON_WORKER_LOST, message.on_worker_lost, "way to go on after a lost worker"),
+        idle_s,
+    )
+
+
+def _asked_retention(message: pb.Conversations) -> AskedRetention:
+    ttl_s = message.ttl.ToNanoseconds() / 1e9 if message.HasField("ttl") else None
+    events = message.max_events if message.HasField("max_events") else None
+    size_bytes = message.max_bytes if message.HasField("max_bytes") else None
+    for what, given, least in (
+        ("ttl in seconds", ttl_s, LEAST_CONVERSATION_TTL_S),
+        ("max_events", events, LEAST_CONVERSATION_EVENTS),
+        ("max_bytes", size_bytes, LEAST_CONVERSATION_BYTES),
+    ):
+        if given and given < least:
+            raise errors.InvalidArgument(f"conversations: {what} of {given:g} is less than {least:g}; 0 is no bound")
+    return AskedRetention(ttl_s, events, size_bytes)
 
 
 def _permissions(message: pb.Permissions) -> AskedPermissions:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agentruntime.launch import ConversationSpec
 from agentruntime.manifest import AgentManifest
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent_pool.asked import (
     Asked,
+    AskedHandling,
     AskedIsolation,
     AskedPolicies,
     Compression,
@@ -63,6 +65,7 @@ class Program(BaseModel):
     # What a container image of it is made from; "" for the pool's default.
     base_image: str = ""
     permissions: Permissions = Permissions()
+    handling: AskedHandling = AskedHandling()
 
     @classmethod
     def of(cls, manifest: AgentManifest) -> "Program":
@@ -84,6 +87,7 @@ class Program(BaseModel):
             log_format=manifest.logging.format or "text",
             base_image=manifest.base_image or "",
             permissions=Permissions.of_manifest(manifest.permissions),
+            handling=AskedHandling.of_manifest(manifest.conversations),
         )
 
 
@@ -173,6 +177,11 @@ class Spec(BaseModel):
         return self.program.permissions.and_also(self.asked.permissions)
 
     @property
+    def conversations(self) -> ConversationSpec:
+        """How its messages are handled, as it is in force."""
+        return ConversationSpec(**spoken(over(self.asked.handling, self.program.handling)))
+
+    @property
     def env(self) -> dict[str, str]:
         return {**self.program.env, **self.asked.env}
 
@@ -244,4 +253,5 @@ class Spec(BaseModel):
             may_be_root=self.allow_unenforced,
             egress=self.permissions.egress,
             secrets=self.permissions.secrets,
+            conversations=self.conversations,
         )

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import cast
 
 from agentruntime import egress, seccomp
-from agentruntime.launch import KERNEL_DIR, SANDBOX_WORKERS_DIR, SYSTEM_CALLS, UIDS_PER_AGENT, SandboxSpec
+from agentruntime.launch import (
+    EVENT_LOG,
+    KERNEL_DIR,
+    SANDBOX_WORKERS_DIR,
+    SYSTEM_CALLS,
+    UIDS_PER_AGENT,
+    SandboxSpec,
+)
 from agentruntime.sealed import MOST_BYTES
 from agentruntime.secrets import DIRECTORY as SECRETS_DIR
 
@@ -149,9 +156,16 @@ def secrets_dir(spec: SandboxSpec, slot: int) -> Path:
 
 def system_calls(spec: SandboxSpec) -> str:
     """Where the processes of the sandbox find the socket for system calls; "" where there is none."""
-    if not spec.kernel_dir:
-        return ""
-    return str(Path(KERNEL_DIR if spec.isolated else spec.kernel_dir) / SYSTEM_CALLS)
+    return _platform_socket(spec, SYSTEM_CALLS)
+
+
+def event_log(spec: SandboxSpec) -> str:
+    """The same of the socket for the event log of conversations."""
+    return _platform_socket(spec, EVENT_LOG)
+
+
+def _platform_socket(spec: SandboxSpec, name: str) -> str:
+    return str(Path(KERNEL_DIR if spec.isolated else spec.kernel_dir) / name) if spec.kernel_dir else ""
 
 
 def _own_namespaces(spec: SandboxSpec) -> int:

@@ -16,7 +16,7 @@ from google.protobuf import json_format, struct_pb2
 from google.protobuf.message import Message
 from grpc import aio
 
-from uapi_gateway import descriptors
+from uapi_gateway import descriptors, inner
 from uapi_gateway.access import headers
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.keys import LOCAL
@@ -24,7 +24,6 @@ from uapi_gateway.access.policy import Policy, may_call
 from uapi_gateway.access.providers import OIDC_PREFIX
 from uapi_gateway.envoy import Envoy
 from uapi_gateway.registry import Agent, Registry
-from uapi_gateway.sockets import inner_socket
 from uapi_gateway.xds.routes import AGENT_HEADER
 
 _STATUS_TIMEOUT_S = 1.0
@@ -128,16 +127,7 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
         self._home = home
         self._own = own
         self._began = time.monotonic()
-        self._through = aio.insecure_channel(
-            f"unix:{inner_socket(home)}",
-            options=[
-                ("grpc.initial_reconnect_backoff_ms", 50),
-                # Not a back-off, despite its name, but the least time that a connection gets to be made.
-                ("grpc.min_reconnect_backoff_ms", 2000),
-                ("grpc.max_reconnect_backoff_ms", 500),
-                ("grpc.max_receive_message_length", 64 * 2**20),
-            ],
-        )
+        self._through = inner.channel(home)
 
     async def close(self) -> None:
         await self._through.close()

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentruntime.launch import ConversationSpec
+
 from agent_pool.cgroups.base import Limits
 
 
@@ -57,6 +59,7 @@ class Revision:
     egress: tuple[str, ...] = ()
     # Names of those that its workers need as files; "*" is all that were set for it.
     secrets: tuple[str, ...] = ()
+    conversations: ConversationSpec = field(default_factory=ConversationSpec)
 
 
 @dataclass(frozen=True)

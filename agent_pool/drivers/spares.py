@@ -153,4 +153,5 @@ def any_worker(revision: Revision, slot: int) -> WorkerSpec:
         compression=revision.compression,
         optimize_throughput=revision.optimize_throughput,
         debug=revision.debug,
+        conversations=revision.conversations,
     )

@@ -10,13 +10,22 @@ if TYPE_CHECKING:
     from agentruntime.agent import Agent, Token
     from agentruntime.client import AsyncClient, Client
     from agentruntime.config import RuntimeConfig
+    from agentruntime.conversation import ActorId, ChatMessage, Context, Part, RequestStatus
 
-__all__ = ["Agent", "AsyncClient", "Client", "RuntimeConfig", "Token", "__version__"]
+__all__ = [
+    "ActorId", "Agent", "AsyncClient", "ChatMessage", "Client", "Context", "Part", "RequestStatus", "RuntimeConfig",
+    "Token", "__version__",
+]  # fmt: skip
 
 _HOMES = {
+    "ActorId": "agentruntime.conversation",
     "Agent": "agentruntime.agent",
     "AsyncClient": "agentruntime.client",
+    "ChatMessage": "agentruntime.conversation",
     "Client": "agentruntime.client",
+    "Context": "agentruntime.conversation",
+    "Part": "agentruntime.conversation",
+    "RequestStatus": "agentruntime.conversation",
     "RuntimeConfig": "agentruntime.config",
     "Token": "agentruntime.agent",
 }

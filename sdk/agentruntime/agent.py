@@ -2,6 +2,10 @@
 
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentruntime.conversation import ChatMessage, Context, Replies, Reply
 
 
 @dataclass(frozen=True)
@@ -18,16 +22,20 @@ Generation = Piece | Iterator[Piece] | AsyncIterator[Piece] | Awaitable[Piece]
 
 
 class Agent:
-    """An agent that generates text; the platform serves it as `uapi.v1.TextGenerationService`.
+    """An agent that generates text, holds conversations, or both.
 
-    Define `generate` in whichever form suits: a plain or async function that returns the text, or a plain or
-    async generator that yields it in pieces. Plain functions run in a thread, so they may block. What it raises
-    reaches the caller: an `agentruntime.errors.AgentError` with its code, anything else as INTERNAL.
+    Define `generate`, which the platform serves as `uapi.v1.TextGenerationService`, in whichever form suits: a plain
+    or async function that returns the text, or a plain or async generator that yields it in pieces. Plain functions
+    run in a thread, so they may block. What it raises reaches the caller: an `agentruntime.errors.AgentError` with
+    its code, anything else as INTERNAL.
 
         class Greeter(Agent):
             async def generate(self, prompt, *, temperature, max_tokens):
                 yield "Hello, "
                 yield prompt
+
+    Define `on_message` to hold conversations, which the platform serves as `uapi.v1.ConversationService`
+    (docs/conversations.md); with or without `generate`.
 
     A class that also derives from generated servicers serves those too. A class that only does that need not
     derive from `Agent`; `start` and `stop` are called wherever they are defined.
@@ -51,3 +59,17 @@ class Agent:
             The text, or its pieces in order. Each piece counts as one token.
         """
         raise TypeError(f"{type(self).__name__} does not define generate()")
+
+    def on_message(self, message: "ChatMessage", ctx: "Context") -> "Awaitable[Reply] | Replies":
+        """Handles a message of a conversation; those of one conversation come one at a time.
+
+        Define it as `async def`. What it raises reaches the caller, as with `generate`.
+
+        Args:
+            message: what was said.
+            ctx: the conversation that it is in.
+
+        Returns:
+            The reply, or its pieces in order.
+        """
+        raise TypeError(f"{type(self).__name__} does not define on_message()")

@@ -17,6 +17,7 @@ from agentruntime.sections import (
     AccessSection,
     CacheSection,
     Compression,
+    ConversationsSection,
     Duration,
     HealthFailureAction,
     IsolationSection,
@@ -89,6 +90,7 @@ class RuntimeConfig(Section):
     scaling: ScalingSection = ScalingSection()
     traffic: TrafficSection = TrafficSection()
     cache: CacheSection = CacheSection()
+    conversations: ConversationsSection = ConversationsSection()
     isolation: IsolationSection = IsolationSection()
     logging: LoggingSection = LoggingSection()
     permissions: PermissionsSection = PermissionsSection()

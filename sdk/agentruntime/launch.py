@@ -137,6 +137,20 @@ class TemplateSpec:
 
 
 @dataclass(frozen=True)
+class ConversationSpec:
+    """How a worker handles the messages of conversations."""
+
+    # A message that comes while another one is handled: "queue", "reject" or "interrupt".
+    when_busy: str = "queue"
+    # Of a message whose worker was lost: "retry" or "report".
+    on_worker_lost: str = "retry"
+    # Without a message, until what is at hand of a conversation is forgotten.
+    idle_s: float = 60.0
+    # From a message's being cancelled to the end of its handler's task.
+    cancel_grace_s: float = 5.0
+
+
+@dataclass(frozen=True)
 class WorkerSpec:
     """One worker to be forked."""
 
@@ -168,6 +182,7 @@ class WorkerSpec:
     stop_grace_s: float = 30.0
     # Its secrets come along as a descriptor.
     secrets: bool = False
+    conversations: ConversationSpec = field(default_factory=ConversationSpec)
 
 
 def socket_name(slot: int) -> str:
@@ -212,7 +227,7 @@ def worker_spec(data: dict[str, Any]) -> WorkerSpec:
     Raises:
         TypeError: a field is missing or unknown.
     """
-    return WorkerSpec(**data)
+    return WorkerSpec(**{**data, "conversations": ConversationSpec(**data.get("conversations", {}))})
 
 
 def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int] | None = None) -> None:

@@ -10,6 +10,7 @@ from agentruntime.sections import (
     AccessSection,
     CacheSection,
     Compression,
+    ConversationsSection,
     Duration,
     HealthFailureAction,
     IsolationSection,
@@ -74,6 +75,7 @@ class AgentManifest(Section):
     scaling: ScalingSection = ScalingSection()
     traffic: TrafficSection = TrafficSection()
     cache: CacheSection = CacheSection()
+    conversations: ConversationsSection = ConversationsSection()
     isolation: IsolationSection = IsolationSection()
     logging: LoggingSection = LoggingSection()
     permissions: PermissionsSection = PermissionsSection()

@@ -60,6 +60,8 @@ RuntimeMode = Literal["native", "container", "serverless"]
 SecurityContext = Literal["default", "restricted"]
 LogFormat = Literal["text", "json"]
 HealthFailureAction = Literal["restart", "stop", "ignore"]
+WhenBusy = Literal["queue", "reject", "interrupt"]
+OnWorkerLost = Literal["retry", "report"]
 # YAML reads a bare `no` as false.
 RestartPolicy = Annotated[
     Literal["always", "on-failure", "no"], BeforeValidator(lambda given: "no" if given is False else given)
@@ -132,6 +134,41 @@ class CacheSection(Section):
             return 0
         wanted = self.enabled or self.ttl_s is not None
         return DEFAULT_CACHE_BYTES if wanted and not self.size_bytes else self.size_bytes
+
+
+# Less would take a conversation from under whoever is in it, or not hold one message and its reply.
+LEAST_CONVERSATION_TTL_S = 3600.0
+LEAST_CONVERSATION_EVENTS = 10
+LEAST_CONVERSATION_BYTES = 10_000
+# A day: a worker that forgets nothing grows with every conversation.
+LONGEST_CONVERSATION_IDLE_S = 86400.0
+
+
+def _none_or_at_least(least: float, said: str) -> AfterValidator:
+    def check(value: float) -> float:
+        if value and value < least:
+            raise ValueError(f"is less than {said}; 0 is no bound")
+        return value
+
+    return AfterValidator(check)
+
+
+class ConversationsSection(Section):
+    """How an agent's conversations go, and how long they are kept. Durations in seconds, sizes in bytes."""
+
+    # Of a message that comes while another one is handled.
+    when_busy: WhenBusy | None = None
+    # Whether a message is handled again whose worker was lost.
+    on_worker_lost: OnWorkerLost | None = None
+    # Since the last event; 0 keeps them.
+    ttl_s: Annotated[Duration, _none_or_at_least(LEAST_CONVERSATION_TTL_S, "1h")] | None = Field(
+        default=None, alias="ttl"
+    )
+    # Of one conversation, beyond which the oldest messages go; 0 is no bound.
+    max_events: Annotated[int, _none_or_at_least(LEAST_CONVERSATION_EVENTS, "10")] | None = Field(default=None, ge=0)
+    max_bytes: Annotated[Size, _none_or_at_least(LEAST_CONVERSATION_BYTES, "10kB")] | None = None
+    # Without a message, until a worker forgets what it has at hand.
+    idle_s: Duration | None = Field(default=None, alias="idle", gt=0, le=LONGEST_CONVERSATION_IDLE_S)
 
 
 class IsolationSection(Section):

@@ -5,7 +5,7 @@ An error travels as a gRPC status with `google.rpc.ErrorInfo` (domain `uapi.v1`,
 same class from it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -38,6 +38,7 @@ CODES: dict[type[errors.AgentError], grpc.StatusCode] = {
     errors.Cancelled: grpc.StatusCode.CANCELLED,
 }
 _CLASSES = {code: cls for cls, code in CODES.items()}
+_BY_NUMBER: dict[int, type[errors.AgentError]] = {code.value[0]: cls for code, cls in _CLASSES.items()}
 
 
 def code_of(error: errors.AgentError) -> grpc.StatusCode:
@@ -68,12 +69,24 @@ def decode(error: grpc.RpcError) -> errors.AgentError:
         if code is grpc.StatusCode.INTERNAL and "RST_STREAM" in message:
             return errors.Unavailable(f"the worker ended during the call ({message})", reason="WORKER_LOST")
         return _CLASSES.get(code, errors.AgentError)(message, reason=code.name)
-    cls = next((leaf for leaf in _leaves(errors.AgentError) if leaf.reason == info.reason), None)
-    cls = cls or _CLASSES.get(code, errors.AgentError)
-    rebuilt = cls.__new__(cls)
+    return rebuilt(code.value[0], message, info.reason, info.metadata)
+
+
+def rebuilt(code: int, message: str, reason: str, metadata: Mapping[str, str]) -> errors.AgentError:
+    """An error of ours out of what was written of it.
+
+    Args:
+        code: gRPC's number; 0 or an unknown one makes a plain `AgentError` if the reason is none of ours.
+        message: its sentence.
+        reason: by which its class is found.
+        metadata: its details.
+    """
+    cls = next((leaf for leaf in _leaves(errors.AgentError) if leaf.reason == reason), None)
+    cls = cls or _BY_NUMBER.get(code, errors.AgentError)
+    error = cls.__new__(cls)
     # A leaf may compose its message from other arguments; the wire has the finished one.
-    errors.AgentError.__init__(rebuilt, message, reason=info.reason, metadata=dict(info.metadata))
-    return rebuilt
+    errors.AgentError.__init__(error, message, reason=reason, metadata=metadata)
+    return error
 
 
 def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:

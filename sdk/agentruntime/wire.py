@@ -5,8 +5,9 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
+from agentruntime._proto.uapi.v1 import conversation_service_pb2
 from agentruntime.config import RuntimeConfig
-from agentruntime.sections import ScalingSection
+from agentruntime.sections import ConversationsSection, ScalingSection
 
 
 def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
@@ -54,6 +55,7 @@ def agent_settings(config: RuntimeConfig) -> pool_pb2.AgentSettings:
         _set(settings.cache, max_bytes=config.cache.max_bytes)
     if config.cache.ttl_s is not None:
         settings.cache.ttl.CopyFrom(duration(config.cache.ttl_s))
+    _conversations(settings.conversations, config.conversations)
     isolation, logging = config.isolation, config.logging
     _set(
         settings.isolation,
@@ -84,6 +86,20 @@ def _scaling(message: pool_pb2.Scaling, section: ScalingSection) -> None:
     )
     if section.idle_timeout_s is not None:
         message.idle_timeout.CopyFrom(duration(section.idle_timeout_s))
+
+
+def _conversations(message: pool_pb2.Conversations, section: ConversationsSection) -> None:
+    _set(
+        message,
+        when_busy=_enum(conversation_service_pb2.WhenBusy, "WHEN_BUSY", section.when_busy) or None,
+        on_worker_lost=_enum(pool_pb2.OnWorkerLost, "ON_WORKER_LOST", section.on_worker_lost) or None,
+        max_events=section.max_events,
+        max_bytes=section.max_bytes,
+    )
+    if section.ttl_s is not None:
+        message.ttl.CopyFrom(duration(section.ttl_s))
+    if section.idle_s is not None:
+        message.idle.CopyFrom(duration(section.idle_s))
 
 
 def duration(seconds: float) -> Duration:

@@ -6,13 +6,15 @@ from agent_pool.asked import (
     Asked,
     AskedAccess,
     AskedCache,
+    AskedHandling,
     AskedPermissions,
     AskedPolicies,
+    AskedRetention,
     AskedServing,
     AskedTraffic,
     Permissions,
 )
-from agent_pool.policies import AccessPolicy, CachePolicy, Policies
+from agent_pool.policies import AccessPolicy, CachePolicy, Policies, RetentionPolicy
 from agent_pool.resources import Requested
 
 
@@ -41,6 +43,18 @@ def test_settings_of_a_revision_are_laid_over_each_other() -> None:
 
 
 MANIFEST = "name: a\nversion: '1'\nentrypoint: m:C\n"
+
+
+def test_conversations_are_handled_as_a_revision_says_and_kept_as_a_policy_does() -> None:
+    text = "conversations: {when_busy: reject, idle: 90s, ttl: 1h, max_events: 10, max_bytes: 10kB}\n"
+    manifest = AgentManifest.parse(MANIFEST + text)
+    assert AskedHandling.of_manifest(manifest.conversations) == AskedHandling("reject", None, 90.0)
+    authors = AskedPolicies.of_manifest(manifest)
+    assert authors.retention == AskedRetention(3600.0, 10, 10_000)
+    unbounded = AskedPolicies(retention=AskedRetention(ttl_s=0.0, max_bytes=0)).over(authors)
+    assert Policies.of(unbounded, 64).retention == RetentionPolicy(max_events=10)
+    other = Asked(handling=AskedHandling("queue", "report", 5.0))
+    assert other.differs_from(Asked()) == ["--when-busy", "--on-worker-lost", "--conversation-idle"]
 
 
 def test_what_agent_yaml_turns_on_without_saying_how() -> None:

@@ -4,6 +4,8 @@ import pytest
 from agentruntime import errors
 
 from agent_pool.asked import AskedHealth, AskedPolicies, AskedTraffic
+from agent_pool.deployment import CONVERSATIONS
+from agent_pool.drivers.base import Prepared
 from agent_pool.health import HealthPolicy
 from agent_pool.lifecycle import Event, State
 from agent_pool.policies import TrafficPolicy
@@ -79,3 +81,11 @@ def test_policies_are_what_was_ever_asked_over_what_the_images_agent_yaml_says()
     with pytest.raises(errors.InvalidArgument):
         made.take_up(AskedPolicies(scaling=AskedScaling(min_replicas=50)))
     assert made.policies.scaling.min_replicas == 1
+
+
+def test_an_agent_that_converses_is_sticky_unless_somebody_says_otherwise() -> None:
+    made = deployment()
+    made.turn_to(spec(4, prepared=Prepared((CONVERSATIONS,))))
+    assert made.policies.traffic == TrafficPolicy("sticky")
+    made.take_up(AskedPolicies(traffic=AskedTraffic("round-robin")))
+    assert made.policies.traffic == TrafficPolicy("round-robin")

@@ -10,7 +10,7 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 
 from agent_pool import messages, requests
-from agent_pool.asked import Asked, AskedPolicies
+from agent_pool.asked import Asked, AskedHandling, AskedPolicies
 from agent_pool.policies import Policies
 from tests.agent_pool.test_state import deployment
 
@@ -39,6 +39,7 @@ def test_everything_in_force_is_told_and_can_be_asked_for() -> None:
     made = deployment()
     assert made.take_up(requests.asked_policies(told)) is False
     assert requests.asked(told).serving.queue == 1024
+    assert requests.asked(told).handling == AskedHandling("queue", "retry", 60.0)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,11 @@ def test_everything_in_force_is_told_and_can_be_asked_for() -> None:
         (run(logging=pb.Logging(aggregator="fluentd://host:0")), "not where logs can be sent"),
         (run(logging=pb.Logging(aggregator="fluentd://host:65536")), "not where logs can be sent"),
         (run(logging=pb.Logging(max_bytes=99_999)), "less than 100000"),
+        (run(conversations=pb.Conversations(when_busy=9)), "9 is not a way"),  # type: ignore[arg-type]  # as above
+        (run(conversations=pb.Conversations(ttl=Duration(seconds=60))), "ttl in seconds of 60 is less than 3600"),
+        (run(conversations=pb.Conversations(max_events=1)), "max_events of 1 is less than 10"),
+        (run(conversations=pb.Conversations(max_bytes=1)), "max_bytes of 1 is less than 10000"),
+        (run(conversations=pb.Conversations(idle=Duration())), "idle after 0s"),
         (run(permissions=pb.Permissions(egress=["example.com"])), "not host:port"),
         (run(permissions=pb.Permissions(egress=["none", "a:1"])), "permissions: 'none' stands for no longer any"),
         (run(access=pb.Access(keys=["ci", "none"])), "access: 'none' stands for no longer any"),

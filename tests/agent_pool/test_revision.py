@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent_pool.asked import Asked, AskedIsolation, AskedPermissions, AskedServing
+from agent_pool.asked import Asked, AskedHandling, AskedIsolation, AskedPermissions, AskedServing
 from agent_pool.resources import Requested, resolve
 from agent_pool.revision import Program, Serving, Spec
 from tests.agent_pool.test_state import spec
@@ -31,6 +31,8 @@ PLAIN = asking(Asked())
         (Asked(isolation=AskedIsolation(network_limit_bps=10**6)), True, True),
         (Asked(env={"K": "w"}), False, False),
         (Asked(serving=AskedServing(concurrency=1)), False, False),
+        (Asked(handling=AskedHandling("queue", "retry", 60.0)), True, True),
+        (Asked(handling=AskedHandling("interrupt")), False, False),
     ],
 )
 def test_same_as(asked: Asked, same: bool, same_but_for_caps: bool) -> None:

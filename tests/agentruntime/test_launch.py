@@ -86,7 +86,9 @@ def test_a_refused_frame_leaves_no_descriptor_open(pair: Pair) -> None:
 
 def test_specs_cross_as_json() -> None:
     template = launch.TemplateSpec("my-agent@3", "my-agent", "/bundle", "agent:MyAgent", services=["a.B"])
-    worker = launch.WorkerSpec("my-agent-01", "my-agent", 3, 1, env={"A": "b"})
+    worker = launch.WorkerSpec(
+        "my-agent-01", "my-agent", 3, 1, env={"A": "b"}, conversations=launch.ConversationSpec("reject")
+    )
     assert launch.template_spec(launch.spec_message("load", template)["spec"]) == template
     assert launch.worker_spec(launch.spec_message("fork", worker)["spec"]) == worker
     with pytest.raises(TypeError):

@@ -57,6 +57,11 @@ def test_units_are_read() -> None:
         (MINIMAL + "permissions: {secrets: ['*', '']}\n", "permissions.secrets.1: '' is not the name of a secret"),
         (MINIMAL + "permissions: {egress: [none, 'a:1']}\n", "permissions.egress: 'none' stands for no longer any"),
         (MINIMAL + "access: {keys: [none, ci]}\n", "access.keys: 'none' stands for no longer any"),
+        (MINIMAL + "conversations: {ttl: 30m}\n", "conversations.ttl: is less than 1h; 0 is no bound"),
+        (MINIMAL + "conversations: {max_events: 9}\n", "conversations.max_events: is less than 10"),
+        (MINIMAL + "conversations: {max_bytes: 9kB}\n", "conversations.max_bytes: is less than 10kB"),
+        (MINIMAL + "conversations: {idle: 0}\n", "conversations.idle"),
+        (MINIMAL + "conversations: {when_busy: wait}\n", "conversations.when_busy"),
         (MINIMAL + "python: {requirements: requests}\n", "python.requirements"),
     ],
 )
@@ -82,5 +87,5 @@ def test_the_page_s_example_has_every_key() -> None:
     text = page.split("## agent.yaml")[1].split("```")[1].removeprefix("yaml")
     manifest = AgentManifest.parse(text)
     assert set(yaml.safe_load(text)) == {field.alias or name for name, field in AgentManifest.model_fields.items()}
-    for section in (manifest.scaling, manifest.traffic, manifest.cache, manifest.health):
+    for section in (manifest.scaling, manifest.traffic, manifest.cache, manifest.conversations, manifest.health):
         assert section.model_fields_set == set(type(section).model_fields)

@@ -26,6 +26,14 @@ EVERYTHING = {
     },
     "traffic": {"load_balancer": "sticky", "circuit_breaker": True, "failure_threshold": 7},
     "cache": {"enabled": True, "ttl": "1500ms", "size": "1MB"},
+    "conversations": {
+        "when_busy": "reject",
+        "on_worker_lost": "report",
+        "ttl": "30d",
+        "max_events": 10_000,
+        "max_bytes": "10MB",
+        "idle": "90s",
+    },
     "concurrency": 8,
     "queue": 9,
     "compression": "gzip",
@@ -74,11 +82,18 @@ def test_durations() -> None:
 
 
 def test_off_is_said() -> None:
-    off = RuntimeConfig.from_dict({"traffic": {"circuit_breaker": False}, "cache": {"enabled": False}})
+    off = RuntimeConfig.from_dict(
+        {
+            "traffic": {"circuit_breaker": False},
+            "cache": {"enabled": False},
+            "conversations": {"ttl": 0, "max_events": 0, "max_bytes": 0},
+        }
+    )
     settings = wire.agent_settings(off)
     assert (settings.traffic.failure_threshold, settings.cache.max_bytes) == (0, 0)
     assert settings.traffic.HasField("failure_threshold")
     assert settings.cache.HasField("max_bytes")
+    assert {field.name for field, _ in settings.conversations.ListFields()} == {"ttl", "max_events", "max_bytes"}
 
 
 def test_no_longer_any_is_said() -> None:

@@ -12,7 +12,15 @@ import typer
 from agentruntime import api_keys, errors
 from agentruntime.cli import connection
 from agentruntime.config import RuntimeConfig
-from agentruntime.sections import Compression, HealthFailureAction, LoadBalancer, LogFormat, SecurityContext
+from agentruntime.sections import (
+    Compression,
+    HealthFailureAction,
+    LoadBalancer,
+    LogFormat,
+    OnWorkerLost,
+    SecurityContext,
+    WhenBusy,
+)
 
 _REVISION = ("run", "update")
 _NUMBER = ("run", "scale")
@@ -185,6 +193,47 @@ _FLAGS: dict[str | None, tuple[Flag, ...]] = {
         ),
         Flag("--cache-ttl", str, "cache.ttl", _REVISION, "For how long; 300s.", "DURATION"),
         Flag("--cache-size", str, "cache.size", _REVISION, "Of all kept answers; 100MB.", "SIZE"),
+    ),
+    "Conversations": (
+        Flag(
+            "--when-busy",
+            WhenBusy,
+            "conversations.when_busy",
+            _REVISION,
+            "What becomes of a message that comes while another one is handled; queue.",
+        ),
+        Flag(
+            "--on-worker-lost",
+            OnWorkerLost,
+            "conversations.on_worker_lost",
+            _REVISION,
+            "Handle a message again whose worker was lost, or report it as failed; retry.",
+        ),
+        Flag(
+            "--conversation-ttl",
+            str,
+            "conversations.ttl",
+            _REVISION,
+            "How long after its last event one is deleted; 0, the default, keeps them.",
+            "DURATION",
+        ),
+        Flag(
+            "--conversation-events",
+            int,
+            "conversations.max_events",
+            _REVISION,
+            "Of each, beyond which its oldest messages go; 0, the default, is no bound.",
+            "N",
+        ),
+        Flag("--conversation-bytes", str, "conversations.max_bytes", _REVISION, "The same of its size.", "SIZE"),
+        Flag(
+            "--conversation-idle",
+            str,
+            "conversations.idle",
+            _REVISION,
+            "Without a message, until a worker forgets what it has at hand; 60s.",
+            "DURATION",
+        ),
     ),
     None: (
         Flag("--allow-unenforced", bool, "allow_unenforced", _EVERY, "Run although a limit cannot be enforced here."),

@@ -126,6 +126,21 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--no-optimize-throughput --no-debug", settings(serving={"optimize_throughput": False, "debug": False})),
     ("--no-cache-responses", settings(cache={"max_bytes": 0})),
     ("--cache-responses --cache-size 5MB", settings(cache={"max_bytes": 5 * MB})),
+    (
+        "--when-busy interrupt --on-worker-lost report --conversation-idle 5m",
+        settings(
+            conversations={
+                "when_busy": "WHEN_BUSY_INTERRUPT",
+                "on_worker_lost": "ON_WORKER_LOST_REPORT",
+                "idle": "300s",
+            }
+        ),
+    ),
+    (
+        "--conversation-ttl 30d --conversation-events 10000 --conversation-bytes 10MB",
+        settings(conversations={"ttl": "2592000s", "max_events": "10000", "max_bytes": 10 * MB}),
+    ),
+    ("--conversation-ttl 0", settings(conversations={"ttl": "0s"})),
     ("--log-max-size 5MB --log-aggregator none", settings(logging={"max_bytes": 5 * MB, "aggregator": "none"})),
     ("--allow-unenforced --gpu 0", {"allow_unenforced": True, "settings": {"resources": {"gpus": 0}}}),
 ]
@@ -204,6 +219,7 @@ def test_a_time_to_live_alone_says_nothing_of_how_much_is_kept(agent: Agent, rec
         ("scale x --cpu-threshold 120", 13, "--cpu-threshold: input should be less than or equal to 100"),
         ("update x --cache-size much", 13, "--cache-size: 'much' is not a size"),
         ("update x --failure-threshold 0", 13, "--failure-threshold: input should be greater than or equal to 1"),
+        ("update x --conversation-ttl 1m", 13, "--conversation-ttl: is less than 1h"),
         ("update x --env A", 13, "--env: 'A' is not NAME=VALUE"),
         ("update x", 13, "what should change?"),
         ("scale x", 13, "scale it how?"),

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from agentruntime import Client, errors
 from agentruntime._proto.uapi.v1 import agent_registry_pb2, text_generation_pb2, text_generation_pb2_grpc
-from agentruntime.client import repeat, sync
+from agentruntime.client import connection, repeat
 
 from tests.agentruntime.client.test_dynamic import REQUEST
 from tests.agentruntime.client.test_registration import DATA
@@ -135,14 +135,14 @@ def test_a_stream_is_not_begun_anew_once_a_piece_was_handed_over(endpoint: str, 
 def test_a_stream_that_is_cancelled_while_the_registry_is_asked_is_not_begun_anew(
     endpoint: str, record: Record, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
-    ask = sync._Connection.may_repeat
+    ask = connection.Connection.may_repeat
 
-    def asked(self: sync._Connection, attempts: repeat.Attempts, name: str) -> bool:
+    def asked(self: connection.Connection, attempts: repeat.Attempts, name: str) -> bool:
         answer = ask(self, attempts, name)
         stream.cancel()
         return answer
 
-    monkeypatch.setattr(sync._Connection, "may_repeat", asked)
+    monkeypatch.setattr(connection.Connection, "may_repeat", asked)
     record.failures = [LOST]
     with Client(endpoint) as client:
         stream: Any = client.agent(agent).text_generation.StreamText(

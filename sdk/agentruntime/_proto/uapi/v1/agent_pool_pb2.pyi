@@ -758,8 +758,9 @@ Global___Access: _TypeAlias = Access  # noqa: Y015
 
 @_typing.final
 class AgentSettings(_message.Message):
-    """Settings of an agent. Those from `resources` to `serving`, `mode`, `isolation`, `log_format` and `permissions` belong
-    to a revision: changing them takes new workers. The others are the agent's, and are taken up at once.
+    """Settings of an agent. Those from `resources` to `serving`, `mode`, `isolation`, `log_format` and `permissions`, and of
+    `conversations` what its workers are told, belong to a revision: changing them takes new workers. The others are the
+    agent's, and are taken up at once.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -882,19 +883,19 @@ class Conversations(_message.Message):
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     IDLE_FIELD_NUMBER: _builtins.int
     when_busy: _conversation_service_pb2.WhenBusy.ValueType
-    """Of a message that comes while another one runs; unset is QUEUE."""
+    """Of a message that comes while another one runs; QUEUE. A revision's."""
     on_worker_lost: Global___OnWorkerLost.ValueType
-    """Unset is RETRY."""
+    """RETRY. A revision's."""
     max_events: _builtins.int
-    """Bounds of one conversation, beyond which its oldest messages go; 0 is no bound."""
+    """Bounds of one conversation, beyond which its oldest messages go: 10 events and 10000 bytes at least. Unset or 0: none."""
     max_bytes: _builtins.int
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """Since its last event; then a conversation is deleted. Unset keeps it; an hour at least."""
+        """Since its last event; then a conversation is deleted. An hour at least; unset or 0 keeps it."""
 
     @_builtins.property
     def idle(self) -> _duration_pb2.Duration:
-        """Without a message, until a worker forgets what it has at hand; unset is a minute."""
+        """Without a message, until a worker forgets what it has at hand; a minute. A revision's."""
 
     def __init__(
         self,
@@ -902,15 +903,22 @@ class Conversations(_message.Message):
         when_busy: _conversation_service_pb2.WhenBusy.ValueType = ...,
         on_worker_lost: Global___OnWorkerLost.ValueType = ...,
         ttl: _duration_pb2.Duration | None = ...,
-        max_events: _builtins.int = ...,
-        max_bytes: _builtins.int = ...,
+        max_events: _builtins.int | None = ...,
+        max_bytes: _builtins.int | None = ...,
         idle: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_max_events", b"_max_events", "idle", b"idle", "max_bytes", b"max_bytes", "max_events", b"max_events", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "max_bytes", b"max_bytes", "max_events", b"max_events", "on_worker_lost", b"on_worker_lost", "ttl", b"ttl", "when_busy", b"when_busy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_max_events", b"_max_events", "idle", b"idle", "max_bytes", b"max_bytes", "max_events", b"max_events", "on_worker_lost", b"on_worker_lost", "ttl", b"ttl", "when_busy", b"when_busy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_events: _TypeAlias = _typing.Literal["max_events"]  # noqa: Y015
+    _WhichOneofArgType__max_events: _TypeAlias = _typing.Literal["_max_events", b"_max_events"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_events) -> _WhichOneofReturnType__max_events | None: ...
 
 Global___Conversations: _TypeAlias = Conversations  # noqa: Y015
 

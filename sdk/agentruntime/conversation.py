@@ -1,0 +1,238 @@
+"""What conversations are made of, as authors and callers see it: messages, their parts, and what became of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from google.protobuf import json_format, struct_pb2
+
+from agentruntime import errors
+from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    ModelT = TypeVar("ModelT", bound=BaseModel)
+
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class ActorId:
+    """Who holds a conversation."""
+
+    # The agent.
+    type_name: str
+    # The conversation; its callers choose it, each for themselves.
+    instance_id: str
+
+    def __str__(self) -> str:
+        return f"{self.type_name}/{self.instance_id}"
+
+
+class RequestStatus(StrEnum):
+    """What has become of a message."""
+
+    # On disk; others before it run.
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    # There is no message of that id.
+    NOT_FOUND = "not_found"
+
+    @property
+    def ended(self) -> bool:
+        return self in (RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELLED)
+
+    @classmethod
+    def of(cls, status: int) -> "RequestStatus":
+        """Of a `MessageStatus`."""
+        return _STATUSES.get(status, cls.NOT_FOUND)
+
+
+_STATUSES: dict[int, RequestStatus] = {
+    proto.MESSAGE_STATUS_PENDING: RequestStatus.PENDING,
+    proto.MESSAGE_STATUS_RUNNING: RequestStatus.RUNNING,
+    proto.MESSAGE_STATUS_COMPLETED: RequestStatus.COMPLETED,
+    proto.MESSAGE_STATUS_FAILED: RequestStatus.FAILED,
+    proto.MESSAGE_STATUS_CANCELLED: RequestStatus.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a message; one of `text`, `data`, `blob` and `url`.
+
+    Raises:
+        InvalidArgument: it is not one of them.
+    """
+
+    text: str | None = None
+    # Any JSON but null.
+    data: Json = None
+    blob: bytes | None = None
+    url: str | None = None
+    # Of `blob` and `url`: "image/png".
+    media_type: str = ""
+    # A file's name.
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if sum(each is not None for each in (self.text, self.data, self.blob, self.url)) != 1:
+            raise errors.InvalidArgument("a Part is one of text, data, blob and url; give exactly one of them")
+
+    def to_proto(self) -> proto.Part:
+        """The same on the wire.
+
+        Raises:
+            InvalidArgument: `data` is not JSON.
+        """
+        if self.text is not None:
+            return proto.Part(text=self.text, media_type=self.media_type, name=self.name)
+        part = proto.Part(media_type=self.media_type, name=self.name)
+        if self.blob is not None:
+            part.blob = self.blob
+        elif self.url is not None:
+            part.url = self.url
+        else:
+            part.data.CopyFrom(to_value(self.data))
+        return part
+
+    @classmethod
+    def of_proto(cls, part: proto.Part) -> "Part":
+        """Of what came over the wire; one without content, as a later version may send, is an empty text."""
+        kind = part.WhichOneof("content")
+        if kind == "data":
+            data = from_value(part.data)
+            return cls(text="null") if data is None else cls(data=data, media_type=part.media_type, name=part.name)
+        content: Any = getattr(part, kind) if kind else ""
+        return cls(**{kind or "text": content}, media_type=part.media_type, name=part.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """What somebody said."""
+
+    parts: tuple[Part, ...] = ()
+    role: Literal["user", "assistant", "system"] | str = "user"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    # The caller's, or the platform's; "" for what was never sent.
+    message_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part.text for part in self.parts if part.text is not None)
+
+    @classmethod
+    def of(cls, content: "Content", role: str = "user") -> "ChatMessage":
+        """Of a text, a part or several; a message stays what it is."""
+        if isinstance(content, ChatMessage):
+            return content
+        pieces = [content] if isinstance(content, str | Part) else content
+        return cls(tuple(Part(text=piece) if isinstance(piece, str) else piece for piece in pieces), role)
+
+    def to_proto(self) -> proto.ChatMessage:
+        """The same on the wire, without its id, which stands beside it there."""
+        return proto.ChatMessage(
+            role=self.role, parts=[part.to_proto() for part in self.parts], metadata=self.metadata
+        )
+
+    @classmethod
+    def of_proto(cls, message: proto.ChatMessage, message_id: str = "") -> "ChatMessage":
+        parts = tuple(Part.of_proto(part) for part in message.parts)
+        return cls(parts, message.role or "user", dict(message.metadata), message_id)
+
+
+Piece = str | Part
+Content = str | Part | ChatMessage | Iterable[str | Part]
+
+
+@runtime_checkable
+class ToolCall(Protocol):
+    """A tool's call, as it is recorded."""
+
+    call_id: str
+
+    def result(self, value: Json) -> None:
+        """What came of it: any JSON."""
+
+
+class Context(Protocol):
+    """What `on_message` gets beside its message: the conversation that it is in."""
+
+    actor: ActorId
+    # Whose conversation it is.
+    principal: str
+    message_id: str
+    # How often the message was begun, from 1.
+    attempt: int
+    # Set when the message is to end; its task is cancelled some seconds later.
+    cancelled: asyncio.Event
+
+    async def history(self, limit: int | None = None) -> list[ChatMessage]:
+        """The messages before this one and their replies, the oldest first; of more than `limit`, the last."""
+
+    @property
+    def state(self) -> Json:
+        """The conversation's: any JSON; None at first. A value of the handler's own: only `set_state` changes it."""
+
+    @property
+    def state_version(self) -> int:
+        """How often it was set; 0 at first."""
+
+    def state_as(self, model: "type[ModelT]") -> "ModelT | None":
+        """The state as a pydantic model; None without one.
+
+        Raises:
+            pydantic.ValidationError: it is none.
+        """
+
+    async def set_state(self, value: "Json | BaseModel", expected_version: int | None = None) -> int:
+        """Sets the state; on disk when it returns, with its new version.
+
+        Raises:
+            StateConflict: it has another version than expected.
+            InvalidArgument: it is not JSON, or too large.
+        """
+
+    async def reply(self, piece: Piece) -> None:
+        """Sends a piece of the reply, as `yield` does; waits while the log is far behind.
+
+        Raises:
+            MessageTooLarge: the reply is longer than a message may be.
+        """
+
+    def tool_call(self, name: str, arguments: Json = None) -> AbstractAsyncContextManager[ToolCall]:
+        """Records a tool's call around what it does, and what came of it, an error too."""
+
+    @property
+    def model(self) -> Any:
+        """An `agentruntime.model.Model`: those that agent.yaml permits."""
+
+
+# What `on_message` may return.
+Reply = str | Part | ChatMessage | None
+Replies = AsyncIterator[Piece]
+
+
+def to_value(value: Json) -> struct_pb2.Value:
+    """JSON on the wire.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    try:
+        return json_format.ParseDict(value, struct_pb2.Value())
+    except (json_format.ParseError, TypeError, ValueError, RecursionError) as error:
+        raise errors.InvalidArgument(f"this is not JSON: {error}") from None
+
+
+def from_value(value: struct_pb2.Value) -> Json:
+    """What it is in Python; whole numbers are ints."""
+    return json_format.MessageToDict(value) if value.WhichOneof("kind") else None

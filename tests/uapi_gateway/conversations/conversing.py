@@ -1,0 +1,224 @@
+"""A worker that converses and a log, both in memory: what the gateway's doors to conversations are tested against.
+
+The worker breaks where a test says so; what it has written is on the log, and what it has not finished by then is
+finished there as if another worker had taken it up.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from agentruntime import errors
+from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
+from agentruntime.interceptors import ServerInterceptor
+from grpc import aio
+
+from uapi_gateway.conversations import plain
+from uapi_gateway.conversations.sending import SERVICE
+from uapi_gateway.conversations.store import Key, Page
+
+PIECES = ("You ", "said ", "it")
+# Where a worker breaks: the names say after what.
+PLACES = ("nothing", "logged", "told message", "told attempt", "told chunk", "completed")
+
+
+def content_of(request: Any) -> list[proto.Event]:
+    """All events of a message."""
+    message_id = request.message_id
+    return [
+        proto.Event(message_id=message_id, message=request.message),
+        proto.Event(message_id=message_id, attempt=proto.Attempt(number=1, worker_id="w-01")),
+        *(proto.Event(message_id=message_id, chunk=proto.Part(text=piece)) for piece in PIECES),
+        proto.Event(
+            message_id=message_id,
+            completion=proto.ChatMessage(
+                role="assistant",
+                parts=[proto.Part(text="".join(PIECES))],
+                metadata={"prompt_tokens": "3", "completion_tokens": "5"},
+            ),
+        ),
+    ]
+
+
+class MemoryLog:
+    """What the gateway's doors need of an event log."""
+
+    def __init__(self) -> None:
+        self.events: dict[Key, list[proto.Event]] = {}
+        self.news = asyncio.Condition()
+        self.cancelled: list[tuple[Key, str]] = []
+        # Raised once each by what is called next.
+        self.failures: list[errors.AgentError] = []
+
+    def _check(self) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+
+    async def append(self, key: Key, *events: proto.Event) -> None:
+        written = self.events.setdefault(key, [])
+        for event in events:
+            event.sequence = len(written) + 1
+            event.time.FromSeconds(1_700_000_000)
+            written.append(event)
+        async with self.news:
+            self.news.notify_all()
+
+    async def find(self, key: Key, message_id: str = "") -> proto.Conversation:
+        self._check()
+        if key not in self.events:
+            raise errors.ConversationNotFound(key.conversation_id)
+        events = self.events[key]
+        infos = [self._info(events, each) for each in dict.fromkeys(event.message_id for event in events)]
+        shown = [
+            info
+            for info in infos
+            if (info.message_id == message_id if message_id else info.status <= proto.MESSAGE_STATUS_RUNNING)
+        ]
+        return proto.Conversation(
+            conversation_id=key.conversation_id,
+            agent=key.agent,
+            principal=key.principal,
+            first_sequence=1,
+            last_sequence=len(events),
+            messages=shown,
+        )
+
+    @staticmethod
+    def _info(events: list[proto.Event], message_id: str) -> proto.MessageInfo:
+        own = [event for event in events if event.message_id == message_id]
+        last = own[-1].WhichOneof("content") or ""
+        ends = {"completion": proto.MESSAGE_STATUS_COMPLETED, "failure": proto.MESSAGE_STATUS_FAILED}
+        return proto.MessageInfo(
+            message_id=message_id,
+            status=ends.get(last, proto.MESSAGE_STATUS_RUNNING),
+            attempts=1,
+            first_sequence=own[0].sequence,
+            last_sequence=own[-1].sequence if last in ends else 0,
+        )
+
+    async def watch(
+        self, key: Key, after: int = 0, *, message_id: str = "", follow: bool = False
+    ) -> AsyncIterator[proto.Event]:
+        self._check()
+        if key not in self.events:
+            raise errors.ConversationNotFound(key.conversation_id)
+        while True:
+            for event in self.events[key][after:]:
+                after = event.sequence
+                if not message_id or event.message_id == message_id:
+                    yield event
+                    if message_id and event.WhichOneof("content") in ("completion", "failure"):
+                        return
+            if not follow:
+                return
+            async with self.news:
+                if len(self.events[key]) == after:
+                    await self.news.wait()
+
+    async def list(self, principal: str | None, agent: str, page_size: int, page_token: str) -> Page:
+        found = [await self.find(key) for key in self.events if (key.principal, key.agent) == (principal, agent)]
+        return Page(tuple(found[:page_size]), "")
+
+    async def cancel(self, key: Key, message_id: str) -> "proto.MessageStatus.ValueType":
+        await self.find(key)
+        self.cancelled.append((key, message_id))
+        return proto.MESSAGE_STATUS_CANCELLED
+
+    async def delete(self, key: Key) -> None:
+        await self.find(key)
+        del self.events[key]
+
+
+@dataclass
+class Worker:
+    """Answers every message with `PIECES`."""
+
+    log: MemoryLog
+    # Where calls break, in their order; calls after those do not.
+    breaks: list[str] = field(default_factory=list)
+    # Raised by each call instead.
+    refuses: errors.AgentError | None = None
+    # Waited for before the second piece.
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    # Calls that are over, however they ended.
+    ended: int = 0
+    _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def StreamMessage(
+        self, request: proto.StreamMessageRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[proto.StreamMessageResponse]:
+        done: Any = self._done
+        context.add_done_callback(done)
+        self.calls.append({**dict(context.invocation_metadata() or ()), "request": request})
+        if self.refuses:
+            raise self.refuses
+        place = self.breaks.pop(0) if self.breaks else ""
+        metadata = dict(context.invocation_metadata() or ())
+        key = Key(
+            str(metadata["x-uapi-principal"]), str(metadata["x-uapi-agent"]), str(metadata["x-uapi-conversation"])
+        )
+        if place == "nothing":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+        known = key in self.log.events and (await self.log.find(key, request.message_id)).messages
+        if not known:
+            handling = asyncio.create_task(self._handle(key, content_of(request)))
+            self._tasks.add(handling)
+            handling.add_done_callback(self._tasks.discard)
+            while key not in self.log.events:
+                await asyncio.sleep(0)
+        if place == "logged":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+        if place == "completed":
+            await asyncio.gather(*self._tasks)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+        async for event in self.log.watch(key, message_id=request.message_id, follow=True):
+            yield proto.StreamMessageResponse(conversation_id=request.conversation_id, event=event)
+            if place == f"told {event.WhichOneof('content')}":
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+
+    def _done(self, _: Any) -> None:
+        self.ended += 1
+
+    async def _handle(self, key: Key, events: list[proto.Event]) -> None:
+        for event in events:
+            if event.HasField("chunk") and event.chunk.text == PIECES[1]:
+                await self.gate.wait()
+            await self.log.append(key, event)
+
+
+class Plain:
+    """Generates its prompt, in two pieces."""
+
+    async def StreamText(
+        self, request: text.StreamTextRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[text.StreamTextResponse]:
+        half = len(request.prompt) // 2
+        for tokens, piece in enumerate((request.prompt[:half], request.prompt[half:]), 1):
+            yield text.StreamTextResponse(text=piece, tokens_used=tokens)
+
+
+def worker_server(worker: Worker, address: str) -> aio.Server:
+    """A server with both, not started."""
+    server = aio.server(interceptors=[ServerInterceptor()])
+    server.add_generic_rpc_handlers(
+        [
+            _handler(SERVICE, "StreamMessage", worker.StreamMessage, proto.StreamMessageRequest),
+            _handler(plain.SERVICE, "StreamText", Plain().StreamText, text.StreamTextRequest),
+        ]
+    )
+    server.add_insecure_port(address)
+    return server
+
+
+def _handler(service: str, method: str, behaviour: Any, request: Any) -> grpc.GenericRpcHandler:
+    handler: Any = grpc.unary_stream_rpc_method_handler(
+        behaviour, request_deserializer=request.FromString, response_serializer=lambda said: said.SerializeToString()
+    )
+    return grpc.method_handlers_generic_handler(service, {method: handler})
