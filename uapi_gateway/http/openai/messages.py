@@ -31,6 +31,19 @@ def history(given: Sequence[Message], param: str) -> tuple[list[proto.ChatMessag
     return said, last
 
 
+def of_input(given: Sequence[Message | requests.OtherItem]) -> list[Message]:
+    """The messages that the input of a response is.
+
+    Raises:
+        InvalidArgument: there is something else in it.
+    """
+    for index, item in enumerate(given):
+        if isinstance(item, requests.OtherItem):
+            what = "an agent brings its own tools and calls them itself; send messages"
+            raise unsupported(f"input[{index}].type", what)
+    return [item for item in given if isinstance(item, Message)]
+
+
 def message(given: Message, param: str) -> proto.ChatMessage:
     """One message.
 
