@@ -51,8 +51,9 @@ def response(data: bytes) -> None:
 
     def act() -> None:
         request = requests.read(ResponseRequest, data)
-        said = messages.of_text(request.input) if isinstance(request.input, str) else None
-        if said is None:
+        if isinstance(request.input, str):
+            said = messages.of_text(request.input)
+        else:
             earlier, said = messages.history(messages.of_input(request.input), "input")
             json.dumps([messages.input_item(each, "i") for each in earlier], allow_nan=False)
         said.metadata.update({**(request.metadata or {}), **request.options()})

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
-from google.protobuf import json_format
+from agentruntime.conversation import from_value
 
 from uapi_gateway.http.openai import requests
 from uapi_gateway.http.openai.refusals import invalid, unsupported
@@ -122,7 +122,7 @@ def text_of(part: proto.Part) -> str:
     """A piece of a reply as text, which is all that this API has for it: data as JSON, a file as a data: address."""
     match part.WhichOneof("content"):
         case "data":
-            return json.dumps(json_format.MessageToDict(part.data), ensure_ascii=False)
+            return json.dumps(from_value(part.data), ensure_ascii=False)
         case "blob":
             return f"data:{part.media_type};base64,{base64.b64encode(part.blob).decode()}"
         case "url":
