@@ -112,7 +112,8 @@ class MemoryLog:
                     yield event
                     if message_id and event.WhichOneof("content") in ("completion", "failure"):
                         return
-            if not follow:
+            ended = any(info.last_sequence for info in (await self.find(key, message_id)).messages)
+            if not follow or (message_id and ended):
                 return
             async with self.news:
                 if len(self.events[key]) == after:
@@ -144,7 +145,8 @@ class Worker:
     # Waited for before the second piece.
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[dict[str, Any]] = field(default_factory=list)
-    cancelled: int = 0
+    # Calls that are over, however they ended.
+    ended: int = 0
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -153,6 +155,8 @@ class Worker:
     async def StreamMessage(
         self, request: proto.StreamMessageRequest, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[proto.StreamMessageResponse]:
+        done: Any = self._done
+        context.add_done_callback(done)
         self.calls.append({**dict(context.invocation_metadata() or ()), "request": request})
         if self.refuses:
             raise self.refuses
@@ -172,17 +176,16 @@ class Worker:
                 await asyncio.sleep(0)
         if place == "logged":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
-        try:
-            if place == "completed":
-                await asyncio.gather(*self._tasks)
+        if place == "completed":
+            await asyncio.gather(*self._tasks)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+        async for event in self.log.watch(key, message_id=request.message_id, follow=True):
+            yield proto.StreamMessageResponse(conversation_id=request.conversation_id, event=event)
+            if place == f"told {event.WhichOneof('content')}":
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
-            async for event in self.log.watch(key, message_id=request.message_id, follow=True):
-                yield proto.StreamMessageResponse(conversation_id=request.conversation_id, event=event)
-                if place == f"told {event.WhichOneof('content')}":
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
+
+    def _done(self, _: Any) -> None:
+        self.ended += 1
 
     async def _handle(self, key: Key, events: list[proto.Event]) -> None:
         for event in events:
@@ -216,7 +219,7 @@ def worker_server(worker: Worker, address: str) -> aio.Server:
 
 
 def _handler(service: str, method: str, behaviour: Any, request: Any) -> grpc.GenericRpcHandler:
-    handler = grpc.unary_stream_rpc_method_handler(
+    handler: Any = grpc.unary_stream_rpc_method_handler(
         behaviour, request_deserializer=request.FromString, response_serializer=lambda said: said.SerializeToString()
     )
     return grpc.method_handlers_generic_handler(service, {method: handler})
