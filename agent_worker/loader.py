@@ -75,7 +75,7 @@ def load(bundle: str, entrypoint: str, promised: list[str]) -> LoadedAgent:
         importlib.import_module("agent_worker.text_generation")
         services = sorted({*services, TEXT_GENERATION})
     if loaded.holds_conversations:
-        _check_on_message(cls.on_message, entrypoint)
+        _check_on_message(cls, entrypoint)
         importlib.import_module("agent_worker.conversations.serving")
         services = sorted({*services, CONVERSATIONS})
     if not services:
@@ -88,7 +88,8 @@ def load(bundle: str, entrypoint: str, promised: list[str]) -> LoadedAgent:
     return LoadedAgent(cls, add_servicers, tuple(services), describe(services))
 
 
-def _check_on_message(method: Any, entrypoint: str) -> None:
+def _check_on_message(cls: Any, entrypoint: str) -> None:
+    method = cls.on_message
     if not inspect.iscoroutinefunction(method) and not inspect.isasyncgenfunction(method):
         raise errors.InvalidManifest(
             f"entrypoint {entrypoint}: on_message() must be `async def`; "

@@ -107,6 +107,8 @@ class WorkerServer:
         if self._conversations is not None:
             drains.append(self._conversations.drain(grace_s, over))
         await asyncio.gather(*drains)
+        if self._conversations is not None:
+            self._conversations.close()
         # In a thread of its own: calls that hang may occupy all the others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="stop"))
         async with asyncio.timeout(_STOP_TIMEOUT_S):

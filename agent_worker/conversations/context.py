@@ -5,7 +5,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
@@ -19,6 +19,7 @@ from agent_worker.conversations.message import Message
 
 if TYPE_CHECKING:
     from agentruntime.conversation import ModelT
+    from agentruntime.model import Model
     from pydantic import BaseModel
 
 # Of a message, a reply or a state: what carries it has its own bytes too.
@@ -44,7 +45,6 @@ class ConversationContext:
         self._bytes = 0
         self._state: tuple[bytes, Json] = (b"", None)
         self._sets: asyncio.Lock | None = None
-        self._model: Any = None
 
     # Pieces of the reply.
 
@@ -154,12 +154,10 @@ class ConversationContext:
             self._mailbox.say(self._message, proto.Event(message_id=self.message_id, tool_call=ended))
 
     @property
-    def model(self) -> Any:
-        if self._model is None:
-            from agentruntime.model import Model  # noqa: PLC0415 — for those that think, and only for them
+    def model(self) -> "Model":
+        from agentruntime import context  # noqa: PLC0415 — clients, for those that think, and only for them
 
-            self._model = Model(self.cancelled)
-        return self._model
+        return context.model
 
 
 class RecordedCall:

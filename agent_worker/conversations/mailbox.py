@@ -291,15 +291,18 @@ class Mailbox:
             self._finish(message, _cancellation(message), _cancelled(message))
             return
         message.cancelled = asyncio.Event()
-        work = self._around.handle(self, message)
         # Nobody sent here what another worker left.
-        message.task = asyncio.get_running_loop().create_task(work, context=message.context or Context())
-        message.task.add_done_callback(partial(self._handled, message))
+        context = message.context or Context()
+        message.task = asyncio.get_running_loop().create_task(self._run(message), context=context)
 
-    def _handled(self, message: Message, task: "asyncio.Task[proto.Event]") -> None:
-        if message is not self.current:
-            return  # the lease was lost meanwhile
-        self._finish(message, _cancelled(message) if task.cancelled() else task.result())
+    async def _run(self, message: Message) -> None:
+        try:
+            last = await self._around.handle(self, message)
+        except asyncio.CancelledError:
+            last = _cancelled(message)
+        # Here, not in a callback of the task: with the last piece of the reply it is one write.
+        if message is self.current:
+            self._finish(message, last)
 
     def _finish(self, message: Message, *last: proto.Event) -> None:
         """The message that runs has ended, and the next one may run."""

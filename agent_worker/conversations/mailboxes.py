@@ -96,7 +96,7 @@ class Mailboxes:
     async def drain(self, grace_s: float, over: asyncio.Event) -> None:
         """Begins no message any more; lets those that run end for `grace_s` seconds, or until `over` is set.
 
-        What is left then is cut, and goes on at another worker once this one's connection ends.
+        What is left then is cut, and goes on at another worker once this one is closed.
         """
         self._drains = True
         self._client.end_watches(errors.WorkerDraining("the worker is about to end; watch again after what was seen"))
@@ -115,6 +115,9 @@ class Mailboxes:
             mailbox.lose()
         if running:
             await asyncio.wait(running, timeout=_LAST_WORDS_S)
+
+    def close(self) -> None:
+        """Ends the connection to the log, and with it the leases that are left; after the last call."""
         if self._sweep is not None:
             self._sweep.cancel()
         self._client.close()

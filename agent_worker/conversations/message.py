@@ -45,7 +45,7 @@ class Message:
         self.is_cancelled = False
         # What its handler sees of that.
         self.cancelled: asyncio.Event | None = None
-        self.task: asyncio.Task[proto.Event] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._error: Exception | None = None
         self._news: list[asyncio.Future[None]] = []
 
