@@ -17,6 +17,7 @@ from agentruntime._proto.uapi.v1 import (
     agent_pool_pb2,
     agent_registry_pb2,
     audit_pb2,
+    conversation_service_pb2,
     image_service_pb2,
     secret_service_pb2,
     system_calls_pb2,
@@ -41,8 +42,12 @@ AUDIT = "uapi.v1.AuditService"
 SECRETS = "uapi.v1.SecretService"
 SYSTEM_CALLS = "uapi.v1.SystemCallService"
 TEXT_GENERATION = "uapi.v1.TextGenerationService"
+# Of agents, where a call names one; else the platform's, which has the log that all of them write.
+CONVERSATIONS = "uapi.v1.ConversationService"
 # Services of the platform itself: no agent's claim to serve them changes where they are routed.
-PLATFORM = frozenset((HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES, ACCESS, AUDIT, SECRETS, SYSTEM_CALLS))
+PLATFORM = frozenset(
+    (HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES, ACCESS, AUDIT, SECRETS, SYSTEM_CALLS, CONVERSATIONS)
+)
 
 _MODULES = (
     access_pb2,
@@ -50,6 +55,7 @@ _MODULES = (
     agent_pool_pb2,
     agent_registry_pb2,
     audit_pb2,
+    conversation_service_pb2,
     image_service_pb2,
     secret_service_pb2,
     system_calls_pb2,
