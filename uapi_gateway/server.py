@@ -127,12 +127,9 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
-        stack.push_async_callback(audit.close)
-        stack.push_async_callback(pool.close)
-        stack.push_async_callback(service.close)
+        for part in (audit, pool, service, carrier, conversations):
+            stack.push_async_callback(part.close)
         stack.callback(book.close)
-        stack.push_async_callback(carrier.close)
-        stack.push_async_callback(conversations.close)
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
@@ -140,7 +137,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         conversations.add_to(control, checks, audit)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
-        for part in (
+        for served in (
             _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
             _serving(control, home.control_socket),
@@ -150,7 +147,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             _running(stop, conversations.run()),
             conversations.door().open(),
         ):
-            await stack.enter_async_context(part)
+            await stack.enter_async_context(served)
         stack.enter_context(hearing(ejections, sockets.ejections_pipe(home)))
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)

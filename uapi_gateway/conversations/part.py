@@ -75,7 +75,6 @@ class Conversations:
 
 
 def _store(settings: Settings) -> Store:
-    # SQLAlchemy takes longer to import than the whole gateway to start.
-    from uapi_gateway.conversations.sql import SqlStore
+    from uapi_gateway.conversations.sql import SqlStore  # noqa: PLC0415 — SQLAlchemy takes half a second to import
 
     return SqlStore(settings.conversations, settings.home.state / "blobs")
