@@ -7,7 +7,7 @@ all of it at once: a turn of the event loop for every statement costs ten times 
 import asyncio
 import contextlib
 import errno
-import json
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,6 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
-    literal_column,
     make_url,
     select,
     values,
@@ -43,7 +42,7 @@ from sqlalchemy.sql import ClauseElement
 T = TypeVar("T")
 # A statement that was made once and skips SQLAlchemy's handling of parameters, which would cost as much as the
 # database: what it does with rows of values, in the order that it was made for.
-Write = Callable[[Connection, Sequence[tuple[Any, ...]]], None]
+Write = Callable[[Connection, Sequence[tuple[Any, ...]]], object]
 Read = Callable[[Connection, Sequence[tuple[Any, ...]]], Sequence[Any]]
 
 # Threads that read SQLite beside each other; connections to PostgreSQL.
@@ -72,11 +71,8 @@ class Database(Protocol):
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Does work that only reads, each statement for itself. Raises as `write`."""
 
-    def given(self, columns: Sequence[Column[Any]]) -> FromClause:
-        """A table of the rows that a reading statement is given; for `reading`."""
-
-    def reading(self, statement: ClauseElement) -> Read:
-        """A SELECT from `given`."""
+    def reading(self, columns: Sequence[Column[Any]], statement: Callable[[FromClause], ClauseElement]) -> Read:
+        """A SELECT from a table of rows with such columns, which it is given."""
 
     def insert(self, table: Table) -> Any:
         """An INSERT that has `on_conflict_do_update`."""
@@ -136,21 +132,14 @@ class Sqlite:
         with _telling(), self._reader.connect() as connection:
             return work(connection)
 
-    def given(self, columns: Sequence[Column[Any]]) -> FromClause:
-        """From JSON: one parameter, however many rows there are, and so one statement."""
-        each = func.json_each(bindparam("rows")).table_valued("value")
-        # A literal: a parameter for each would come between.
-        paths = (func.json_extract(each.c.value, literal_column(f"'$[{n}]'")) for n in _to(columns))
-        return select(*(path.label(one.name) for path, one in zip(paths, columns, strict=True))).subquery("given")
-
-    def reading(self, statement: ClauseElement) -> Read:
+    def reading(self, columns: Sequence[Column[Any]], statement: Callable[[FromClause], ClauseElement]) -> Read:
         """As in the protocol."""
-        sql = _compiled(statement, self._writer.dialect, ["rows"])
 
-        def read(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
-            return connection.exec_driver_sql(sql, (json.dumps(rows),)).all()
+        def made(count: int) -> str:
+            rows = _parameters(columns, count)
+            return self._compiled(statement(_given(columns, rows)), rows)
 
-        return read
+        return _in_pieces(made)
 
     def insert(self, table: Table) -> Any:
         """As in the protocol."""
@@ -159,29 +148,24 @@ class Sqlite:
     def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
         """As in the protocol."""
 
-        def statement(count: int) -> str:
+        def made(count: int) -> str:
             rows = _parameters(table.columns, count)
-            made = sqlite.insert(table).values([dict(zip(table.columns.keys(), row, strict=True)) for row in rows])
-            if update:
-                made = made.on_conflict_do_update(
-                    index_elements=list(table.primary_key), set_={one.name: made.excluded[one.name] for one in update}
-                )
-            return _compiled(made, self._writer.dialect, [one.key for row in rows for one in row])
+            insert = sqlite.insert(table).values([dict(zip(table.columns.keys(), row, strict=True)) for row in rows])
+            return self._compiled(_updating_known(insert, table, update), rows)
 
-        return _in_pieces(statement)
+        return _in_pieces(made)
 
     def updating(self, columns: Sequence[Column[Any]]) -> Write:
         """As in the protocol."""
-        table = columns[-1].table
 
-        def statement(count: int) -> str:
+        def made(count: int) -> str:
             rows = _parameters(columns, count)
-            given = values(*(column(one.name, one.type) for one in columns), name="given").data(rows).cte("given")
-            made = table.update().values({one: given.c[one.name] for one in columns[:-1]})
-            made = made.where(columns[-1] == given.c[columns[-1].name])
-            return _compiled(made, self._writer.dialect, [one.key for row in rows for one in row])
+            return self._compiled(_update_from(_given(columns, rows), columns), rows)
 
-        return _in_pieces(statement)
+        return _in_pieces(made)
+
+    def _compiled(self, statement: ClauseElement, rows: Sequence[tuple[Any, ...]]) -> str:
+        return _compiled(statement, self._writer.dialect, [one.key for row in rows for one in row])
 
     async def scrub(self) -> bool:
         """`secure_delete` has overwritten rows in new pages; this takes them into the file and empties the WAL."""
@@ -229,20 +213,9 @@ class Postgresql:
             async with self._reader.connect() as connection:
                 return await connection.run_sync(work)
 
-    def given(self, columns: Sequence[Column[Any]]) -> FromClause:
-        """From arrays, one for each column."""
-        arrays = (bindparam(f"c{n}", type_=postgresql.ARRAY(one.type)) for n, one in enumerate(columns))
-        rows = func.unnest(*arrays).table_valued(*(column(one.name, one.type) for one in columns), name="given")
-        return rows.render_derived()
-
-    def reading(self, statement: ClauseElement) -> Read:
+    def reading(self, columns: Sequence[Column[Any]], statement: Callable[[FromClause], ClauseElement]) -> Read:
         """As in the protocol."""
-        sql = _compiled(statement, self._engine.dialect, None)
-
-        def read(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
-            return connection.exec_driver_sql(sql, _transposed(rows)).all()
-
-        return read
+        return self._made(statement(_unnested(columns)), columns)
 
     def insert(self, table: Table) -> Any:
         """As in the protocol."""
@@ -251,27 +224,24 @@ class Postgresql:
     def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
         """As in the protocol."""
         columns = list(table.columns)
-        made = postgresql.insert(table).from_select(columns, select(self.given(columns)))
-        if update:
-            made = made.on_conflict_do_update(
-                index_elements=list(table.primary_key), set_={one.name: made.excluded[one.name] for one in update}
-            )
-        return self._writing(made, columns)
+        insert = postgresql.insert(table).from_select(columns, select(_unnested(columns)))
+        return self._made(_updating_known(insert, table, update), columns)
 
     def updating(self, columns: Sequence[Column[Any]]) -> Write:
         """As in the protocol."""
-        given = self.given(columns)
-        made = columns[-1].table.update().values({one: given.c[one.name] for one in columns[:-1]})
-        return self._writing(made.where(columns[-1] == given.c[columns[-1].name]), columns)
+        return self._made(_update_from(_unnested(columns), columns), columns)
 
-    def _writing(self, statement: ClauseElement, columns: Sequence[Column[Any]]) -> Write:
-        sql = _compiled(statement, self._engine.dialect, [f"c{n}" for n in _to(columns)])
+    def _made(self, statement: ClauseElement, columns: Sequence[Column[Any]]) -> Read:
+        """A statement that is given its rows as arrays, one for each column."""
+        sql = _compiled(statement, self._engine.dialect, [f"c{n}" for n in range(len(columns))])
 
-        def write(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-            if rows:
-                connection.exec_driver_sql(sql, _transposed(rows))
+        def run(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+            if not rows:
+                return []
+            result = connection.exec_driver_sql(sql, tuple(list(values) for values in zip(*rows, strict=True)))
+            return result.all() if result.returns_rows else []
 
-        return write
+        return run
 
     async def scrub(self) -> bool:
         """Deleted rows are the server's: its vacuum frees them."""
@@ -342,42 +312,62 @@ def _sqlite_engine(url: URL, connections: int, pragma: str) -> Engine:
     return engine
 
 
-def _in_pieces(statement: Callable[[int], str]) -> Write:
-    """Writes rows by statements of 256, 128, 64 … of them: SQLite's `executemany` gives up the interpreter's lock for
-    every row, and waits for it again.
+def _in_pieces(statement: Callable[[int], str]) -> Read:
+    """Runs statements of 256, 128, 64 … rows: SQLite's `executemany` gives up the interpreter's lock for every row,
+    and waits for it again.
 
     Args:
         statement: of so many rows.
     """
     made: dict[int, str] = {}
 
-    def write(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    def run(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+        found: list[Any] = []
         start = 0
         while left := len(rows) - start:
             count = min(_ROWS, 1 << (left.bit_length() - 1))
             if count not in made:
                 made[count] = statement(count)
-            flat = tuple(value for row in rows[start : start + count] for value in row)
-            connection.exec_driver_sql(made[count], flat)
+            flat = tuple(itertools.chain.from_iterable(rows[start : start + count]))
+            result = connection.exec_driver_sql(made[count], flat)
+            if result.returns_rows:
+                found += result.all()
             start += count
+        return found
 
-    return write
+    return run
 
 
-def _parameters(columns: Sequence[Column[Any]] | Any, count: int) -> list[tuple[Any, ...]]:
+def _parameters(columns: Any, count: int) -> list[tuple[Any, ...]]:
     return [tuple(bindparam(f"{one.name}_{row}", type_=one.type) for one in columns) for row in range(count)]
 
 
-def _to(columns: Sequence[Column[Any]]) -> range:
-    return range(len(columns))
+def _given(columns: Sequence[Column[Any]], rows: list[tuple[Any, ...]]) -> FromClause:
+    """A table of parameters, a row each."""
+    return values(*(column(one.name, one.type) for one in columns), name="given").data(rows).cte("given")
 
 
-def _transposed(rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return tuple(list(values) for values in zip(*rows, strict=True))
+def _unnested(columns: Sequence[Column[Any]]) -> FromClause:
+    """A table of parameters, an array for each column."""
+    arrays = (bindparam(f"c{n}", type_=postgresql.ARRAY(one.type)) for n, one in enumerate(columns))
+    rows = func.unnest(*arrays).table_valued(*(column(one.name, one.type) for one in columns), name="given")
+    return rows.render_derived()
 
 
-def _compiled(statement: ClauseElement, dialect: Dialect, parameters: list[str] | None) -> str:
+def _updating_known(insert: Any, table: Table, update: Sequence[Column[Any]]) -> Any:
+    if not update:
+        return insert
+    changes = {one.name: insert.excluded[one.name] for one in update}
+    return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
+
+
+def _update_from(given: FromClause, columns: Sequence[Column[Any]]) -> ClauseElement:
+    changes = {one: given.c[one.name] for one in columns[:-1]}
+    return columns[-1].table.update().values(changes).where(columns[-1] == given.c[columns[-1].name])
+
+
+def _compiled(statement: ClauseElement, dialect: Dialect, parameters: list[str]) -> str:
     """Its SQL, which takes its parameters in that order."""
     compiled: Any = statement.compile(dialect=dialect)
-    assert parameters in (None, compiled.positiontup), (compiled.positiontup, parameters)
+    assert compiled.positiontup == parameters, (compiled.positiontup, parameters)
     return str(compiled)

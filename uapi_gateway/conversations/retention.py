@@ -93,11 +93,11 @@ class Retention:
         if head is None:
             return 0, []
         spans = select(_m.first_sequence, _m.last_sequence).where(_m.conversation == conversation)
-        cuts = possible_cuts(connection.execute(spans.order_by(_m.first_sequence)).tuples().all())
+        cuts = possible_cuts(connection.execute(spans.order_by(_m.first_sequence)).all())
         if not cuts:
             return 0, []
         sizes = select(_e.sequence, _e.size).where(_e.conversation == conversation, _e.sequence <= cuts[-1])
-        rows = connection.execute(sizes.order_by(_e.sequence)).tuples().all()
+        rows = connection.execute(sizes.order_by(_e.sequence)).all()
         excess_events = head.last_sequence - head.first_sequence + 1 - max_events if max_events else 0
         excess_bytes = head.bytes - max_bytes if max_bytes else 0
         cut = cut_at(cuts, dict(rows), excess_events, excess_bytes)

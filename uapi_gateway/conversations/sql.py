@@ -9,7 +9,7 @@ from typing import Any
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import AgentError
-from sqlalchemy import Connection, Select, and_, bindparam, literal, select, tuple_
+from sqlalchemy import Column, Connection, FromClause, Select, and_, bindparam, literal, select, tuple_
 
 from . import tables
 from .appending import Head, Message, Plan, token_of
@@ -54,11 +54,14 @@ class SqlStore:
         self._write_messages = made.inserting(tables.messages, (_m.status, _m.attempts, _m.last_sequence))
         self._write_states = made.inserting(tables.states, (tables.states.c.body,))
         self._update_heads = made.updating(_CHANGED_HEAD)
-        # In one order, in which they are locked.
-        heads = select(*_NAMES, *_HEAD).where(tuple_(*_NAMES).in_(select(made.given(_NAMES)))).order_by(_c.id)
-        self._heads = made.reading(heads.with_for_update() if made.locks else heads)
+        heads = select(*_NAMES, *_HEAD)
+        if made.locks:
+            # In one order, so that nobody waits for each other.
+            heads = heads.order_by(_c.id).with_for_update(of=tables.conversations)
+        self._heads = made.reading(_NAMES, lambda given: _joined(heads, given, _NAMES))
         said = (_m.conversation, _m.message_id)
-        self._messages = made.reading(select(*said, *_MESSAGE).where(tuple_(*said).in_(select(made.given(said)))))
+        messages = select(*said, *_MESSAGE)
+        self._messages = made.reading(said, lambda given: _joined(messages, given, said))
 
     async def open(self) -> None:
         """As in `Store`.
@@ -210,10 +213,9 @@ class SqlStore:
         """As in `Store`."""
         with_some = select(_m.conversation).where(_m.last_sequence == 0)
         wanted = select(*_NAMES).where(_c.id.in_(with_some)).order_by(_c.id)
-        if agent:
-            wanted = wanted.where(_c.agent == agent)
-        rows = await self._database.read(lambda connection: connection.execute(wanted).tuples().all())
-        return [Key(*row) for row in rows]
+        rows = await self._database.read(lambda connection: connection.execute(wanted).all())
+        # Here, not there: SQLite would go through all conversations of the agent.
+        return [key for row in rows if (key := Key(*row)).agent == agent or not agent]
 
     async def delete(self, key: Key) -> None:
         """As in `Store`."""
@@ -264,6 +266,12 @@ def _make(connection: Connection) -> None:
             f"the conversations are kept as another version of the platform does it (tables {version}, here "
             f"{tables.VERSION}); run that one"
         )
+
+
+def _joined(wanted: Select[Any], given: FromClause, columns: Sequence[Column[Any]]) -> Select[Any]:
+    """The rows that have the given values. Not by IN: for that SQLite takes the index's first column alone."""
+    same = and_(*(column == given.c[column.name] for column in columns))
+    return wanted.select_from(given.join(columns[0].table, same))
 
 
 def _taking(insert: Any) -> Any:
