@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -23,17 +24,22 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Speaking]:
         yield made
 
 
+def _stub(channel: aio.Channel) -> Any:
+    make: Any = a2a_pb2_grpc.A2AServiceStub
+    return make(channel)
+
+
 async def error_of(gateway: Speaking, request: a2a.SendMessageRequest, **metadata: str) -> errors.AgentError:
     async with aio.insecure_channel(gateway.grpc) as channel:
         said = [(key.replace("_", "-"), value) for key, value in metadata.items()]
         with pytest.raises(aio.AioRpcError) as caught:
-            await a2a_pb2_grpc.A2AServiceStub(channel).SendMessage(request, metadata=said)
+            await _stub(channel).SendMessage(request, metadata=said)
     return status.decode(caught.value)
 
 
 async def test_an_agent_is_named_by_tenant_or_metadata(gateway: Speaking) -> None:
     async with aio.insecure_channel(gateway.grpc) as channel:
-        stub = a2a_pb2_grpc.A2AServiceStub(channel)
+        stub = _stub(channel)
         by_tenant, by_metadata = said(), said(message_id="n")
         by_tenant.tenant = "helper"
         assert (await stub.SendMessage(by_tenant)).task.id == "c.m"
@@ -69,8 +75,9 @@ async def test_what_is_no_request_or_no_method_is_refused(gateway: Speaking) -> 
             ("SendMessage", grpc.StatusCode.INVALID_ARGUMENT),
             ("Other", grpc.StatusCode.UNIMPLEMENTED),
         ):
+            call: Any = channel.unary_unary(f"/lf.a2a.v1.A2AService/{method}")
             with pytest.raises(aio.AioRpcError) as caught:
-                await channel.unary_unary(f"/lf.a2a.v1.A2AService/{method}")(b"\xff\xff")
+                await call(b"\xff\xff")
             assert caught.value.code() is code
 
 
