@@ -1,4 +1,4 @@
-"""What callers of conversations send, in the protocols of others: A2A's requests, ids of tasks, tokens of pages."""
+"""What callers of A2A send: requests in JSON-RPC and REST, ids of tasks, tokens of pages."""
 
 import asyncio
 import json
