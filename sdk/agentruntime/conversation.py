@@ -235,4 +235,13 @@ def to_value(value: Json) -> struct_pb2.Value:
 
 def from_value(value: struct_pb2.Value) -> Json:
     """What it is in Python; whole numbers are ints."""
-    return json_format.MessageToDict(value) if value.WhichOneof("kind") else None
+    return whole(json_format.MessageToDict(value)) if value.WhichOneof("kind") else None
+
+
+def whole(value: Json) -> Json:
+    """JSON whose whole numbers are ints: on the wire all are doubles."""
+    if isinstance(value, dict):
+        return {key: whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -175,7 +175,7 @@ class Conversations(conversation_service_pb2_grpc.ConversationServiceServicer):
 
     def _known(self, request: Any, context: Any) -> None:
         if request.conversation_id not in self._log.events:
-            self._abort(context, errors.ConversationNotFound(f"there is no conversation '{request.conversation_id}'"))
+            self._abort(context, errors.ConversationNotFound(request.conversation_id))
 
     def _conversation(self, conversation_id: str) -> proto.Conversation:
         events = self._log.events[conversation_id]

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from agentruntime import errors
+from agentruntime.cli import chat
 from agentruntime.cli.chat import readable_id
 
 from tests.agentruntime.cli.conftest import Agent
@@ -79,6 +80,23 @@ def test_errors_are_a_sentence(agent: Agent, log: Log, monkeypatch: pytest.Monke
     assert agent("chat", "helper").err.startswith("error: stdin has no message")
 
 
+def test_twice_ctrl_c_at_the_prompt_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter([KeyboardInterrupt, "one", KeyboardInterrupt, " ", KeyboardInterrupt, KeyboardInterrupt])
+
+    def type_next(_prompt: str) -> str:
+        said = next(typed)
+        if isinstance(said, str):
+            return said
+        raise said
+
+    monkeypatch.setattr("builtins.input", type_next)
+    lines = chat._typed(as_json=True)
+    assert next(lines) == "one"
+    with pytest.raises(KeyboardInterrupt):
+        next(lines)
+    assert list(typed) == []
+
+
 class Terminal:
     """A process on a terminal."""
 
@@ -133,7 +151,7 @@ def on_a_terminal(endpoint: str, *argv: str) -> Iterator[Terminal]:
 def test_on_a_terminal(endpoint: str, log: Log, agent: Agent) -> None:
     assert agent("chat", "helper", "--conversation", "first", "--message", "hello there").status == 0
     with on_a_terminal(endpoint, "chat", "helper", "--conversation", "first") as terminal:
-        shown = terminal.until("leaves\r\n")
+        shown = terminal.until("leaves\r\n> ")
         assert "> hello there\r\nHELLO THERE \r\nconversation first with helper; Ctrl-C" in shown
         terminal.type("a b\r")
         terminal.until("A B \r\n")
@@ -144,11 +162,6 @@ def test_on_a_terminal(endpoint: str, log: Log, agent: Agent) -> None:
         terminal.type("\x03")
         terminal.until("(cancelled)")
         terminal.until("> ")
-        terminal.type("\x03")
-        terminal.until("Ctrl-C again")
-        terminal.type("c\r")
-        terminal.until("C \r\n")
-        terminal.until("> ")
         terminal.type("\x04")
         terminal.until("go on with: agent chat helper --conversation first")
     assert terminal.process.returncode == 0
@@ -158,7 +171,7 @@ def test_on_a_terminal(endpoint: str, log: Log, agent: Agent) -> None:
 @pytest.mark.integration
 def test_what_still_runs_is_followed_and_twice_ctrl_c_leaves(endpoint: str, log: Log, agent: Agent) -> None:
     with on_a_terminal(endpoint, "chat", "helper") as terminal:
-        made = re.search(r"conversation (\S+) with helper", terminal.until("leaves\r\n"))
+        made = re.search(r"conversation (\S+) with helper", terminal.until("leaves\r\n> "))
         assert made
         terminal.type("wait here\r")
         terminal.until("HERE ")
@@ -173,6 +186,7 @@ def test_what_still_runs_is_followed_and_twice_ctrl_c_leaves(endpoint: str, log:
         terminal.until("> wait here\r\n")
         terminal.until("HERE ")
         log.release(made[1])
-        terminal.until("leaves\r\n")
+        # Only there a Ctrl-D is for the prompt.
+        terminal.until("leaves\r\n> ")
         terminal.type("\x04")
         terminal.until("go on with")

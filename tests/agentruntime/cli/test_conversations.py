@@ -90,5 +90,5 @@ def test_delete(agent: Agent, first: list[proto.Event], record: Record) -> None:
         conversation_id="first", agent="helper", principal="key:ci"
     )
     result = agent(*delete)
-    assert (result.status, result.err) == (15, "error: there is no conversation 'first'\n")
+    assert (result.status, result.err) == (15, "error: conversation 'first' not found\n")
     assert agent("conversations", "show", "helper", "first").status == 15
