@@ -8,7 +8,7 @@ import asyncio
 import socket
 import struct
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -29,8 +29,9 @@ from uapi_gateway.kernel.peers import Peer
 _log = log.get("uapi_gateway.conversations")
 _LENGTH = struct.Struct(">I")
 LONGEST_FRAME_BYTES = 16 * 2**20
-# Requests of a connection that are not answered yet; and events that are appended together.
-MOST_REQUESTS, MOST_EVENTS = 4096, 1024
+# Requests of a connection that are not answered yet, beyond which it is not read; those of a frame; and events that
+# are appended together.
+MOST_REQUESTS, MOST_IN_FRAME, MOST_EVENTS = 4096, 65_536, 1024
 # Of a worker; it needs one.
 _MOST_CONNECTIONS = 4
 # What one that does not read its answers may have waiting.
@@ -38,6 +39,7 @@ _MOST_UNREAD_BYTES = 64 * 2**20
 # Answers are sent as soon as they have come to so much.
 _FULL_BYTES = 2**20
 _LONGEST_ID, _LONGEST_PRINCIPAL = 200, 2048
+_Work = Callable[[proto.LogRequest], Coroutine[Any, Any, None]]
 
 
 class LogDoor:
@@ -206,7 +208,7 @@ class Connection(asyncio.Protocol):
             raise
         charge = _Charge(self._door, self._peer.agent, size_bytes, len(requests))
         try:
-            if len(requests) > MOST_REQUESTS:
+            if len(requests) > MOST_IN_FRAME:
                 raise _HostileError(f"{len(requests)} requests in a frame")
             for request in requests:
                 self._admit(request, charge)
@@ -235,13 +237,13 @@ class Connection(asyncio.Protocol):
                 case "release":
                     self._release(request.id, request.principal, request.release)
                 case "open":
-                    self._start(request, self._open(request))
+                    self._start(request, self._open)
                 case "read":
-                    self._start(request, self._read_events(request))
+                    self._start(request, self._read_events)
                 case "watch":
-                    self._start(request, self._watch(request))
+                    self._start(request, self._watch)
                 case "get" | "list" | "cancel" | "delete":
-                    self._start(request, self._manage(request))
+                    self._start(request, self._manage)
                 case "stop":
                     self._stop(request.stop)
                     self._answer(proto.LogReply(id=request.id, ended=proto.Ended()))
@@ -282,21 +284,21 @@ class Connection(asyncio.Protocol):
         reply = proto.LogReply(id=request_id, released=proto.Released())
         self._log.release(hold, partial(self._answer, reply))
 
-    def _start(self, request: proto.LogRequest, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._guarded(request.id, work))
+    def _start(self, request: proto.LogRequest, work: _Work) -> None:
+        task = asyncio.create_task(self._guarded(request, work))
         self._tasks[request.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(request.id, None))
 
-    async def _guarded(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, request: proto.LogRequest, work: _Work) -> None:
         try:
-            await work
+            await work(request)
         except AgentError as error:
-            self._refuse(request_id, error)
+            self._refuse(request.id, error)
         except asyncio.CancelledError:
             raise
         except Exception:
             _log.exception("a request to the event log failed in an unforeseen way", worker=self.name)
-            self._refuse(request_id, Internal("the event log failed; the gateway's log says how"))
+            self._refuse(request.id, Internal("the event log failed; the gateway's log says how"))
 
     async def _open(self, request: proto.LogRequest) -> None:
         key = self._key(request.principal, request.open.conversation_id)

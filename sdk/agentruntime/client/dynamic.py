@@ -7,7 +7,6 @@ from typing import Any
 from google.protobuf import json_format, struct_pb2
 
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
-from agentruntime.conversation import whole
 from agentruntime.errors import InvalidArgument
 
 _KEYS = ("service", "method", "data")
@@ -37,5 +36,13 @@ def call_request(agent: str, request: Mapping[str, Any]) -> gateway_pb2.CallAgen
 
 def call_response(response: gateway_pb2.CallAgentResponse) -> dict[str, Any]:
     """The answer's data. JSON's numbers are doubles on the way; whole ones come back as int."""
-    data: dict[str, Any] = whole(json_format.MessageToDict(response.data))
+    data: dict[str, Any] = _whole(json_format.MessageToDict(response.data))
     return data
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
