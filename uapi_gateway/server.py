@@ -124,7 +124,9 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
     conversations = Conversations(settings, registry, lambda: book.policy)
-    observer = Observer(registry, envoy, pool, carrier, Outlets(registry, audit, _limits(settings)))
+    observer = Observer(
+        registry, envoy, pool, carrier, Outlets(registry, audit, _limits(settings)), conversations.log
+    )
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
