@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -18,7 +19,7 @@ from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime._proto.uapi.v1 import conversation_service_pb2_grpc
 from grpc import aio
 
-from tests.integration.conftest import Platform
+from tests.integration.conftest import ROOT, Platform
 
 # The first to use the platform also waits for it.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -124,6 +125,14 @@ async def test_a_question_from_another_door_is_a_task(speaker: Platform, closing
     speaking = await client(speaker, closing, "JSONRPC")
     [task] = (await speaking.list_tasks(a2a.ListTasksRequest(context_id="other door", include_artifacts=True))).tasks
     assert reply_of(task) == "1: Hello"
+
+
+def test_the_pages_example(speaker: Platform) -> None:
+    page = (ROOT / "docs" / "a2a.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("http://localhost:8080/agents/helper", f"{speaker.http_address}/agents/speaker")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert ran.stdout == "1: Hi"
 
 
 def test_curl_as_the_page_says(speaker: Platform) -> None:
