@@ -18,6 +18,7 @@ from agentruntime._proto.uapi.v1 import (
     agent_registry_pb2,
     audit_pb2,
     image_service_pb2,
+    model_service_pb2,
     secret_service_pb2,
     system_calls_pb2,
     text_generation_pb2,
@@ -40,9 +41,12 @@ ACCESS = "uapi.v1.AccessService"
 AUDIT = "uapi.v1.AuditService"
 SECRETS = "uapi.v1.SecretService"
 SYSTEM_CALLS = "uapi.v1.SystemCallService"
+MODELS = "uapi.v1.ModelService"
 TEXT_GENERATION = "uapi.v1.TextGenerationService"
 # Services of the platform itself: no agent's claim to serve them changes where they are routed.
-PLATFORM = frozenset((HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES, ACCESS, AUDIT, SECRETS, SYSTEM_CALLS))
+PLATFORM = frozenset(
+    (HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES, ACCESS, AUDIT, SECRETS, SYSTEM_CALLS, MODELS)
+)
 
 _MODULES = (
     access_pb2,
@@ -51,6 +55,7 @@ _MODULES = (
     agent_registry_pb2,
     audit_pb2,
     image_service_pb2,
+    model_service_pb2,
     secret_service_pb2,
     system_calls_pb2,
     text_generation_pb2,

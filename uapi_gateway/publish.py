@@ -41,7 +41,7 @@ class Publisher:
         self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log, tls))
         self._cache.put(resources.LISTENER, listeners.unix_listener(home.gateway_socket, access_log))
         self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http, tls))
-        self._cache.put(resources.ROUTE, routes.whole_configuration(listeners.HTTP, clusters.HTTP))
+        self._cache.put(resources.ROUTE, routes.http_configuration(listeners.HTTP, clusters.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
         self._cache.put(resources.LISTENER, listeners.inner_listener(inner_socket(home), access_log))
         calls = listeners.system_call_listener(system_calls_socket(home), access_log)

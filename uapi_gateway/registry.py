@@ -45,6 +45,9 @@ class Endpoint:
     revision: int = 0
     # Of the worker's process; 0 while it is not known.
     pid: int = 0
+    # It ended by itself, and is not started again yet; where its code raised, if it did.
+    failed: bool = False
+    last_traceback: str = ""
 
     @property
     def dialled(self) -> str:
@@ -240,6 +243,8 @@ def _endpoint(worker: pool.Worker, deployment: pool.Deployment) -> Endpoint:
         weight=worker.weight or 100,
         revision=worker.revision,
         pid=worker.pid,
+        failed=worker.state == pool.WORKER_STATE_FAILED,
+        last_traceback=worker.last_traceback if worker.state == pool.WORKER_STATE_FAILED else "",
     )
 
 

@@ -32,7 +32,7 @@ from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
-from uapi_gateway import bootstrap, sockets
+from uapi_gateway import bootstrap, inner, sockets
 from uapi_gateway.access.allowances import Allowances
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
@@ -57,6 +57,7 @@ from uapi_gateway.kernel import doors, system_calls
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
 from uapi_gateway.kernel.carrying import Carrier
+from uapi_gateway.kernel.models import ModelService
 from uapi_gateway.load import Load
 from uapi_gateway.load_report import LoadReport
 from uapi_gateway.outward import Outward
@@ -140,7 +141,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
             _serving(control, home.control_socket),
-            _serving(system_calls.server(registry, audit), sockets.kernel_socket(home)),
+            _kernel(home, registry, audit, pool, discovery),
             _system_calls(home, registry).open(),
             observer.outlets.opened(home),
         ):
@@ -344,6 +345,17 @@ def _control_server(
     )
     server.add_generic_rpc_handlers(ReflectionService(registry, checks.callable_by).handlers())
     return server
+
+
+@contextlib.asynccontextmanager
+async def _kernel(
+    home: Home, registry: Registry, audit: AuditLog, pool: aio.Channel, discovery: DiscoveryService
+) -> AsyncIterator[None]:
+    """What answers system calls."""
+    async with inner.channel(home) as agents:
+        models = ModelService(registry, audit, pool=pool, agents=agents, routed=discovery.routed)
+        async with _serving(system_calls.server(registry, audit, models), sockets.kernel_socket(home)):
+            yield
 
 
 def _system_calls(home: Home, registry: Registry) -> doors.Door:

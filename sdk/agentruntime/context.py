@@ -15,9 +15,10 @@ from weakref import WeakKeyDictionary
 from google.protobuf.message import Message
 
 from agentruntime import calls, errors
+from agentruntime._proto.uapi.v1 import model_service_pb2_grpc, system_calls_pb2_grpc
 from agentruntime._proto.uapi.v1 import system_calls_pb2 as proto
-from agentruntime._proto.uapi.v1 import system_calls_pb2_grpc
 from agentruntime.client import AsyncClient, Client
+from agentruntime.model import Model
 
 _making = threading.Lock()
 MessageT = TypeVar("MessageT", bound=Message)
@@ -124,6 +125,14 @@ async def check(kind: str, name: str) -> None:
 
 def _system() -> "system_calls_pb2_grpc.SystemCallServiceAsyncStub":
     return _client().stub(system_calls_pb2_grpc.SystemCallServiceStub, agent="")
+
+
+def _models() -> "model_service_pb2_grpc.ModelServiceAsyncStub":
+    return _client().stub(model_service_pb2_grpc.ModelServiceStub, agent="")
+
+
+# What has text generated, for `async` code: `await context.model.generate("Why is the sky blue?")`.
+model = Model(_models)
 
 
 def _client() -> AsyncClient:

@@ -20,6 +20,7 @@ from agentruntime._proto.uapi.v1 import (
     agent_pool_pb2_grpc,
     agent_registry_pb2,
     agent_registry_pb2_grpc,
+    conversation_service_pb2_grpc,
     image_service_pb2,
     image_service_pb2_grpc,
     secret_service_pb2,
@@ -28,6 +29,8 @@ from agentruntime._proto.uapi.v1 import (
     text_generation_pb2_grpc,
 )
 from google.protobuf import json_format, timestamp_pb2
+
+from tests.agentruntime.conversation_service import Conversations, Log
 
 TEXT_SERVICE = "uapi.v1.TextGenerationService"
 
@@ -48,6 +51,7 @@ class Record:
             agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", revision=1, workers=[worker()])
         ]
         self.outside: list[agent_registry_pb2.AgentInfo] = []
+        self.log = Log()
         # While it is not set, RunAgent and StreamText do not answer.
         self.holds = threading.Event()
         self.holds.set()
@@ -429,8 +433,8 @@ def image(reference: str = "my-agent:0.1.0") -> image_service_pb2.Image:
 
 
 @contextmanager
-def serving(record: Record) -> Iterator[str]:
-    """Serves on a free port of loopback; yields its address."""
+def serving(record: Record, port: int = 0) -> Iterator[str]:
+    """Serves on a port of loopback, a free one by default; yields its address."""
     server = grpc.server(futures.ThreadPoolExecutor(8))
     text_generation_pb2_grpc.add_TextGenerationServiceServicer_to_server(TextGeneration(record), server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(Registry(record), server)
@@ -439,7 +443,9 @@ def serving(record: Record) -> Iterator[str]:
     agent_pool_pb2_grpc.add_AgentPoolServicer_to_server(Pool(record), server)
     image_service_pb2_grpc.add_ImageServiceServicer_to_server(Images(record), server)
     secret_service_pb2_grpc.add_SecretServiceServicer_to_server(Secrets(record), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    conversations = Conversations(record.log, record.add, abort)
+    conversation_service_pb2_grpc.add_ConversationServiceServicer_to_server(conversations, server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -174,7 +174,7 @@ class Book:
         self.policy = replace(self.policy, demands=dict(self._demands), permitted=dict(self._permitted))
         identity = self.policy.identity
         access = rules.rules(self.policy, tokens.rule(identity, self.policy.demands))
-        http_access = rules.http_rules(self.policy, tokens.http_rule(identity))
+        http_access = rules.http_rules(self.policy, tokens.http_rule(identity), tokens.bearers(identity))
         self._cache.put(resources.EXTENSION, filters.extension(filters.ACCESS, access))
         self._cache.put(resources.EXTENSION, filters.extension(filters.HTTP_ACCESS, http_access))
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import grpc
 from agentruntime import calls, errors, interceptors
+from agentruntime._proto.uapi.v1 import model_service_pb2_grpc, system_calls_pb2_grpc
 from agentruntime._proto.uapi.v1 import system_calls_pb2 as proto
-from agentruntime._proto.uapi.v1 import system_calls_pb2_grpc
 from agentruntime.intake import IntakeInterceptor
 from grpc import aio
 
@@ -35,10 +35,11 @@ _HELD_BYTES = 64 * 2**20
 _Context = aio.ServicerContext[Any, Any]
 
 
-def server(registry: Registry, audit: AuditLog) -> aio.Server:
+def server(registry: Registry, audit: AuditLog, models: model_service_pb2_grpc.ModelServiceServicer) -> aio.Server:
     """What answers on the kernel socket."""
     own = aio.server(interceptors=[interceptors.ServerInterceptor(), IntakeInterceptor(_HELD_BYTES)])
     system_calls_pb2_grpc.add_SystemCallServiceServicer_to_server(SystemCallService(registry, audit), own)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, own)
     own.add_generic_rpc_handlers((RefusalHandler(registry, audit),))
     return own
 

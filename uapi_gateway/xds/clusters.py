@@ -36,6 +36,8 @@ LONGEST_EJECTION_S = 30.0
 _POLICIES: dict[int, str] = {pool.LOAD_BALANCER_ROUND_ROBIN: "ROUND_ROBIN", pool.LOAD_BALANCER_STICKY: "MAGLEV"}
 # One worker of a thousand that is well gets all calls.
 _NEVER_SHORT_PERCENT = 100_000
+# Uvicorn closes them after 5: it must not be the first, for a request may be on its way then.
+_HTTP_IDLE_S = 3.0
 # In an endpoint's metadata.
 _OVER_TLS = "tls"
 _PROTOCOL = "typed_extension_protocol_options"
@@ -111,8 +113,8 @@ def remote_cluster(name: str, endpoint: str, tls: dict[str, Any]) -> Resource:
 
 
 def http_cluster(path: Path) -> Resource:
-    """The gateway's HTTP pages, on a Unix socket that speaks HTTP/1.1."""
-    content = {key: value for key, value in _socket_content(HTTP, path).items() if key != _PROTOCOL}
+    """The gateway's HTTP port, on a Unix socket that speaks HTTP/1.1."""
+    content = {**_socket_content(HTTP, path), _PROTOCOL: _protocol({"http_protocol_options": {}}, _HTTP_IDLE_S)}
     return resources.make(resources.CLUSTER, HTTP, content)
 
 
@@ -230,10 +232,12 @@ def _common() -> dict[str, Any]:
                 }
             ]
         },
-        _PROTOCOL: {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                explicit_http_config={"http2_protocol_options": limits.upstream_http2_options()},
-            )
-        },
+        _PROTOCOL: _protocol({"http2_protocol_options": limits.upstream_http2_options()}),
     }
+
+
+def _protocol(spoken: dict[str, Any], idle_s: float = 0) -> dict[str, Any]:
+    """How the other side is spoken to; connections on which nothing is asked are closed after `idle_s`, if given."""
+    idle = {"common_http_protocol_options": {"idle_timeout": f"{idle_s}s"}} if idle_s else {}
+    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {kind: typed(kind, explicit_http_config=spoken, **idle)}

@@ -50,6 +50,12 @@ _FLUSH_S = 300
 # Of pages over HTTP.
 _PAGE_S = 60
 _PAGE_BYTES = 2**20
+# Until the body of a request is there.
+_BODY_S = 30
+# Of an API over HTTP: an answer that is not streamed is quiet until the agent is done, streams have heart beats.
+_QUIET_S = 3600
+_BODY_BYTES = 4 * 2**20
+_PAGE_FILTER = "envoy.filters.http.buffer"
 # All callers' buckets beyond those of keys: the least recently used goes first.
 _MOST_BUCKETS = 10_000
 # What Envoy takes of either end: its buckets are of 32 bits.
@@ -86,18 +92,26 @@ def call_options() -> dict[str, Any]:
 
 
 def page_options() -> dict[str, Any]:
-    """Of the HTTP connection manager of the listener for pages: nothing there takes long, nor lasts."""
+    """Of the HTTP connection manager of the listener for pages: they do not last. APIs do (`lasting`)."""
     return {
         **_manager_options(idle_s=_PAGE_S),
         "stream_idle_timeout": f"{_PAGE_S}s",
-        "request_timeout": f"{_FIRST_WORD_S}s",
+        "request_timeout": f"{_BODY_S}s",
     }
+
+
+def lasting() -> dict[str, Any]:
+    """For a route of an API over HTTP, whose answers take as long as an agent: its `route` and its filters."""
+    buffer = typed(
+        "envoy.extensions.filters.http.buffer.v3.BufferPerRoute", buffer={"max_request_bytes": _BODY_BYTES}
+    )
+    return {"route": {"idle_timeout": f"{_QUIET_S}s"}, "typed_per_filter_config": {_PAGE_FILTER: buffer}}
 
 
 def page_filter() -> dict[str, Any]:
     """Refuses longer bodies of requests for pages, and has the others complete before uvicorn sees them."""
     config = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=_PAGE_BYTES)
-    return {"name": "envoy.filters.http.buffer", "typed_config": config}
+    return {"name": _PAGE_FILTER, "typed_config": config}
 
 
 def _manager_options(*, idle_s: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from agentruntime import status
 
 from uapi_gateway.xds import limits
-from uapi_gateway.xds.replies import local_replies
+from uapi_gateway.xds.replies import http_replies, local_replies
 from uapi_gateway.xds.resources import typed
 from uapi_gateway.xds.routes import AGENT_HEADER, CLUSTER_HEADER, UNREADABLE
 
@@ -70,6 +70,7 @@ def http_manager(name: str, chain: Chain) -> dict[str, Any]:
         None,
         codec_type="AUTO",
         **limits.page_options(),
+        local_reply_config=http_replies(),
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",

@@ -12,6 +12,17 @@ from uapi_gateway.access.keys import KEY_MARK
 from uapi_gateway.access.policy import ANONYMOUS
 from uapi_gateway.xds.routes import AGENT_HEADER
 
+_INVALID = (
+    "the credential is not valid: it has expired, was revoked, or is not of this platform; `agent keys create` makes "
+    "an API key, `agent login` gets a token"
+)
+_MISSING = (
+    "this needs a credential: send an API key as 'authorization: Bearer uapi_…' or 'x-api-key: uapi_…'; "
+    "`agent keys create` makes one"
+)
+_TOO_LARGE = "the request is larger than a message may be, which is 4194304 bytes"
+_TOO_MANY = "the caller makes more calls than it may; try again in a second"
+
 
 def local_replies() -> list[dict[str, Any]]:
     """The mappers, the first that fits first."""
@@ -64,8 +75,8 @@ def local_replies() -> list[dict[str, Any]]:
             code=8,
             http=429,
             reason="RATE_LIMITED",
-            message="the caller makes more calls than it may; try again in a second",
-            text="the caller makes more calls than it may; try again in a second",
+            message=_TOO_MANY,
+            text=_TOO_MANY,
         ),
         _reply(
             {"response_flag_filter": {"flags": ["OM"]}},
@@ -80,8 +91,8 @@ def local_replies() -> list[dict[str, Any]]:
             code=8,
             http=413,
             reason="MESSAGE_TOO_LARGE",
-            message="the request is larger than a message may be, which is 4194304 bytes",
-            text="the request is larger than a message may be, which is 4194304 bytes",
+            message=_TOO_LARGE,
+            text=_TOO_LARGE,
         ),
         _reply(
             _has_status(431),
@@ -94,10 +105,30 @@ def local_replies() -> list[dict[str, Any]]:
     ]
 
 
+def http_replies() -> dict[str, Any]:
+    """The same on the listener for HTTP, in the form of its APIs' errors."""
+    anonymous = _both(_has_status(403), _is(headers.PRINCIPAL, ANONYMOUS))
+    cases = [
+        (_has_status(401), 401, "UNAUTHENTICATED", "CREDENTIAL_INVALID", _INVALID),
+        (anonymous, 401, "UNAUTHENTICATED", "CREDENTIAL_MISSING", _MISSING),
+        (_has_status(403), 403, "PERMISSION_DENIED", "NOT_PERMITTED", "the caller may not see this page"),
+        (_has_status(408), 408, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "the request did not arrive in time"),
+        (_has_status(413), 413, "RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", _TOO_LARGE),
+        (_has_status(429), 429, "RESOURCE_EXHAUSTED", "RATE_LIMITED", _TOO_MANY),
+        (_has_status(503), 503, "UNAVAILABLE", "UNAVAILABLE", "the gateway does not answer; try again in a second"),
+    ]
+    mappers = [
+        {"filter": match, "status_code": code, "body_format_override": {"json_format": {"error": {
+            "code": name, "reason": reason, "message": text}}}}
+        for match, code, name, reason, text in cases
+    ]  # fmt: skip
+    return {"mappers": mappers}
+
+
 def _refusals() -> list[dict[str, Any]]:
     """Of callers that may not, or whose credential is no good."""
     miswritten = {"header_filter": {"header": {"name": "authorization", "string_match": {"contains": KEY_MARK}}}}
-    anonymous = {"header_filter": {"header": {"name": headers.PRINCIPAL, "string_match": {"exact": ANONYMOUS}}}}
+    anonymous = _is(headers.PRINCIPAL, ANONYMOUS)
     return [
         _reply(
             _both(_has_status(403), miswritten),
@@ -113,8 +144,7 @@ def _refusals() -> list[dict[str, Any]]:
             code=16,
             http=401,
             reason="CREDENTIAL_INVALID",
-            message="the credential is not valid: it has expired, was revoked, or is not of this platform; "
-            "`agent keys create` makes an API key, `agent login` gets a token",
+            message=_INVALID,
             text="the credential is not valid (%LOCAL_REPLY_BODY%): it has expired, was revoked, or is not of this "
             "platform; `agent keys create` makes an API key, `agent login` gets a token",
         ),
@@ -123,8 +153,7 @@ def _refusals() -> list[dict[str, Any]]:
             code=16,
             http=401,
             reason="CREDENTIAL_MISSING",
-            message="this needs a credential: send an API key as 'authorization: Bearer uapi_…' or "
-            "'x-api-key: uapi_…'; `agent keys create` makes one",
+            message=_MISSING,
             text="this needs a credential: send an API key as 'authorization: Bearer uapi_…' or 'x-api-key: uapi_…' "
             "(with the SDK UAPI_AUTH_TOKEN); `agent keys create` makes one",
         ),
@@ -174,6 +203,10 @@ def _has_status(code: int) -> dict[str, Any]:
 
 def _has(header: str) -> dict[str, Any]:
     return {"header_filter": {"header": {"name": header, "present_match": True}}}
+
+
+def _is(header: str, value: str) -> dict[str, Any]:
+    return {"header_filter": {"header": {"name": header, "string_match": {"exact": value}}}}
 
 
 def _begins(header: str, prefix: str) -> dict[str, Any]:

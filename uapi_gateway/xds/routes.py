@@ -29,7 +29,7 @@ from uapi_gateway.access.demand import POOL_NEEDS
 from uapi_gateway.access.keys import KEY_MARK
 from uapi_gateway.kernel import caller
 from uapi_gateway.kernel.caller import MOST_HOPS
-from uapi_gateway.xds import clusters, filters, limits, resources
+from uapi_gateway.xds import clusters, filters, limits, resources, rules
 from uapi_gateway.xds.edges import Edges, edges
 from uapi_gateway.xds.filters import WORKER_SUFFIX
 from uapi_gateway.xds.resources import Resource, typed
@@ -218,10 +218,27 @@ def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
 
 def whole_configuration(name: str, cluster: str) -> Resource:
     """The routes of a listener whose requests all lead to one cluster, as soon as it is there."""
-    route = _route({"cluster": cluster}, patient=True)["action"]["typed_config"]
-    fields = {key: value for key, value in route.items() if key != "@type"}
-    host = {"name": name, "domains": ["*"], "routes": [fields]}
+    host = {"name": name, "domains": ["*"], "routes": [_fields(_route({"cluster": cluster}, patient=True))]}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
+def http_configuration(name: str, cluster: str) -> Resource:
+    """The routes of the listener for HTTP: the APIs, whose answers last, and the pages."""
+    page = _fields(_route({"cluster": cluster}, patient=True, platform=True))
+    own = limits.lasting()
+    api = {
+        **page,
+        "match": {"safe_regex": {"regex": rules.API_PATHS}},
+        "route": {**page["route"], **own["route"]},
+        "typed_per_filter_config": own["typed_per_filter_config"],
+    }
+    host = {"name": name, "domains": ["*"], "routes": [api, page]}
+    return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
+
+
+def _fields(route: dict[str, Any]) -> dict[str, Any]:
+    """A route as a list of routes has it."""
+    return {key: value for key, value in route["action"]["typed_config"].items() if key != "@type"}
 
 
 def _refusals() -> list[dict[str, Any]]:

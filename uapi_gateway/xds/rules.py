@@ -33,6 +33,10 @@ from uapi_gateway.registry import Demands
 
 # Whom nobody knows may ask whether the platform runs, as orchestrators do, and where to log in.
 OPEN_TO_NOBODY = ("/grpc.health.v1.Health/Check", "/uapi.v1.AccessService/ListIdentityProviders")
+# Of the APIs over HTTP, and of the page that describes them (RE2).
+API_PATHS = r"/(agents|v1|\.well-known/agent-card\.json|docs|openapi\.json)(/.*)?"
+_QUERY = r"(\?.*)?"
+_ANY_AGENT = policy.AGENT_PREFIX + ".+"
 _OnMatch = matcher_pb2.Matcher.OnMatch
 
 
@@ -60,17 +64,30 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
     return message
 
 
-def http_rules(wanted: Policy, by_token: Any = None) -> Any:
-    """The same for the HTTP pages: health is open, the rest is for those who operate all agents."""
+def http_rules(wanted: Policy, by_token: Any = None, bearers: Any = None) -> Any:
+    """The same for HTTP: health is open, the APIs look by themselves who may call which agent, and the pages are for
+    those who operate all agents.
+
+    Args:
+        wanted: who may call what.
+        by_token: the rule of the pages for those who are known by a token of an identity provider; None refuses.
+        bearers: the same of the APIs.
+    """
     operating = {
         key.key_id: ALLOW
         for key in wanted.keys.values()
         if policy.Grant(key.role, key.agents).covers(access_pb2.ROLE_OPERATE, ALL)
     }
-    known = {LOCAL: ALLOW, **({policy.ANONYMOUS: ALLOW} if wanted.anonymous else {})}
-    tree = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, known, by_token or DENY))
+    nobody = {policy.ANONYMOUS: ALLOW} if wanted.anonymous else {}
+    pages = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, {LOCAL: ALLOW, **nobody}, by_token or DENY))
+    # Whose key is good has got this header.
+    known = [(given(headers.KEY), ALLOW), (_certified(), ALLOW), (matches(headers.PRINCIPAL, _ANY_AGENT), ALLOW)]
+    special = {LOCAL: ALLOW, policy.POOL: DENY, **nobody}
+    apis = look_up(headers.PRINCIPAL, special, first(known, bearers or DENY))
     message = rbac_pb2.RBAC()
-    message.matcher.CopyFrom(look_up(":path", {"/health": ALLOW}, tree).matcher)
+    message.matcher.CopyFrom(
+        look_up(":path", {"/health": ALLOW}, first([(matches(":path", API_PATHS + _QUERY), apis)], pages)).matcher
+    )
     return message
 
 

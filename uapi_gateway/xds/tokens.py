@@ -99,6 +99,11 @@ def http_rule(known: Iterable[Known]) -> Any:
     return rules.first(cases, rules.DENY)
 
 
+def bearers(known: Iterable[Known]) -> Any:
+    """Whoever brings a token of theirs may, whatever its scopes are."""
+    return rules.first(((_is_of(each.provider), rules.ALLOW) for each in known), rules.DENY)
+
+
 def _is_of(provider: Provider) -> Any:
     """The principal is the provider's, and nothing odd is in it."""
     return rules.matches(headers.PRINCIPAL, provider.principal_prefix + _SUBJECT)

@@ -1,4 +1,4 @@
-"""The channels of a `Client`, and what carries deadline, metadata, repetition and errors of each call on them."""
+"""The channels of a `Client`, and what each call on them has of deadline, metadata, repetition and errors."""
 
 import math
 import random

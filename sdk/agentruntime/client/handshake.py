@@ -19,7 +19,7 @@ _NOT_YET, _EXPIRED, _SELF_SIGNED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 18, 62, 6
 def not_connected(to: Target, timeout_s: float) -> errors.Unavailable:
     """The error where the gateway could not be reached in so many seconds. Blocks for 2 s at most."""
     return tls_failure(to) or errors.Unavailable(
-        f"nothing answered at {to.address} within {timeout_s:g} s; `agent status` says what runs, "
+        f"nothing answered at {to.address} within {round(timeout_s, 2):g} s; `agent status` says what runs, "
         "`agent up` starts it",
         reason="NOT_CONNECTED",
     )

@@ -28,7 +28,9 @@ _UNREACHED = frozenset(("AGENT_NOT_READY", "POOL_UNAVAILABLE"))
 _ONCE = frozenset(("WORKER_LOST", "WORKER_DRAINED"))
 # Meant to be known at once, or waited for already.
 _FINAL = frozenset(("CIRCUIT_OPEN", "NOT_CONNECTED"))
-_PLATFORM = frozenset(f"uapi.v1.{name}" for name in ("AgentGateway", "AgentPool", "AgentRegistry", "ImageService"))
+_PLATFORM = frozenset(
+    f"uapi.v1.{name}" for name in ("AgentGateway", "AgentPool", "AgentRegistry", "ImageService", "ModelService")
+)
 _IDEMPOTENT = (descriptor_pb2.MethodOptions.IDEMPOTENT, descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS)
 
 

@@ -14,6 +14,8 @@ from agentruntime._proto.uapi.v1 import (
     agent_gateway_pb2_grpc,
     agent_pool_pb2_grpc,
     agent_registry_pb2_grpc,
+    conversation_service_pb2,
+    conversation_service_pb2_grpc,
     image_service_pb2_grpc,
     text_generation_pb2,
     text_generation_pb2_grpc,
@@ -21,6 +23,7 @@ from agentruntime._proto.uapi.v1 import (
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.client import dynamic, handshake, target
 from agentruntime.client.connection import Connection
+from agentruntime.client.conversations import Conversation
 from agentruntime.client.registration import Lease, register_request
 
 # The standard library's: a library leaves it to its program how logs are written.
@@ -151,6 +154,29 @@ class Client:
         """
         message = dynamic.call_request(agent, request)
         return dynamic.call_response(self.gateway.CallAgent(message, timeout=timeout_s))
+
+    def conversation(self, agent: str, conversation_id: str | None = None) -> Conversation:
+        """A conversation with an agent, the one of that id or a new one: `client.conversation("helper").send("Hi")`.
+
+        Args:
+            agent: one that has an `on_message`.
+            conversation_id: of this caller's own choice, of 1 to 200 printable ASCII characters; made up if None.
+
+        Raises:
+            InvalidArgument: the name or the id cannot be one.
+        """
+        return Conversation(self._connection, agent, conversation_id)
+
+    def conversations(self, agent: str | None = None) -> Iterator[conversation_service_pb2.Conversation]:
+        """The caller's conversations, with one agent or all, those that changed last first. Wakes no agent."""
+        stub = self.stub(conversation_service_pb2_grpc.ConversationServiceStub, agent="")
+        request = conversation_service_pb2.ListConversationsRequest(agent=agent or "")
+        while True:
+            page = stub.ListConversations(request)
+            yield from page.conversations
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
 
     def register_agent(
         self, registration_data: Mapping[str, Any], *, lease_ttl_s: float | None = None

@@ -156,3 +156,18 @@ def test_pages_are_for_those_who_operate_all_agents() -> None:
             assert walk(tree, {**said, ":path": "/health"})
             metrics = walk(tree, {**said, ":path": "/metrics"})
             assert metrics is (name in ("local", "socket") or (name == "anonymous" and anonymous)), name
+
+
+@pytest.mark.parametrize("path", ["/agents", "/agents/x/run", "/v1/models?limit=1", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_apis_are_for_all_who_are_known(path: str, anonymous: bool) -> None:
+    tree = http_rules(policy(anonymous=anonymous)).matcher
+    for name, said in CALLERS.items():
+        # Envoy takes no revoked key for one, and the gateway knows it no more.
+        expected = {"anonymous": anonymous, "pool": False, "nobody": False}.get(name, True)
+        assert walk(tree, {**said, ":path": path}) is expected, name
+
+
+@pytest.mark.parametrize("path", ["/agentsx", "/v1x", "/metrics", "/docs.html", "/", "/x/agents"])
+def test_what_looks_like_an_api_is_none(path: str) -> None:
+    assert not walk(http_rules(policy()).matcher, {**CALLERS["one"], ":path": path})
