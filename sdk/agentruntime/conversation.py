@@ -15,6 +15,8 @@ from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from agentruntime.model import Model
+
     ModelT = TypeVar("ModelT", bound=BaseModel)
 
 Json = Any
@@ -212,8 +214,8 @@ class Context(Protocol):
         """Records a tool's call around what it does, and what came of it, an error too."""
 
     @property
-    def model(self) -> Any:
-        """An `agentruntime.model.Model`: those that agent.yaml permits."""
+    def model(self) -> "Model":
+        """Those that agent.yaml permits."""
 
 
 # What `on_message` may return.

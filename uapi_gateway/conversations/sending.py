@@ -117,6 +117,18 @@ class Sender:
         self._log = log
         self._through = through
 
+    def allow(self, caller: Caller, name: str) -> str:
+        """The id of an agent that a caller may call, be it there or not: conversations stay when an agent goes.
+
+        Raises:
+            PermissionDenied, Unauthenticated: the caller may not.
+        """
+        found = self._registry.find(name)
+        agent_id = found.agent.agent_id if found else name
+        if not may_call(caller, agent_id, self._policy().demands.get(agent_id)):
+            raise refusal(caller, access.ROLE_CALL, (agent_id,))
+        return agent_id
+
     def admit(self, caller: Caller, name: str) -> Agent:
         """The agent of a name, for a caller who may call it.
 
@@ -124,14 +136,16 @@ class Sender:
             AgentNotFound: there is none.
             PermissionDenied, Unauthenticated: the caller may not.
         """
-        found = self._registry.find(name)
-        agent_id = found.agent.agent_id if found else name
-        if not may_call(caller, agent_id, self._policy().demands.get(agent_id)):
-            raise refusal(caller, access.ROLE_CALL, (agent_id,))
-        return self._registry.require(name).agent
+        return self._registry.require(self.allow(caller, name)).agent
 
     async def stream(
-        self, caller: Caller, agent: str, request: proto.StreamMessageRequest, *, timeout_s: float | None = None
+        self,
+        caller: Caller,
+        agent: str,
+        request: proto.StreamMessageRequest,
+        *,
+        timeout_s: float | None = None,
+        after: int = 0,
     ) -> AsyncGenerator[proto.StreamMessageResponse, None]:
         """Sends a message, and gives its events from its own on; the last is its completion or its failure.
 
@@ -143,6 +157,7 @@ class Sender:
             agent: its name.
             request: the message. Ids that are empty are made; to repeat it safely, choose the message's.
             timeout_s: how long the caller waits in all; the message goes on after that.
+            after: the message's events up to this sequence number have been told, and are not told again.
 
         Raises:
             AgentError: it was refused, or never reached the agent; or the time was over (DeadlineExceeded).
@@ -152,7 +167,8 @@ class Sender:
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         operates = caller.may(access.ROLE_OPERATE, target.agent_id)
         if converses(target):
-            events = self._converse(Key(caller.principal, target.agent_id, asked.conversation_id), asked, deadline)
+            key = Key(caller.principal, target.agent_id, asked.conversation_id)
+            events = self._converse(key, asked, deadline, after)
         else:
             metadata = _metadata(caller.principal, target.agent_id)
             events = plain.generate(self._through, target, asked, metadata, timeout_s)
@@ -178,30 +194,40 @@ class Sender:
         raise AssertionError("a stream ends with a completion, a failure or an error")
 
     async def _converse(
-        self, key: Key, request: proto.StreamMessageRequest, deadline: float | None
+        self, key: Key, request: proto.StreamMessageRequest, deadline: float | None, after: int
     ) -> AsyncGenerator[proto.Event, None]:
-        told = 0
-        for attempt in itertools.count(1):
-            try:
-                async with contextlib.aclosing(self._call(key, request, deadline)) as events:
-                    async for event in events:
-                        # Sent once more, it begins with what was told already.
-                        if event.sequence > told:
-                            told = event.sequence
-                            yield event
-                            if ended(event):
-                                return
-                lost: errors.AgentError = errors.Unavailable("the worker ended during the call", reason="WORKER_LOST")
-            except errors.AgentError as error:
-                lost = error
-            if told or await self._is_logged(key, request.message_id, lost):
-                break
-            if attempt == _ATTEMPTS or not isinstance(lost, _LOST) or isinstance(lost, _FINAL):
-                raise lost
-            await asyncio.sleep(_pause_s(attempt))
+        # Of a message that is not there, nothing can have been told.
+        told = after if after and await self._is_logged(key, request.message_id) else 0
+        if not told:
+            async with contextlib.aclosing(self._sent(key, request, deadline)) as events:
+                async for event in events:
+                    told = event.sequence
+                    yield event
+                    if ended(event):
+                        return
         async with contextlib.aclosing(self._from_log(key, request.message_id, told)) as events:
             async for event in events:
                 yield event
+
+    async def _sent(
+        self, key: Key, request: proto.StreamMessageRequest, deadline: float | None
+    ) -> AsyncGenerator[proto.Event, None]:
+        """Events as the worker tells them, until the last one or a break after which the log has the message."""
+        told = False
+        for attempt in itertools.count(1):
+            lost: errors.AgentError = errors.Unavailable("the worker ended during the call", reason="WORKER_LOST")
+            try:
+                async with contextlib.aclosing(self._call(key, request, deadline)) as events:
+                    async for event in events:
+                        told = True
+                        yield event
+            except errors.AgentError as error:
+                lost = error
+            if told or (_may_be_logged(lost) and await self._is_logged(key, request.message_id)):
+                return
+            if attempt == _ATTEMPTS or not isinstance(lost, _LOST) or isinstance(lost, _FINAL):
+                raise lost
+            await asyncio.sleep(_pause_s(attempt))
 
     async def _call(
         self, key: Key, request: proto.StreamMessageRequest, deadline: float | None
@@ -220,16 +246,16 @@ class Sender:
         finally:
             call.cancel()
 
-    async def _is_logged(self, key: Key, message_id: str, lost: errors.AgentError) -> bool:
-        """Whether a message is on the log whose call has ended so."""
-        if not isinstance(lost, (*_LOST, errors.Internal)) and type(lost) is not errors.AgentError:
-            # It was refused.
-            return False
+    async def _is_logged(self, key: Key, message_id: str) -> bool:
+        return bool((await self._found(key, message_id)).messages)
+
+    async def _found(self, key: Key, message_id: str) -> proto.Conversation:
+        """What the log has of a message."""
         for attempt in itertools.count(1):
             try:
-                return bool((await self._log.find(key, message_id)).messages)
+                return await self._log.find(key, message_id)
             except errors.NotFound:
-                return False
+                return proto.Conversation()
             except errors.Unavailable:
                 # Nobody can say before the log is back, and it comes back.
                 await asyncio.sleep(_pause_s(attempt))
@@ -245,17 +271,29 @@ class Sender:
                         yield event
                         if ended(event):
                             return
+                if any(info.last_sequence for info in (await self._found(key, message_id)).messages):
+                    # Its end had been told before.
+                    return
             except errors.Unavailable:
                 # As above.
                 pass
             await asyncio.sleep(_pause_s(attempt))
 
 
+def _may_be_logged(lost: errors.AgentError) -> bool:
+    """Whether a message can be on the log whose call has ended so; others were refused."""
+    return isinstance(lost, (*_LOST, errors.Internal)) or type(lost) is errors.AgentError
+
+
 def shown(event: proto.Event, operates: bool) -> proto.Event:
     """An event as a caller sees it: the agent's code is for those who operate the agent."""
-    if not operates and event.HasField("failure"):
-        event.failure.traceback = ""
-    return event
+    if operates or not event.failure.traceback:
+        return event
+    # Others watch the same one.
+    without = proto.Event()
+    without.CopyFrom(event)
+    without.failure.traceback = ""
+    return without
 
 
 def _complete(request: proto.StreamMessageRequest) -> proto.StreamMessageRequest:

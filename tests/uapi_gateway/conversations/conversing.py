@@ -112,7 +112,8 @@ class MemoryLog:
                     yield event
                     if message_id and event.WhichOneof("content") in ("completion", "failure"):
                         return
-            if not follow:
+            ended = any(info.last_sequence for info in (await self.find(key, message_id)).messages)
+            if not follow or (message_id and ended):
                 return
             async with self.news:
                 if len(self.events[key]) == after:

@@ -97,6 +97,19 @@ async def test_sent_again_by_its_id_it_is_told_again_and_not_handled_twice(sendi
     assert len(sending.log.events[Key("local", "helper", "c")]) == 6
 
 
+@pytest.mark.parametrize("after", range(1, 7))
+async def test_what_was_told_is_not_told_again(sending: Sending, after: int) -> None:
+    await all_of(sending)
+    stream = sending.sender.stream(LOCAL, "helper", asked(), after=after)
+    assert [response.event.sequence async for response in stream] == list(range(after + 1, 7))
+    assert len(sending.worker.calls) == 1
+
+
+async def test_nothing_was_told_of_a_message_that_is_not_there(sending: Sending) -> None:
+    stream = sending.sender.stream(LOCAL, "helper", asked(), after=3)
+    assert [response.event.sequence async for response in stream] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize(
     "error",
     [
