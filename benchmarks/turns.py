@@ -77,7 +77,7 @@ async def talking(
         if prepare:
             await asyncio.to_thread(prepare, running)
         await asyncio.to_thread(running.agent, "build", str(TALKER))
-        deployment = await running.run("talker", workers)
+        deployment = await running.run("talker:1.0.0", workers)
         async with aio.insecure_channel(running.address) as channel:
             stub = conversation_service_pb2_grpc.ConversationServiceStub(channel)
             yield Talk(running, stub, tuple(worker.pid for worker in deployment.workers))

@@ -82,7 +82,7 @@ async def play(plan: TalkPlan, end_connections: Kill | None = None, **variables:
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(platform(**variables))
         await asyncio.to_thread(running.agent, "build", str(TALKER))
-        await running.run(_AGENT, plan.workers)
+        await running.run(f"{_AGENT}:1.0.0", plan.workers)
         readiness = Readiness(running.home, _AGENT)
         watching = asyncio.create_task(readiness.run())
         stack.callback(watching.cancel)
