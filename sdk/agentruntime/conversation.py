@@ -236,5 +236,16 @@ def to_value(value: Json) -> struct_pb2.Value:
 
 
 def from_value(value: struct_pb2.Value) -> Json:
-    """What it is in Python; whole numbers are ints."""
-    return json_format.MessageToDict(value) if value.WhichOneof("kind") else None
+    """What it is in Python; whole numbers are ints. Protobuf's own way refuses numbers that JSON does not have."""
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return {name: from_value(each) for name, each in value.struct_value.fields.items()}
+        case "list_value":
+            return [from_value(each) for each in value.list_value.values]
+        case "number_value":
+            return int(value.number_value) if value.number_value.is_integer() else value.number_value
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+    return None
