@@ -513,7 +513,7 @@ async def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     await store.open()
     lease = await store.acquire(KEY, "", 1)
     await store._database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1"))
-    with pytest.raises(errors.DiskFull):
+    with pytest.raises(errors.StoreUnavailable, match="full"):
         await store.append([append(lease, said("a", "x" * 60_000))], 1)
     await store._database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 100000"))
     await turn(store, lease, "a")
