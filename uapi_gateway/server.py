@@ -56,6 +56,7 @@ from uapi_gateway.health_service import HealthService
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.http.openai import entrance as openai
 from uapi_gateway.kernel import doors, system_calls
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
@@ -141,6 +142,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         conversations.add_to(control, checks, audit)
         a2a = _a2a(settings, ports, registry, book, conversations)
+        apis = [*a2a.routes(), *openai.routes(conversations.sender, conversations.log, registry, lambda: book.policy)]
         control.add_generic_rpc_handlers(
             (
                 PoolHandler(pool, discovery.routed, checks),
@@ -164,7 +166,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
         await stack.enter_async_context(
-            _http(http_server(observer, _door(settings, ports), a2a.routes()), sockets.http_socket(home))
+            _http(http_server(observer, _door(settings, ports), apis), sockets.http_socket(home))
         )
         loops = (
             watch.run(),
