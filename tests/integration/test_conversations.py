@@ -1,124 +1,111 @@
-"""Conversations with a real agent: by the SDK, whose streams outlive its worker, and by the `agent` command."""
+"""Conversations with workers of a whole platform, which die over them."""
 
-import json
-import os
-import signal
+import shutil
+import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
-from agentruntime import AsyncClient, Client, errors
+from agentruntime import Client, errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
-from agentruntime.conversation import RequestStatus
+from agentruntime._proto.uapi.v1 import conversation_service_pb2_grpc
+from agentruntime.conversation import ChatMessage
 
-from tests.integration.conftest import TIMEOUT_S, Platform
-from tests.waiting import until
+from tests.integration.conftest import ROOT, Platform
 
-pytestmark = pytest.mark.integration
-SOURCE = """
+# The first to use the platform also waits for it.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+_MORTAL = """
+import os
 from agentruntime import Agent
 
-
-class Talker(Agent):
+class Mortal(Agent):
     async def on_message(self, message, ctx):
-        said = len(await ctx.history())
-        for word in message.text.split():
-            yield f"{word} "
-            if word == "hold" and ctx.attempt == 1:
-                await ctx.cancelled.wait()
-                return
-        yield f"after {said}"
+        dies, _, text = message.text.partition(" ")
+        yield f"{ctx.attempt}:"
+        if ctx.attempt <= int(dies):
+            await ctx.set_state(ctx.attempt)  # what was said before is on disk then
+            os.kill(os.getpid(), 9)
+        yield text
 """
 
 
 @pytest.fixture(scope="module")
-def talker(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An agent that repeats words, and holds at `hold` when it meets it first."""
-    project = tmp_path_factory.mktemp("talker")
-    (project / "agent.yaml").write_text("name: talker\nversion: 0.1.0\nentrypoint: agent:Talker\n")
-    (project / "agent.py").write_text(SOURCE)
-    platform.agent("build", str(project), "-t", "talker:1")
-    platform.agent("run", "talker:1", "--native")
-    yield "talker"
-    platform.agent("stop", "talker")
+def agents(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """`helper` without a model, and `mortal`, whose messages say how often its workers die over them."""
+    helper, mortal = tmp_path_factory.mktemp("helper"), tmp_path_factory.mktemp("mortal")
+    shutil.copy(ROOT / "examples" / "helper" / "helper.py", helper)
+    (helper / "agent.yaml").write_text("name: helper\nversion: 1.0.0\nentrypoint: helper:Helper\n")
+    (mortal / "mortal.py").write_text(_MORTAL)
+    (mortal / "agent.yaml").write_text("name: mortal\nversion: 1.0.0\nentrypoint: mortal:Mortal\n")
+    try:
+        for name, directory in (("helper", helper), ("mortal", mortal)):
+            platform.agent("build", str(directory))
+            platform.agent("run", f"{name}:1.0.0", "--native")
+        yield platform
+    finally:
+        for name in ("helper", "mortal"):
+            platform.agent("stop", name)
+
+
+class Talk:
+    """One conversation with an agent."""
+
+    def __init__(self, platform: Platform, agent: str) -> None:
+        self.conversation_id = str(uuid.uuid4())
+        self._client = Client(platform.grpc_address)
+        make = conversation_service_pb2_grpc.ConversationServiceStub
+        self._stub: Any = self._client.stub(make, agent=agent)
+        self._where: Any = (("x-uapi-conversation", self.conversation_id),)
+
+    def send(self, text: str) -> list[proto.Event]:
+        """The events of a message from its own on, however often its stream breaks."""
+        message_id = str(uuid.uuid4())
+        request = proto.StreamMessageRequest(
+            conversation_id=self.conversation_id, message_id=message_id, message=ChatMessage.of(text).to_proto()
+        )
+        events: dict[int, proto.Event] = {}
+        for _ in range(10):
+            try:
+                for each in self._stub.StreamMessage(request, timeout=60, metadata=self._where):
+                    events[each.event.sequence] = each.event
+                break
+            except errors.Unavailable:
+                continue
+        return [events[sequence] for sequence in sorted(events)]
+
+    def close(self) -> None:
+        self._client.close()
 
 
 @pytest.fixture
-def client(platform: Platform) -> Iterator[Client]:
-    with Client(f"unix:{platform.home.gateway_socket}", timeout_s=TIMEOUT_S) as made:
-        yield made
+def talk(agents: Platform, request: pytest.FixtureRequest) -> Iterator[Talk]:
+    talk = Talk(agents, request.param)
+    yield talk
+    talk.close()
 
 
-def kill_worker(platform: Platform, agent: str) -> None:
-    (worker,) = platform.workers(agent)
-    process = psutil.Process(worker["pid"])
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(10)
+def text(event: proto.Event) -> str:
+    return ChatMessage.of_proto(event.completion).text
 
 
-def contents(events: list[proto.Event]) -> list[str]:
-    return [event.chunk.text or event.WhichOneof("content") or "" for event in events]
+@pytest.mark.parametrize("talk", ["helper"], indirect=True)
+def test_a_conversation_remembers(talk: Talk) -> None:
+    for number in (1, 2):
+        events = talk.send(f"hello {number}")
+        said = f"This is message {number}, and I have no model to think with. You said: hello {number}"
+        assert text(events[-1]) == said
+    assert [event.sequence for event in events][-1] == 12
 
 
-def test_a_stream_outlives_the_worker(platform: Platform, client: Client, talker: str) -> None:
-    conversation = client.conversation(talker, "survives")
-    assert conversation.send("hi there").get_response().text == "hi there after 0"
-    handle = conversation.send("a hold b", message_id="m-2")
-    updates = handle.watch_updates()
-    seen = [next(updates) for _ in range(4)]
-    assert contents(seen) == ["message", "attempt", "a ", "hold "]
-    kill_worker(platform, talker)
-    seen += updates
-    assert contents(seen)[4:] == ["attempt", "a ", "hold ", "b ", "after 2", "completion"]
-    sequences = [event.sequence for event in seen]
-    assert sequences == sorted(set(sequences))
-    assert [event.sequence for event in conversation.watch() if event.message_id == "m-2"] == sequences
-    assert handle.get_response().text == "a hold b after 2"
-    # The same message once more does nothing.
-    assert conversation.send("a hold b", message_id="m-2").get_response().text == "a hold b after 2"
-    assert conversation.get().last_sequence == sequences[-1]
-
-
-async def test_cancelled_asynchronously(platform: Platform, talker: str) -> None:
-    async with AsyncClient(f"unix:{platform.home.gateway_socket}", timeout_s=TIMEOUT_S) as client:
-        conversation = client.conversation(talker, "cancelled")
-        held = await conversation.send("hold")
-        waits = await conversation.send("next")
-        assert await held.status() is RequestStatus.RUNNING
-        assert await held.cancel() is RequestStatus.RUNNING
-        with pytest.raises(errors.Cancelled):
-            await held.get_response()
-        assert (await waits.get_response()).text.startswith("next ")
-        with pytest.raises(errors.ConversationNotFound):
-            await client.conversation(talker, "never").get()
-        with pytest.raises(errors.NoConversations, match="on_message"):
-            await client.conversation("echo").send("hi")
-
-
-def test_the_command(platform: Platform, talker: str, tmp_path: Path) -> None:
-    chat = ("chat", talker, "--conversation", "terminal", "--message")
-    assert platform.agent(*chat, "hello").stdout == "hello after 0\n"
-    events = [json.loads(line) for line in platform.agent(*chat, "x", "-o", "json").stdout.splitlines()]
-    assert [event["sequence"] for event in events] == list(range(events[0]["sequence"], events[-1]["sequence"] + 1))
-    # What is kept wakes nobody.
-    platform.agent("stop", talker)
-    (listed,) = [
-        each for each in platform.json("conversations", "list", talker) if each["conversation_id"] == "terminal"
-    ]
-    assert (listed["agent"], listed["last_sequence"]) == (talker, events[-1]["sequence"])
-    shown = platform.agent("conversations", "show", talker, "terminal").stdout
-    assert [line.partition("  ")[2] for line in shown.splitlines()[1:3]] == [
-        "user: hello",
-        "assistant: hello after 0",
-    ]
-    exported = tmp_path / "terminal.jsonl"
-    platform.agent("conversations", "export", talker, "terminal", "-o", str(exported))
-    assert [json.loads(line)["sequence"] for line in exported.read_text().splitlines()] == list(
-        range(1, events[-1]["sequence"] + 1)
-    )
-    platform.agent("conversations", "delete", talker, "terminal", "--yes")
-    platform.agent("conversations", "show", talker, "terminal", code=15)
-    assert until(lambda: platform.workers(talker) == [])
-    platform.agent("run", "talker:1", "--native")
-    assert platform.agent(*chat, "anew").stdout == "anew after 0\n"
+@pytest.mark.parametrize("talk", ["mortal"], indirect=True)
+def test_a_message_outlives_its_worker(talk: Talk) -> None:
+    events = talk.send("1 lived")
+    assert text(events[-1]) == "2:lived"
+    attempts = [event.attempt for event in events if event.HasField("attempt")]
+    assert [each.number for each in attempts] == [1, 2]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    # One that ends three of them is set aside, and the conversation goes on.
+    failure = talk.send("9 never")[-1].failure
+    assert failure.reason == "MESSAGE_SET_ASIDE", failure
+    assert text(talk.send("0 on")[-1]) == "1:on"
