@@ -5,7 +5,7 @@ finished there as if another worker had taken it up.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,11 +119,18 @@ class MemoryLog:
                 if len(self.events[key]) == after:
                     await self.news.wait()
 
-    async def list(self, principal: str | None, agent: str, page_size: int, page_token: str) -> Page:
+    async def read(
+        self, key: Key, after: int = 0, limit: int = 0, *, message_id: str = "", backwards: bool = False
+    ) -> tuple[Sequence[proto.Event], bool]:
+        await self.find(key)
+        found = [e for e in self.events[key][after:] if not message_id or e.message_id == message_id]
+        return found[:limit], len(found) > limit
+
+    async def list(self, principal: str | None, agent: str, page_size: int = 0, page_token: str = "") -> Page:
         found = [await self.find(key) for key in self.events if (key.principal, key.agent) == (principal, agent)]
         return Page(tuple(found[:page_size]), "")
 
-    async def cancel(self, key: Key, message_id: str) -> "proto.MessageStatus.ValueType":
+    async def cancel(self, key: Key, message_id: str = "") -> "proto.MessageStatus.ValueType":
         await self.find(key)
         self.cancelled.append((key, message_id))
         return proto.MESSAGE_STATUS_CANCELLED
