@@ -5,6 +5,7 @@ kept apart; only for reflection are they put together, and there a file whose na
 """
 
 import hashlib
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -43,9 +44,25 @@ SECRETS = "uapi.v1.SecretService"
 SYSTEM_CALLS = "uapi.v1.SystemCallService"
 MODELS = "uapi.v1.ModelService"
 TEXT_GENERATION = "uapi.v1.TextGenerationService"
+A2A = "lf.a2a.v1.A2AService"
+# Its methods, and which of them stream their answers; their requests are one message each. Here by name, for their
+# protos are imported when somebody calls or asks for them (`a2a_set`).
+A2A_METHODS = {
+    "SendMessage": False,
+    "SendStreamingMessage": True,
+    "GetTask": False,
+    "ListTasks": False,
+    "CancelTask": False,
+    "SubscribeToTask": True,
+    "CreateTaskPushNotificationConfig": False,
+    "GetTaskPushNotificationConfig": False,
+    "ListTaskPushNotificationConfigs": False,
+    "DeleteTaskPushNotificationConfig": False,
+    "GetExtendedAgentCard": False,
+}
 # Services of the platform itself: no agent's claim to serve them changes where they are routed.
 PLATFORM = frozenset(
-    (HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES, ACCESS, AUDIT, SECRETS, SYSTEM_CALLS, MODELS)
+    (HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES, ACCESS, AUDIT, SECRETS, SYSTEM_CALLS, MODELS, A2A)
 )
 
 _MODULES = (
@@ -88,6 +105,21 @@ class Method:
 @lru_cache(maxsize=1)
 def platform_set() -> bytes:
     """A serialized FileDescriptorSet of the platform's own protos, with all they import."""
+    seen = _with_imports(module.DESCRIPTOR for module in _MODULES)
+    newer = _reflection_v1(seen[reflection_pb2.DESCRIPTOR.name])
+    seen[newer.name] = newer
+    return descriptor_pb2.FileDescriptorSet(file=seen.values()).SerializeToString()
+
+
+@lru_cache(maxsize=1)
+def a2a_set() -> bytes:
+    """The same of A2A's proto, which is imported here."""
+    file = importlib.import_module("a2a.types.a2a_pb2").DESCRIPTOR
+    return descriptor_pb2.FileDescriptorSet(file=_with_imports([file]).values()).SerializeToString()
+
+
+def _with_imports(files: Iterable[Any]) -> dict[str, descriptor_pb2.FileDescriptorProto]:
+    """Files and all that they import, by name, each after its own imports."""
     seen: dict[str, descriptor_pb2.FileDescriptorProto] = {}
 
     def add(file: Any) -> None:
@@ -98,11 +130,9 @@ def platform_set() -> bytes:
         seen[file.name] = descriptor_pb2.FileDescriptorProto()
         file.CopyToProto(seen[file.name])
 
-    for module in _MODULES:
-        add(module.DESCRIPTOR)
-    newer = _reflection_v1(seen[reflection_pb2.DESCRIPTOR.name])
-    seen[newer.name] = newer
-    return descriptor_pb2.FileDescriptorSet(file=seen.values()).SerializeToString()
+    for file in files:
+        add(file)
+    return seen
 
 
 def _reflection_v1(alpha: descriptor_pb2.FileDescriptorProto) -> descriptor_pb2.FileDescriptorProto:

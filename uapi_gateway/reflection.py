@@ -100,7 +100,7 @@ class ReflectionService:
                 self._catalogues.clear()
             services = {service for agent in agents for service in agent.services} | descriptors.PLATFORM
             # Reflection's other version has no file of its own.
-            sets = {"platform": descriptors.platform_set()}
+            sets = {"platform": descriptors.platform_set(), descriptors.A2A: descriptors.a2a_set()}
             sets |= {agent.agent_id: agent.descriptors for agent in agents}
             self._catalogues[names] = descriptors.catalogue(sets, services)
         return self._catalogues[names]

@@ -8,10 +8,12 @@ The model runs on the platform, in a process of its own; an agent only asks, and
 models:` of its agent.yaml names.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from agentruntime import errors
 from agentruntime._proto.uapi.v1 import model_service_pb2 as proto
 
 if TYPE_CHECKING:
@@ -22,13 +24,24 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2"
 # Of a whole generation where the call that is being handled has no deadline: 2000 tokens on one slow core.
 _LONGEST_S = 600.0
+_CANCELLED = "the message was cancelled, and what a model generated for it"
 
 
 class Model:
-    """All models. `connect` gives the service; it is called when something is generated."""
+    """All models.
 
-    def __init__(self, connect: "Connect") -> None:
+    Args:
+        connect: gives the service; called when something is generated.
+        cancelled: ends what is generated as soon as it is set.
+    """
+
+    def __init__(self, connect: "Connect", cancelled: asyncio.Event | None = None) -> None:
         self._connect = connect
+        self._cancelled = cancelled
+
+    def until(self, cancelled: asyncio.Event) -> "Model":
+        """The same models for work that may be cancelled: `generate` raises Cancelled once the event is set."""
+        return Model(self._connect, cancelled)
 
     def generate(
         self, prompt: str, *, model: str = DEFAULT_MODEL, max_tokens: int = 256, temperature: float = 0.0
@@ -50,17 +63,21 @@ class Model:
             InvalidArgument: an empty prompt, one that is longer than the model reads, a number out of its range.
             FailedPrecondition: the model is not installed, or was stopped; or this process is no worker.
             ResourceExhausted: the model does not fit beside what runs.
+            Cancelled: the message that is handled was cancelled.
         """
         request = proto.GenerateRequest(model=model, prompt=prompt, max_tokens=max_tokens, temperature=temperature)
-        return Generation(self._connect, request)
+        return Generation(self._connect, request, self._cancelled)
 
 
 class Generation:
     """A text that is generated. Each iteration over it, and each `await`, generates it anew."""
 
-    def __init__(self, connect: "Connect", request: proto.GenerateRequest) -> None:
+    def __init__(
+        self, connect: "Connect", request: proto.GenerateRequest, cancelled: asyncio.Event | None = None
+    ) -> None:
         self._connect = connect
         self._request = request
+        self._cancelled = cancelled or asyncio.Event()
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self._pieces()
@@ -69,12 +86,23 @@ class Generation:
         return self._whole().__await__()
 
     async def _pieces(self) -> AsyncGenerator[str, None]:
+        if self._cancelled.is_set():
+            raise errors.Cancelled(_CANCELLED)
         call = self._connect().Generate(self._request, timeout=_LONGEST_S)
+        ending = asyncio.ensure_future(self._cancelled.wait())
+        ending.add_done_callback(lambda _: call.cancel())
         try:
             async for answer in call:
                 if answer.text:
                     yield answer.text
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            # Of the call, that is, and not of the task that reads it.
+            if self._cancelled.is_set() and not (task and task.cancelling()):
+                raise errors.Cancelled(_CANCELLED) from None
+            raise
         finally:
+            ending.cancel()
             call.cancel()
 
     async def _whole(self) -> str:

@@ -22,13 +22,15 @@ class Service(model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self) -> None:
         self.requests: list[proto.GenerateRequest] = []
         self.left_s: float | None = None
-        self.ended = asyncio.Event()
+        self.begins, self.ended = asyncio.Event(), asyncio.Event()
+        self.begins.set()
 
     async def Generate(self, request: proto.GenerateRequest, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self.left_s = context.time_remaining()
         if not request.prompt:
             raise errors.InvalidArgument("prompt must not be empty")
+        await self.begins.wait()
         try:
             for number, word in enumerate(request.prompt.split(), 1):
                 # A character of several bytes may come as one piece of text for several tokens.
@@ -108,6 +110,43 @@ async def test_being_cancelled_ends_the_generation(service: Service, whole: bool
         with pytest.raises(asyncio.CancelledError):
             await handling
         await service.ended.wait()
+
+
+@pytest.mark.parametrize("prompt", ["a wait", "wait"])
+async def test_a_cancelled_message_ends_it_at_once(service: Service, prompt: str) -> None:
+    cancelled = asyncio.Event()
+    came = []
+
+    async def handle() -> None:
+        async for piece in context.model.until(cancelled).generate(prompt):
+            came.append(piece)
+            if piece == "wait ":
+                cancelled.set()
+
+    with pytest.raises(errors.Cancelled, match="the message was cancelled"):
+        await handle()
+    assert came == [f"{word} " for word in prompt.split()]
+    async with asyncio.timeout(10):
+        await service.ended.wait()
+    with pytest.raises(errors.Cancelled):
+        await context.model.until(cancelled).generate("a")
+    assert len(service.requests) == 1
+
+
+async def test_a_message_that_is_cancelled_before_the_first_piece(service: Service) -> None:
+    cancelled = asyncio.Event()
+    service.begins.clear()
+
+    async def ask() -> str:
+        return await context.model.until(cancelled).generate("a")
+
+    asking = asyncio.create_task(ask())
+    async with asyncio.timeout(10):
+        while not service.requests:
+            await asyncio.sleep(0.01)
+        cancelled.set()
+        with pytest.raises(errors.Cancelled):
+            await asking
 
 
 async def test_errors_are_those_of_the_platform(service: Service) -> None:

@@ -23,7 +23,8 @@ def files(*every: descriptor_pb2.FileDescriptorProto) -> bytes:
 
 
 def test_the_platforms_own_services_are_all_there() -> None:
-    assert set(services_of(platform_set())) >= descriptors.PLATFORM | {descriptors.TEXT_GENERATION}
+    own = descriptors.PLATFORM - {descriptors.A2A} | {descriptors.TEXT_GENERATION}
+    assert set(services_of(platform_set())) >= own
     idempotent = {m.path for m in methods_of(platform_set()) if m.idempotent}
     assert f"/{descriptors.TEXT_GENERATION}/GenerateText" in idempotent
     assert f"/{descriptors.GATEWAY}/CallAgent" not in idempotent
@@ -104,3 +105,10 @@ def test_symbols_and_extensions() -> None:
         assert shown.symbols[symbol] == "a.proto"
     assert shown.extensions == {("p.M", 7): "a.proto"}
     assert shown.closure("missing.proto") == []
+
+
+def test_a2as_methods_are_as_its_proto_has_them() -> None:
+    methods = methods_of(descriptors.a2a_set())
+    assert {method.service for method in methods} == {descriptors.A2A}
+    assert {method.name: method.streams for method in methods} == descriptors.A2A_METHODS
+    assert all(method.whole for method in methods)

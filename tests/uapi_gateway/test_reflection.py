@@ -18,7 +18,7 @@ def test_services_files_and_symbols() -> None:
     by_symbol = ask(file_containing_symbol="uapi.v1.AgentPool.RunAgent")
     by_name = ask(file_by_filename="uapi/v1/agent_pool.proto")
     assert by_symbol == by_name
-    assert len(by_symbol.file_descriptor_response.file_descriptor_proto) == 3  # with duration and timestamp
+    assert len(by_symbol.file_descriptor_response.file_descriptor_proto) == 5  # with all it imports
 
 
 def test_what_is_unknown_is_an_error_response() -> None:

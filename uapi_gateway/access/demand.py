@@ -96,6 +96,13 @@ def _agent_event(answer: Any, seen: Seen) -> Any | None:
 
 _CALL, _OPERATE, _ADMINISTER = access.ROLE_CALL, access.ROLE_OPERATE, access.ROLE_ADMINISTER
 _OPEN = ("/uapi.v1.AccessService/GetCaller", "/uapi.v1.AccessService/ListIdentityProviders")
+
+
+def calling(agent: str) -> Need:
+    """Of a method that is like any call to that agent."""
+    return Need(_CALL, lambda _request: (agent,), plain=True)
+
+
 _POOL: Mapping[str, Need] = {
     "RunAgent": Need(_OPERATE, _run),
     **{name: Need(_OPERATE, _field("name")) for name in ("StopAgent", "RestartAgent", "StreamLogs")},

@@ -116,20 +116,6 @@ class Plan:
             answers.append(answer)
         return answers
 
-    def head_rows(self) -> list[tuple[int, ...]]:
-        """What the heads are from now on; last their numbers."""
-        return [
-            (head.last_sequence, head.bytes, head.state_version, head.state_bytes, head.unended, self.now_ns, head.id)
-            for head in self.changed_heads.values()
-        ]
-
-    def message_rows(self) -> list[tuple[int, str, int, int, int, int]]:
-        """Rows of `messages`, new and changed."""
-        return [
-            (*at, message.status, message.attempts, message.first_sequence, message.last_sequence)
-            for at, message in self.changed_messages.items()
-        ]
-
     def _add(self, append: Append) -> Appended | AgentError:
         try:
             return self._try(append)

@@ -1,91 +1,100 @@
-"""What SQLite and PostgreSQL do each in its own way: connections, transactions, and statements about many rows.
+"""What SQLite and PostgreSQL do each in its own way: connections, transactions, and statements about many rows."""
 
-What is done within a transaction is a function of a `Connection`, the same for both. For SQLite it runs in a thread,
-all of it at once: a turn of the event loop for every statement costs ten times what SQLite does (decision 0070).
-"""
-
-import asyncio
 import contextlib
 import errno
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from agentruntime.errors import DiskFull, StoreUnavailable
 from sqlalchemy import (
     URL,
     Column,
-    Connection,
     Dialect,
-    Engine,
     FromClause,
     Table,
     bindparam,
-    column,
-    create_engine,
     event,
     func,
-    literal_column,
     make_url,
     select,
-    values,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql import ClauseElement
+from sqlalchemy.sql.dml import Insert
 
-T = TypeVar("T")
-# A statement that was made once and skips SQLAlchemy's handling of parameters, which would cost as much as the
-# database: what it does with rows of values, in the order that it was made for.
-Write = Callable[[Connection, Sequence[tuple[Any, ...]]], None]
-Read = Callable[[Connection, Sequence[tuple[Any, ...]]], Sequence[Any]]
-
-# Threads that read SQLite beside each other; connections to PostgreSQL.
+# SQLite readers beside each other, each with a thread; PostgreSQL's connections.
 READERS = 4
 CONNECTIONS = 8
 # A statement or a connection that takes longer is given up.
 PATIENCE_S = 20
-# Rows in one of SQLite's statements: far from its 32766 parameters (https://sqlite.org/limits.html).
-_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that a statement is given: a table with the columns that were asked for."""
+
+    table: FromClause
+    types: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """A statement that writes many rows. It is made once, and its rows skip SQLAlchemy's handling of parameters,
+    which would cost as much as the database."""
+
+    sql: str
+    # As arrays, a column each; otherwise a row each.
+    transposed: bool
+
+    async def run(self, connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Writes them.
+
+        Args:
+            connection: in a transaction.
+            rows: with their values in the order that the statement was made with.
+        """
+        if not rows:
+            return
+        if self.transposed:
+            await connection.exec_driver_sql(self.sql, tuple(list(column) for column in zip(*rows, strict=True)))
+        else:
+            await connection.exec_driver_sql(self.sql, list(rows))
 
 
 class Database(Protocol):
     """One of them."""
 
-    # Whether rows must be locked by whoever reads them to write them.
-    locks: bool
+    # Whose transactions write one after the other, so that rows need no locks.
+    single_writer: bool
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
-        """Does work in a transaction, which is on disk when this returns; nothing of it is if the work raises.
+    def write(self) -> contextlib.AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction that writes; on disk at its end."""
 
-        Raises:
-            DiskFull: there is no room.
-            StoreUnavailable: the database cannot be reached, or did not do it now.
-        """
+    def read(self) -> contextlib.AbstractAsyncContextManager[AsyncConnection]:
+        """A connection that reads, each statement for itself."""
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
-        """Does work that only reads, each statement for itself. Raises as `write`."""
+    def rows(self, *columns: Column[Any]) -> Rows:
+        """Rows with values of these columns, for a SELECT of Core."""
 
-    def given(self, columns: Sequence[Column[Any]]) -> FromClause:
-        """A table of the rows that a reading statement is given; for `reading`."""
+    def values(self, rows: Sequence[tuple[Any, ...]]) -> Mapping[str, Any]:
+        """The parameters of a SELECT from `rows`."""
 
-    def reading(self, statement: ClauseElement) -> Read:
-        """A SELECT from `given`."""
-
-    def insert(self, table: Table) -> Any:
+    def insert(self, table: Table) -> Insert:
         """An INSERT that has `on_conflict_do_update`."""
 
-    def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
-        """Inserts rows with all columns of a table; of one that is there already these columns are updated."""
+    def insert_many(self, table: Table, *, update: Sequence[Column[Any]] = ()) -> Bulk:
+        """Inserts rows with all columns of a table, in their order; one that is there gets the columns to update."""
 
-    def updating(self, columns: Sequence[Column[Any]]) -> Write:
-        """Updates a table's rows; the last of the columns is the `id`, which says which."""
+    def update_many(self, table: Table, *columns: Column[Any]) -> Bulk:
+        """Updates columns of rows: of each these, and last its `id`."""
 
     async def scrub(self) -> bool:
         """Has what was deleted overwritten on disk, as far as the database does that; whether it is done."""
@@ -97,7 +106,7 @@ class Database(Protocol):
 class Sqlite:
     """A file, in WAL mode, each commit synced. One connection writes, and a few read beside it."""
 
-    locks = False
+    single_writer = True
 
     def __init__(self, url: URL) -> None:
         if not url.database:
@@ -105,107 +114,83 @@ class Sqlite:
         self._path = Path(url.database)
         self._writer = _sqlite_engine(url, 1, "PRAGMA secure_delete = ON")
         self._reader = _sqlite_engine(url, READERS, "PRAGMA query_only = ON")
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="conversations-writer")
-        self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="conversations-reader")
+        self._dialect = self._writer.dialect
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
-        """As in the protocol. Goes on if the caller is cancelled."""
-        return await asyncio.get_running_loop().run_in_executor(self._writing, self._write, work)
-
-    async def read(self, work: Callable[[Connection], T]) -> T:
-        """As in the protocol."""
-        return await asyncio.get_running_loop().run_in_executor(self._reading, self._read, work)
-
-    def _write(self, work: Callable[[Connection], T]) -> T:
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """BEGIN IMMEDIATE: a transaction that reads first could not get to write."""
         if not self._path.exists():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self._path, os.O_CREAT, 0o600))
-        with _telling(), self._writer.connect() as connection:
-            # One that reads first could not get to write.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            try:
-                result = work(connection)
-                connection.exec_driver_sql("COMMIT")
-            except BaseException:
-                with contextlib.suppress(DBAPIError):  # after some errors SQLite itself has rolled back
-                    connection.exec_driver_sql("ROLLBACK")
-                raise
-            return result
+        with telling():
+            async with self._writer.connect() as connection:
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    await connection.exec_driver_sql("COMMIT")
+                except BaseException:
+                    # A connection that was given up in the middle has lost its transaction already.
+                    if not connection.invalidated:
+                        with contextlib.suppress(DBAPIError):  # SQLite itself rolls back after some errors
+                            await connection.exec_driver_sql("ROLLBACK")
+                    raise
 
-    def _read(self, work: Callable[[Connection], T]) -> T:
-        with _telling(), self._reader.connect() as connection:
-            return work(connection)
-
-    def given(self, columns: Sequence[Column[Any]]) -> FromClause:
-        """From JSON: one parameter, however many rows there are, and so one statement."""
-        each = func.json_each(bindparam("rows")).table_valued("value")
-        # A literal: a parameter for each would come between.
-        paths = (func.json_extract(each.c.value, literal_column(f"'$[{n}]'")) for n in _to(columns))
-        return select(*(path.label(one.name) for path, one in zip(paths, columns, strict=True))).subquery("given")
-
-    def reading(self, statement: ClauseElement) -> Read:
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
         """As in the protocol."""
-        sql = _compiled(statement, self._writer.dialect, ["rows"])
+        with telling():
+            async with self._reader.connect() as connection:
+                yield connection
 
-        def read(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
-            return connection.exec_driver_sql(sql, (json.dumps(rows),)).all()
+    def rows(self, *columns: Column[Any]) -> Rows:
+        """As JSON: one parameter, whatever there is in it, and so one statement to compile."""
+        each = func.json_each(bindparam("rows")).table_valued("value")
+        values = (func.json_extract(each.c.value, f"$[{n}]").label(column.name) for n, column in enumerate(columns))
+        return Rows(select(*values).subquery("given"), ())
 
-        return read
+    def values(self, rows: Sequence[tuple[Any, ...]]) -> Mapping[str, Any]:
+        """As in the protocol."""
+        return {"rows": json.dumps(rows)}
 
-    def insert(self, table: Table) -> Any:
+    def insert(self, table: Table) -> Insert:
         """As in the protocol."""
         return sqlite.insert(table)
 
-    def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
+    def insert_many(self, table: Table, *, update: Sequence[Column[Any]] = ()) -> Bulk:
         """As in the protocol."""
+        made = sqlite.insert(table)
+        if update:
+            made = made.on_conflict_do_update(
+                index_elements=list(table.primary_key),
+                set_={column.name: made.excluded[column.name] for column in update},
+            )
+        return Bulk(_compiled(made, self._dialect, [column.name for column in table.columns]), False)
 
-        def statement(count: int) -> str:
-            rows = _parameters(table.columns, count)
-            made = sqlite.insert(table).values([dict(zip(table.columns.keys(), row, strict=True)) for row in rows])
-            if update:
-                made = made.on_conflict_do_update(
-                    index_elements=list(table.primary_key), set_={one.name: made.excluded[one.name] for one in update}
-                )
-            return _compiled(made, self._writer.dialect, [one.key for row in rows for one in row])
-
-        return _in_pieces(statement)
-
-    def updating(self, columns: Sequence[Column[Any]]) -> Write:
+    def update_many(self, table: Table, *columns: Column[Any]) -> Bulk:
         """As in the protocol."""
-        table = columns[-1].table
-
-        def statement(count: int) -> str:
-            rows = _parameters(columns, count)
-            given = values(*(column(one.name, one.type) for one in columns), name="given").data(rows).cte("given")
-            made = table.update().values({one: given.c[one.name] for one in columns[:-1]})
-            made = made.where(columns[-1] == given.c[columns[-1].name])
-            return _compiled(made, self._writer.dialect, [one.key for row in rows for one in row])
-
-        return _in_pieces(statement)
+        made = table.update().values({column: bindparam(f"new_{column.name}") for column in columns})
+        made = made.where(table.c.id == bindparam("its_id"))
+        order = [column.name for column in table.columns if column in set(columns)]
+        assert order == [column.name for column in columns], "columns are given in the table's order"
+        return Bulk(_compiled(made, self._dialect, [*(f"new_{name}" for name in order), "its_id"]), False)
 
     async def scrub(self) -> bool:
         """`secure_delete` has overwritten rows in new pages; this takes them into the file and empties the WAL."""
-
-        def checkpoint() -> bool:
-            with _telling(), self._writer.connect() as connection:
-                return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
-
-        return await asyncio.get_running_loop().run_in_executor(self._writing, checkpoint)
+        with telling():
+            async with self._writer.connect() as connection:
+                busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
+        return not busy
 
     async def close(self) -> None:
-        """As in the protocol; after what is under way."""
-        await asyncio.to_thread(self._close)
-
-    def _close(self) -> None:
-        for threads, engine in ((self._reading, self._reader), (self._writing, self._writer)):
-            threads.shutdown()
-            engine.dispose()
+        """As in the protocol."""
+        await self._reader.dispose()
+        await self._writer.dispose()
 
 
 class Postgresql:
     """A server. Connections that it ends are made anew."""
 
-    locks = True
+    single_writer = False
 
     def __init__(self, url: URL) -> None:
         self._engine = create_async_engine(
@@ -216,62 +201,57 @@ class Postgresql:
             connect_args={"timeout": PATIENCE_S, "command_timeout": PATIENCE_S},
         )
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._dialect = self._engine.dialect
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
         """As in the protocol."""
-        with _telling():
+        with telling():
             async with self._engine.begin() as connection:
-                return await connection.run_sync(work)
+                yield connection
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
         """As in the protocol."""
-        with _telling():
+        with telling():
             async with self._reader.connect() as connection:
-                return await connection.run_sync(work)
+                yield connection
 
-    def given(self, columns: Sequence[Column[Any]]) -> FromClause:
-        """From arrays, one for each column."""
-        arrays = (bindparam(f"c{n}", type_=postgresql.ARRAY(one.type)) for n, one in enumerate(columns))
-        rows = func.unnest(*arrays).table_valued(*(column(one.name, one.type) for one in columns), name="given")
-        return rows.render_derived()
+    def rows(self, *columns: Column[Any]) -> Rows:
+        """As arrays, one for each column."""
+        names = [column.name for column in columns]
+        arrays = (bindparam(f"c{n}", type_=postgresql.ARRAY(column.type)) for n, column in enumerate(columns))
+        given = func.unnest(*arrays).table_valued(
+            *(Column(column.name, column.type) for column in columns), name="given"
+        )
+        return Rows(given.render_derived(), tuple(names))
 
-    def reading(self, statement: ClauseElement) -> Read:
+    def values(self, rows: Sequence[tuple[Any, ...]]) -> Mapping[str, Any]:
         """As in the protocol."""
-        sql = _compiled(statement, self._engine.dialect, None)
+        return {f"c{n}": list(column) for n, column in enumerate(zip(*rows, strict=True))}
 
-        def read(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
-            return connection.exec_driver_sql(sql, _transposed(rows)).all()
-
-        return read
-
-    def insert(self, table: Table) -> Any:
+    def insert(self, table: Table) -> Insert:
         """As in the protocol."""
         return postgresql.insert(table)
 
-    def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
+    def insert_many(self, table: Table, *, update: Sequence[Column[Any]] = ()) -> Bulk:
         """As in the protocol."""
         columns = list(table.columns)
-        made = postgresql.insert(table).from_select(columns, select(self.given(columns)))
+        given = self.rows(*columns).table
+        made = postgresql.insert(table).from_select([column.name for column in columns], select(given))
         if update:
             made = made.on_conflict_do_update(
-                index_elements=list(table.primary_key), set_={one.name: made.excluded[one.name] for one in update}
+                index_elements=list(table.primary_key),
+                set_={column.name: made.excluded[column.name] for column in update},
             )
-        return self._writing(made, columns)
+        return Bulk(_compiled(made, self._dialect, [f"c{n}" for n in range(len(columns))]), True)
 
-    def updating(self, columns: Sequence[Column[Any]]) -> Write:
+    def update_many(self, table: Table, *columns: Column[Any]) -> Bulk:
         """As in the protocol."""
-        given = self.given(columns)
-        made = columns[-1].table.update().values({one: given.c[one.name] for one in columns[:-1]})
-        return self._writing(made.where(columns[-1] == given.c[columns[-1].name]), columns)
-
-    def _writing(self, statement: ClauseElement, columns: Sequence[Column[Any]]) -> Write:
-        sql = _compiled(statement, self._engine.dialect, [f"c{n}" for n in _to(columns)])
-
-        def write(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-            if rows:
-                connection.exec_driver_sql(sql, _transposed(rows))
-
-        return write
+        given = self.rows(*columns, table.c.id).table
+        made = table.update().values({column: given.c[column.name] for column in columns})
+        made = made.where(table.c.id == given.c.id)
+        return Bulk(_compiled(made, self._dialect, [f"c{n}" for n in range(len(columns) + 1)]), True)
 
     async def scrub(self) -> bool:
         """Deleted rows are the server's: its vacuum frees them."""
@@ -283,7 +263,7 @@ class Postgresql:
 
 
 def database(url: str) -> Database:
-    """The database of a URL: "sqlite:////path/of/file.db" or "postgresql://user:password@host/name".
+    """The database of a URL: "sqlite:///path/of/file.db" or "postgresql://user:password@host/name".
 
     Raises:
         ValueError: it is another one.
@@ -291,7 +271,7 @@ def database(url: str) -> Database:
     parsed = make_url(url)
     match parsed.get_backend_name():
         case "sqlite":
-            return Sqlite(parsed.set(drivername="sqlite+pysqlite"))
+            return Sqlite(parsed.set(drivername="sqlite+aiosqlite"))
         case "postgresql":
             return Postgresql(parsed.set(drivername="postgresql+asyncpg"))
         case other:
@@ -299,12 +279,17 @@ def database(url: str) -> Database:
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[None]:
-    """Turns what drivers raise into errors of ours; but what is a bug of ours."""
+def telling() -> Iterator[None]:
+    """Turns what drivers raise into errors of ours.
+
+    Raises:
+        DiskFull: there is no room.
+        StoreUnavailable: the database cannot be reached, or did not do it now.
+    """
     try:
         yield
     except (ProgrammingError, IntegrityError):
-        raise
+        raise  # a bug of ours
     except (DBAPIError, PoolTimeoutError, OSError) as error:
         inner = error.orig if isinstance(error, DBAPIError) else error
         if getattr(inner, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or (
@@ -314,19 +299,18 @@ def _telling() -> Iterator[None]:
         raise StoreUnavailable(f"conversations cannot be read or written now: {inner}") from error
 
 
-def _sqlite_engine(url: URL, connections: int, pragma: str) -> Engine:
-    # Transactions are begun and ended by statements of ours.
-    engine = create_engine(
+def _sqlite_engine(url: URL, connections: int, pragma: str) -> AsyncEngine:
+    # Transactions are begun and ended by statements: the driver's own come too late, and cost a thread's turn each.
+    engine = create_async_engine(
         url,
         isolation_level="AUTOCOMMIT",
         skip_autocommit_rollback=True,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=PATIENCE_S,
-        connect_args={"check_same_thread": False},  # closed by another one, when all are done
     )
 
-    @event.listens_for(engine, "connect")
+    @event.listens_for(engine.sync_engine, "connect")
     def prepare(connection: Any, record: object) -> None:
         cursor = connection.cursor()
         for statement in (
@@ -342,42 +326,8 @@ def _sqlite_engine(url: URL, connections: int, pragma: str) -> Engine:
     return engine
 
 
-def _in_pieces(statement: Callable[[int], str]) -> Write:
-    """Writes rows by statements of 256, 128, 64 … of them: SQLite's `executemany` gives up the interpreter's lock for
-    every row, and waits for it again.
-
-    Args:
-        statement: of so many rows.
-    """
-    made: dict[int, str] = {}
-
-    def write(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        start = 0
-        while left := len(rows) - start:
-            count = min(_ROWS, 1 << (left.bit_length() - 1))
-            if count not in made:
-                made[count] = statement(count)
-            flat = tuple(value for row in rows[start : start + count] for value in row)
-            connection.exec_driver_sql(made[count], flat)
-            start += count
-
-    return write
-
-
-def _parameters(columns: Sequence[Column[Any]] | Any, count: int) -> list[tuple[Any, ...]]:
-    return [tuple(bindparam(f"{one.name}_{row}", type_=one.type) for one in columns) for row in range(count)]
-
-
-def _to(columns: Sequence[Column[Any]]) -> range:
-    return range(len(columns))
-
-
-def _transposed(rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return tuple(list(values) for values in zip(*rows, strict=True))
-
-
-def _compiled(statement: ClauseElement, dialect: Dialect, parameters: list[str] | None) -> str:
+def _compiled(statement: ClauseElement, dialect: Dialect, parameters: list[str]) -> str:
     """Its SQL, which takes its parameters in that order."""
     compiled: Any = statement.compile(dialect=dialect)
-    assert parameters in (None, compiled.positiontup), (compiled.positiontup, parameters)
+    assert compiled.positiontup == parameters, (compiled.positiontup, parameters)
     return str(compiled)

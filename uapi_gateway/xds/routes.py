@@ -4,7 +4,8 @@ All is found by look-up, in a tree of matchers, so that a thousand services cost
 
     a header that gRPC cannot read      refused
     x-uapi-agent is given twice         refused
-    x-uapi-agent is given               the cluster that Envoy made of it (never a name that the caller chose)
+    x-uapi-agent is given               the cluster that Envoy made of it (never a name that the caller chose);
+                                        for A2A the gateway, which speaks it for all agents
     else, by service                    the pool's; one of exactly one agent; the gateway's own and all others
 
 Who may make a call is decided behind it, by the filters, which a route tells the agent that it leads to. Calls to the
@@ -49,6 +50,7 @@ _OWN = tuple(f"/{service}/" for service in sorted(descriptors.PLATFORM))
 _OWN_ALONE = tuple(
     f"/{service}/" for service in sorted(descriptors.PLATFORM - {descriptors.HEALTH, *descriptors.REFLECTION})
 )
+_A2A = f"/{descriptors.A2A}/"
 _NUMBERED = re.compile(f"{WORKER_SUFFIX}$")
 # Goes to the pool by way of the gateway.
 RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
@@ -121,6 +123,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
                 repeatable[method.path] = repeatable.get(method.path, True) and method.idempotent
                 streaming |= {method.path} if method.streams else set()
                 whole[method.path] = whole.get(method.path, True) and method.whole
+    whole |= {_A2A + name: True for name in descriptors.A2A_METHODS}
     for method in descriptors.methods_of(descriptors.platform_set()):
         whole[method.path] = method.whole
         if method.service == descriptors.TEXT_GENERATION:
@@ -255,10 +258,10 @@ def _refusals() -> list[dict[str, Any]]:
 
 
 def _tree(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
-    by_agent = _named(wanted)
+    by_worker = _unless_a2a(_named(wanted, worker=True), filters.for_worker())
     cases = [
-        {"predicate": _names_worker(wanted), "on_match": _named(wanted, worker=True)},
-        {"predicate": _matches(AGENT_HEADER, ".+"), "on_match": by_agent},
+        {"predicate": _names_worker(wanted), "on_match": by_worker},
+        {"predicate": _matches(AGENT_HEADER, ".+"), "on_match": _unless_a2a(_named(wanted))},
     ]
     return {
         "matcher": {
@@ -266,6 +269,13 @@ def _tree(wanted: RoutePlan, *, straight: bool) -> dict[str, Any]:
             "on_no_match": _by_service(wanted, straight=straight),
         }
     }
+
+
+def _unless_a2a(named: dict[str, Any], told: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The routes of calls that name an agent; A2A's go to the gateway, whatever the agent serves."""
+    to_gateway = _route({"cluster": clusters.CONTROL}, told=told, patient=True, platform=True, whole=True)
+    tree = {"input": _header(":path"), "prefix_match_map": {"map": {_A2A: to_gateway}}}
+    return {"matcher": {"matcher_tree": tree, "on_no_match": named}}
 
 
 def _names_worker(wanted: RoutePlan) -> dict[str, Any]:

@@ -75,6 +75,22 @@ def holds(predicate: dict[str, Any], headers: dict[str, str]) -> bool:
     return re.fullmatch(wanted["safe_regex"]["regex"], value) is not None
 
 
+@pytest.mark.parametrize("name", ["", "a", "a-01", "once", "kept", "single-01"])
+@pytest.mark.parametrize("more", [{}, KEY])
+def test_a2a_goes_to_the_gateway_whatever_it_names(name: str, more: dict[str, str]) -> None:
+    wanted = plan([agent("a")], {})
+    assert {f"/{descriptors.A2A}/{method}" for method in descriptors.A2A_METHODS} <= wanted.whole
+    route = decide({":path": f"/{descriptors.A2A}/SendMessage", **({"x-uapi-agent": name} if name else {}), **more})
+    assert route["route"]["cluster"] == "control"
+    # The gateway looks by itself who may, so it is told who it is.
+    assert route["request_headers_to_remove"] == ["x-uapi-cluster"]
+
+
+def test_agents_do_not_reach_a2a_by_a_system_call() -> None:
+    message = route_pb2.RouteConfiguration.FromString(system_call_configuration("r", PLAN).body.value)
+    assert descriptors.A2A not in str(message)
+
+
 @pytest.mark.parametrize(
     ("header", "value", "refused"),
     [
