@@ -36,9 +36,10 @@ def tell(application: FastAPI) -> None:
 
     async def unreadable(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        said = f"{where}: {first['msg']}" if where else f"the body is not what this takes: {first['msg']}"
+        # Of several, because a thing may have several forms, the one that got furthest.
+        found = max(error.errors(), key=lambda each: len(each["loc"]))
+        where = ".".join(str(part) for part in found["loc"] if part != "body")
+        said = f"{where}: {found['msg']}" if where else f"the body is not what this takes: {found['msg']}"
         return response(InvalidArgument(said, reason="INVALID_DATA"))
 
     async def http(_request: Request, error: Exception) -> Response:

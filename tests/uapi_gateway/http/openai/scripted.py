@@ -60,7 +60,13 @@ class Scripted(Sender):
         self.running: set[asyncio.Task[None]] = set()
 
     async def stream(
-        self, caller: Caller, agent: str, request: proto.StreamMessageRequest, *, timeout_s: float | None = None
+        self,
+        caller: Caller,
+        agent: str,
+        request: proto.StreamMessageRequest,
+        *,
+        timeout_s: float | None = None,
+        after: int = 0,
     ) -> AsyncGenerator[proto.StreamMessageResponse, None]:
         target = self.admit(caller, agent)
         self.requests.append(request)
