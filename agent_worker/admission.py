@@ -2,9 +2,10 @@
 
 import asyncio
 import inspect
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from agent_worker.vitals import Vitals
 
 # Health and reflection must answer however busy the agent is.
 _EXEMPT = "/grpc."
+# Its calls wait, for messages that hold the slots.
+_CONVERSATIONS = "/uapi.v1.ConversationService/"
 # Streams of reflection at a time, and for how long each: a part of a message that never ends has room in the worker.
 _REFLECTING, _REFLECTION_S = 8, 60.0
 # For statuses to be sent to callers that still read.
@@ -32,14 +35,54 @@ _log = log.get("agent_worker.admission")
 
 
 class Slots:
-    """So many calls at a time, and so many that wait for one of them, in order."""
+    """So many calls at a time, and so many that wait for one of them, in order.
+
+    Messages of conversations take slots too, while they are handled.
+    """
 
     def __init__(self, concurrency: int, queue: int) -> None:
-        self._semaphore = asyncio.Semaphore(concurrency)
         self._concurrency = concurrency
         self._queue = queue
+        self._left = concurrency
+        self._granted: deque[Callable[[], None]] = deque()
         # The calls that were not begun yet.
         self.waiting: set[Context] = set()
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether somebody waits for one."""
+        return bool(self._granted)
+
+    def check(self) -> None:
+        """Returns if one more may wait, or needs not.
+
+        Raises:
+            QueueFull: as many wait as may.
+        """
+        if not self._left and len(self._granted) >= self._queue:
+            raise errors.QueueFull(
+                f"the worker handles {self._concurrency} calls and {self._queue} wait, which is all that may; "
+                "try again later, or run more workers"
+            )
+
+    def try_take(self) -> bool:
+        """Takes one if it is free; `free` it."""
+        if not self._left:
+            return False
+        self._left -= 1
+        return True
+
+    def wait(self, granted: Callable[[], None]) -> None:
+        """Calls `granted` with one, in the order of asking, or at once."""
+        if self.try_take():
+            granted()
+        else:
+            self._granted.append(granted)
+
+    def leave(self, granted: Callable[[], None]) -> None:
+        """Waits for none any more."""
+        with suppress(ValueError):
+            self._granted.remove(granted)
 
     async def take(self, context: Context) -> None:
         """Waits for a slot; `free` it. A call whose deadline has passed meanwhile gets none.
@@ -48,27 +91,41 @@ class Slots:
             QueueFull: as many wait as may.
             DeadlineExceeded: the deadline has passed.
         """
-        if self._semaphore.locked():
-            if len(self.waiting) >= self._queue:
-                raise errors.QueueFull(
-                    f"the worker handles {self._concurrency} calls and {self._queue} wait, which is all that may; "
-                    "try again later, or run more workers"
-                )
-            self.waiting.add(context)
-            try:
-                await self._semaphore.acquire()
-            finally:
-                self.waiting.discard(context)
-        else:
-            await self._semaphore.acquire()
+        self.check()
+        if not self.try_take():
+            await self._wait(context)
         left_s = context.time_remaining()
         # The news of a deadline comes by the event loop, which may be busy.
         if left_s is not None and left_s <= 0:
             self.free()
             raise errors.DeadlineExceeded("the call's deadline passed while it waited; it was not begun")
 
+    async def _wait(self, context: Context) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def granted() -> None:
+            if turn.done():
+                self.free()  # it has been cancelled, and does not know yet that its turn came
+            else:
+                turn.set_result(None)
+
+        self.waiting.add(context)
+        self._granted.append(granted)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.free()
+            self.leave(granted)
+            raise
+        finally:
+            self.waiting.discard(context)
+
     def free(self) -> None:
-        self._semaphore.release()
+        if self._granted:
+            self._granted.popleft()()
+        else:
+            self._left += 1
 
 
 class Admission(aio.ServerInterceptor):
@@ -98,7 +155,7 @@ class Admission(aio.ServerInterceptor):
     ) -> None:
         self._vitals = vitals
         self._executor = executor
-        self._slots = Slots(concurrency, queue)
+        self.slots = Slots(concurrency, queue)
         self._intake = Intake(held_bytes)
         self._reflecting = asyncio.Semaphore(_REFLECTING)
         self._default_timeout_s = default_timeout_s
@@ -123,7 +180,9 @@ class Admission(aio.ServerInterceptor):
         )
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         behaviour = getattr(handler, kind)
-        if not exempt:
+        if handler_call_details.method.startswith(_CONVERSATIONS):
+            behaviour = self._let_wait(behaviour, kind, entry)
+        elif not exempt:
             behaviour = self._admit(behaviour, kind, entry)
         elif handler.request_streaming:
             behaviour = self._reflect(behaviour)
@@ -167,7 +226,7 @@ class Admission(aio.ServerInterceptor):
             await asyncio.wait(list(left), timeout=_LAST_WORDS_S)
 
     def _last_word(self, context: Context) -> errors.AgentError:
-        if context in self._slots.waiting:
+        if context in self.slots.waiting:
             return _draining()
         return errors.WorkerDrained("the worker's grace period was over before the call was")
 
@@ -178,15 +237,33 @@ class Admission(aio.ServerInterceptor):
         if inspect.iscoroutinefunction(behaviour):
             return self._admit_call(behaviour, entry, bounded=kind == "unary_unary")
         run = threads.stream if kind.endswith("_stream") else threads.call
-        plain = partial(run, self._executor, behaviour, self._slots.free)
+        plain = partial(run, self._executor, behaviour, self.slots.free)
         if run is threads.stream:
             return self._admit_stream(plain, entry, frees=True)
         return self._admit_call(plain, entry, bounded=kind == "unary_unary", frees=True)
 
+    def _let_wait(self, behaviour: Any, kind: str, entry: Entry) -> Any:
+        """The behaviour, counted, without a slot of its own."""
+        if inspect.isasyncgenfunction(behaviour):
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+                with self._counted(context, entry):
+                    async for response in behaviour(request, context):
+                        yield response
+
+            return stream
+
+        async def call(request: Any, context: Context) -> Any:
+            with self._counted(context, entry), self._default_deadline(context) as clock:
+                async with clock:
+                    return await behaviour(request, context)
+
+        return call
+
     def _admit_stream(self, behaviour: Any, entry: Entry, *, frees: bool = False) -> Any:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._counted(context, entry):
-                await self._slots.take(context)
+                await self.slots.take(context)
                 with self._begun(frees=frees):
                     async for response in behaviour(request, context):
                         yield response
@@ -195,22 +272,27 @@ class Admission(aio.ServerInterceptor):
 
     def _admit_call(self, behaviour: Any, entry: Entry, *, bounded: bool, frees: bool = False) -> Any:
         async def call(request: Any, context: Context) -> Any:
-            limit = self._default_timeout_s if bounded and context.time_remaining() is None else None
-            with self._counted(context, entry):
-                clock = asyncio.timeout(limit)
-                try:
-                    async with clock:
-                        await self._slots.take(context)
-                        with self._begun(frees=frees):
-                            return await behaviour(request, context)
-                except TimeoutError:
-                    if not clock.expired():
-                        raise  # the agent's own
-                    raise errors.DeadlineExceeded(
-                        f"the call came without a deadline and took more than {limit:g}s, this agent's default"
-                    ) from None
+            with self._counted(context, entry), self._default_deadline(context, bounded=bounded) as clock:
+                async with clock:
+                    await self.slots.take(context)
+                    with self._begun(frees=frees):
+                        return await behaviour(request, context)
 
         return call
+
+    @contextmanager
+    def _default_deadline(self, context: Context, *, bounded: bool = True) -> Iterator[asyncio.Timeout]:
+        """For a call that may wait, if it has none of its own; around the timeout that this gives."""
+        limit = self._default_timeout_s if bounded and context.time_remaining() is None else None
+        clock = asyncio.timeout(limit)
+        try:
+            yield clock
+        except TimeoutError:
+            if not clock.expired():
+                raise  # the agent's own
+            raise errors.DeadlineExceeded(
+                f"the call came without a deadline and took more than {limit:g}s, this agent's default"
+            ) from None
 
     @contextmanager
     def _counted(self, context: Context, entry: Entry) -> Iterator[None]:
@@ -238,13 +320,20 @@ class Admission(aio.ServerInterceptor):
         try:
             yield
         except errors.AgentError as error:
-            if error.begun and error.reason not in _OF_ONE_CALL:
+            if (told := of_its_handler(error)) is error:
                 raise
-            metadata = {**error.metadata, "cause": error.reason}
-            raise errors.Unavailable(f"the agent's own call failed: {error.message}", metadata=metadata) from error
+            raise told from error
         finally:
             if not frees:
-                self._slots.free()
+                self.slots.free()
+
+
+def of_its_handler(error: errors.AgentError) -> errors.AgentError:
+    """What a handler raised, as it is to be said of the call, or the message, that it handled."""
+    if error.begun and error.reason not in _OF_ONE_CALL:
+        return error
+    metadata = {**error.metadata, "cause": error.reason}
+    return errors.Unavailable(f"the agent's own call failed: {error.message}", metadata=metadata)
 
 
 def _answered(behaviour: Any, entry: Entry) -> Any:

@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
 
 TEXT_GENERATION = "uapi.v1.TextGenerationService"
+CONVERSATIONS = "uapi.v1.ConversationService"
 AddServicer = Callable[[Any, Any], None]
 
 
@@ -33,6 +34,11 @@ class LoadedAgent:
     def generates_text(self) -> bool:
         """Whether the platform is to serve TextGenerationService by the class's `generate`."""
         return issubclass(self.cls, Agent) and self.cls.generate is not Agent.generate
+
+    @property
+    def holds_conversations(self) -> bool:
+        """The same of ConversationService and `on_message`."""
+        return issubclass(self.cls, Agent) and self.cls.on_message is not Agent.on_message
 
 
 def load(bundle: str, entrypoint: str, promised: list[str]) -> LoadedAgent:
@@ -64,17 +70,31 @@ def load(bundle: str, entrypoint: str, promised: list[str]) -> LoadedAgent:
     add_servicers = tuple(_add_servicers(cls))
     loaded = LoadedAgent(cls, add_servicers, (), b"")
     services = sorted({name for add in add_servicers for name in service_names(add)})
+    # Here, so that no worker imports it after its fork; and only where it is needed.
     if loaded.generates_text:
-        # Here, so that no worker imports it after its fork; and only where it is needed.
         importlib.import_module("agent_worker.text_generation")
         services = sorted({*services, TEXT_GENERATION})
+    if loaded.holds_conversations:
+        _check_on_message(cls, entrypoint)
+        importlib.import_module("agent_worker.conversations.serving")
+        services = sorted({*services, CONVERSATIONS})
     if not services:
         raise errors.InvalidManifest(
-            f"{entrypoint}: {class_name} serves nothing; define generate() or derive from a generated servicer"
+            f"{entrypoint}: {class_name} serves nothing; define on_message() or generate(), "
+            "or derive from a generated servicer"
         )
     if missing := sorted(set(promised) - set(services)):
         raise errors.InvalidManifest(f"entrypoint {entrypoint}: {class_name} does not serve {', '.join(missing)}")
     return LoadedAgent(cls, add_servicers, tuple(services), describe(services))
+
+
+def _check_on_message(cls: Any, entrypoint: str) -> None:
+    method = cls.on_message
+    if not inspect.iscoroutinefunction(method) and not inspect.isasyncgenfunction(method):
+        raise errors.InvalidManifest(
+            f"entrypoint {entrypoint}: on_message() must be `async def`; "
+            "what blocks in it can be run by `await asyncio.to_thread(…)`"
+        )
 
 
 def _add_servicers(cls: type) -> list[AddServicer]:

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentruntime.intake import LONGEST_MESSAGE_BYTES
 from agentruntime.interceptors import ServerInterceptor
@@ -16,6 +16,9 @@ from agent_worker.admission import Admission
 from agent_worker.lag import LagSelector
 from agent_worker.loader import LoadedAgent
 from agent_worker.vitals import Vitals
+
+if TYPE_CHECKING:
+    from agent_worker.conversations.mailboxes import Mailboxes
 
 # How long pieces of text are gathered where throughput counts more than latency.
 _GATHER_S = 0.02
@@ -50,9 +53,15 @@ class WorkerServer:
         self._server = aio.server(interceptors=[ServerInterceptor(), self._admission], options=_options(spec))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._agent: Any = None
+        self._conversations: Mailboxes | None = None
 
-    async def start(self, loaded: LoadedAgent, address: str) -> None:
-        """Instantiates the agent, lets it start, and serves at `address`: "unix:/path" or "host:port".
+    async def start(self, loaded: LoadedAgent, address: str, event_log: str = "") -> None:
+        """Instantiates the agent, lets it start, and serves.
+
+        Args:
+            loaded: the agent.
+            address: where, "unix:/path" or "host:port".
+            event_log: the path of the log's socket; "" where there is none.
 
         Raises:
             Exception: whatever the agent's constructor or start() raises.
@@ -68,6 +77,12 @@ class WorkerServer:
 
             gather_s = _GATHER_S if self._spec.optimize_throughput else 0.0
             text_generation.add_to(self._server, self._agent, self._vitals, gather_s=gather_s)
+        if loaded.holds_conversations:
+            from agent_worker.conversations import serving  # noqa: PLC0415 — as above
+
+            self._conversations = serving.add_to(
+                self._server, self._agent, self._spec, self._admission.slots, event_log
+            )
         for name in ("", *loaded.services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         names = (*loaded.services, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -88,7 +103,12 @@ class WorkerServer:
             Exception: whatever the agent's stop() raises; TimeoutError if it takes too long. No call is left then.
         """
         await self._health.enter_graceful_shutdown()
-        await self._admission.drain(grace_s, over)
+        drains = [self._admission.drain(grace_s, over)]
+        if self._conversations is not None:
+            drains.append(self._conversations.drain(grace_s, over))
+        await asyncio.gather(*drains)
+        if self._conversations is not None:
+            self._conversations.close()
         # In a thread of its own: calls that hang may occupy all the others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="stop"))
         async with asyncio.timeout(_STOP_TIMEOUT_S):

@@ -144,7 +144,7 @@ def run(
             loaded = loader.load(bundle, template.entrypoint, template.services)
         stage = "start"
         # Never closed: that would wait for threads in which the agent hangs, and the process ends anyway.
-        return readied.runner.run(_serve(readied, spec, loaded, channel))
+        return readied.runner.run(_serve(readied, spec, loaded, channel, sandbox.event_log(template.sandbox)))
     except Exception as error:
         report = error.message if isinstance(error, errors.AgentError) else f"{type(error).__name__}: {error}"
         _log.error("worker failed", stage=stage, error=report)
@@ -175,7 +175,9 @@ def _reseed() -> None:
         numpy.random.seed()
 
 
-async def _serve(readied: Readied, spec: WorkerSpec, loaded: LoadedAgent, channel: PoolChannel) -> int:
+async def _serve(
+    readied: Readied, spec: WorkerSpec, loaded: LoadedAgent, channel: PoolChannel, event_log: str
+) -> int:
     server = readied.server
     loop = asyncio.get_running_loop()
     drain: asyncio.Future[float] = loop.create_future()
@@ -213,7 +215,7 @@ async def _serve(readied: Readied, spec: WorkerSpec, loaded: LoadedAgent, channe
 
     loop.add_signal_handler(signal.SIGTERM, terminate)
     loop.add_reader(channel.fileno(), hear)
-    starting: asyncio.Future[Any] = asyncio.ensure_future(server.start(loaded, readied.address))
+    starting: asyncio.Future[Any] = asyncio.ensure_future(server.start(loaded, readied.address, event_log))
     await asyncio.wait(cast(list[asyncio.Future[Any]], [starting, drain]), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         return 0  # stopped before it was ready

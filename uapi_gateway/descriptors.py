@@ -18,6 +18,7 @@ from agentruntime._proto.uapi.v1 import (
     agent_pool_pb2,
     agent_registry_pb2,
     audit_pb2,
+    conversation_service_pb2,
     image_service_pb2,
     model_service_pb2,
     secret_service_pb2,
@@ -44,6 +45,8 @@ SECRETS = "uapi.v1.SecretService"
 SYSTEM_CALLS = "uapi.v1.SystemCallService"
 MODELS = "uapi.v1.ModelService"
 TEXT_GENERATION = "uapi.v1.TextGenerationService"
+# Of agents, where a call names one; else the platform's, which has the log that all of them write.
+CONVERSATIONS = "uapi.v1.ConversationService"
 A2A = "lf.a2a.v1.A2AService"
 # Its methods, and which of them stream their answers; their requests are one message each. Here by name, for their
 # protos are imported when somebody calls or asks for them (`a2a_set`).
@@ -62,7 +65,21 @@ A2A_METHODS = {
 }
 # Services of the platform itself: no agent's claim to serve them changes where they are routed.
 PLATFORM = frozenset(
-    (HEALTH, *REFLECTION, REGISTRY, GATEWAY, POOL, IMAGES, ACCESS, AUDIT, SECRETS, SYSTEM_CALLS, MODELS, A2A)
+    (
+        HEALTH,
+        *REFLECTION,
+        REGISTRY,
+        GATEWAY,
+        POOL,
+        IMAGES,
+        ACCESS,
+        AUDIT,
+        SECRETS,
+        SYSTEM_CALLS,
+        CONVERSATIONS,
+        MODELS,
+        A2A,
+    )
 )
 
 _MODULES = (
@@ -71,6 +88,7 @@ _MODULES = (
     agent_pool_pb2,
     agent_registry_pb2,
     audit_pb2,
+    conversation_service_pb2,
     image_service_pb2,
     model_service_pb2,
     secret_service_pb2,

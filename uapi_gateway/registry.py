@@ -84,6 +84,15 @@ class CachePolicy:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """How long an agent's conversations are kept, and how much of each; 0 is no bound."""
+
+    ttl_s: float = 0.0
+    max_events: int = 0
+    max_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Permissions:
     """What an agent may use; "*" for all. The proto's Permissions."""
 
@@ -140,6 +149,7 @@ class Agent:
     lease: Lease | None = None
     permissions: Permissions = Permissions()
     demands: Demands = Demands()
+    keeping: Keeping = Keeping()
 
     @property
     def ready(self) -> bool:
@@ -220,6 +230,7 @@ def from_deployment(deployment: pool.Deployment) -> Agent:
         descriptors=deployment.descriptors,
         permissions=_permissions(deployment),
         demands=_demands(deployment.settings.access),
+        keeping=_keeping(deployment.settings.conversations),
     )
 
 
@@ -273,6 +284,10 @@ def _cache(said: pool.Cache) -> CachePolicy | None:
     if not said.HasField("ttl"):
         return CachePolicy(said.max_bytes)
     return CachePolicy(said.max_bytes, said.ttl.ToMicroseconds() / 1e6)
+
+
+def _keeping(said: pool.Conversations) -> Keeping:
+    return Keeping(said.ttl.ToMicroseconds() / 1e6, said.max_events, said.max_bytes)
 
 
 def _worker_reason(worker: pool.Worker) -> str:

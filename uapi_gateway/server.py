@@ -43,6 +43,7 @@ from uapi_gateway.access.service import AccessService
 from uapi_gateway.access.shares import Shares
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
+from uapi_gateway.conversations.part import Conversations
 from uapi_gateway.egress import addresses
 from uapi_gateway.egress.outlets import Limits, Outlets
 from uapi_gateway.ejections import Ejections, hearing
@@ -122,30 +123,32 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     )
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
+    conversations = Conversations(settings, registry, lambda: book.policy)
     observer = Observer(registry, envoy, pool, carrier, Outlets(registry, audit, _limits(settings)))
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
-        stack.push_async_callback(audit.close)
-        stack.push_async_callback(pool.close)
-        stack.push_async_callback(service.close)
+        for part in (audit, pool, service, carrier, conversations):
+            stack.push_async_callback(part.close)
         stack.callback(book.close)
-        stack.push_async_callback(carrier.close)
         checks = Checks(registry, lambda: book.policy, audit)
         control = _control_server(registry, service, registrar, watch, checks)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
+        conversations.add_to(control, checks, audit)
         operators = PoolHandler(pool, discovery.routed, checks)
         control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
-        for part in (
+        for served in (
             _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
             _serving(control, home.control_socket),
             _kernel(home, registry, audit, pool, discovery),
             _system_calls(home, registry).open(),
             observer.outlets.opened(home),
+            _running(stop, conversations.run()),
+            conversations.door().open(),
         ):
-            await stack.enter_async_context(part)
+            await stack.enter_async_context(served)
         stack.enter_context(hearing(ejections, sockets.ejections_pipe(home)))
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
@@ -168,6 +171,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
             keep_access_log_small(_access_log(settings), envoy.admin, settings.access_log_bytes),
         )
         await stack.enter_async_context(_running(stop, *loops))
+        conversations.begin()
         _announce(settings, own)
         stack.callback(home.gateway_file.unlink, missing_ok=True)
         _log.info("gateway ready", addresses=list(own.addresses))

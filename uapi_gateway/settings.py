@@ -84,6 +84,12 @@ class Settings(BaseSettings):
     # After which one on which nothing moves is broken off.
     egress_idle_s: float = Field(default=3600.0, gt=0)
 
+    # Where conversations are kept: postgresql://user:password@host/name; "" is conversations.db in the runtime
+    # directory's `state`.
+    conversations_url: str = ""
+    # Between two looks whether conversations are older or longer than their agents say.
+    conversations_interval_s: float = Field(default=60.0, gt=0)
+
     @property
     def home(self) -> Home:
         return Home(self.root)
@@ -120,6 +126,11 @@ class Settings(BaseSettings):
             raise InvalidArgument(
                 "--require-client-cert needs the authority that signs callers' certificates: --ca FILE"
             )
+
+    @property
+    def conversations(self) -> str:
+        """The URL of what keeps them."""
+        return self.conversations_url or f"sqlite:///{self.home.state.absolute() / 'conversations.db'}"
 
     @property
     def serves_tls(self) -> bool:

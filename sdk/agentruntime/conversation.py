@@ -15,6 +15,8 @@ from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from agentruntime.model import Model
+
     ModelT = TypeVar("ModelT", bound=BaseModel)
 
 Json = Any
@@ -212,8 +214,8 @@ class Context(Protocol):
         """Records a tool's call around what it does, and what came of it, an error too."""
 
     @property
-    def model(self) -> Any:
-        """An `agentruntime.model.Model`: those that agent.yaml permits."""
+    def model(self) -> "Model":
+        """Those that agent.yaml permits."""
 
 
 # What `on_message` may return.
@@ -234,5 +236,16 @@ def to_value(value: Json) -> struct_pb2.Value:
 
 
 def from_value(value: struct_pb2.Value) -> Json:
-    """What it is in Python; whole numbers are ints."""
-    return json_format.MessageToDict(value) if value.WhichOneof("kind") else None
+    """What it is in Python; whole numbers are ints. Protobuf's own way refuses numbers that JSON does not have."""
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return {name: from_value(each) for name, each in value.struct_value.fields.items()}
+        case "list_value":
+            return [from_value(each) for each in value.list_value.values]
+        case "number_value":
+            return int(value.number_value) if value.number_value.is_integer() else value.number_value
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+    return None

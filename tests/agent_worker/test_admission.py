@@ -267,7 +267,7 @@ async def test_what_is_left_after_the_grace_period_ends_with_its_reason(held: He
         assert await stream.read() == b"1"
         unary: Any = channel.unary_unary(CALL)
         behind = asyncio.ensure_future(unary(b"behind", timeout=20)) if waits else None
-        await eventually(lambda: len(admission._slots.waiting) == waits)
+        await eventually(lambda: len(admission.slots.waiting) == waits)
         draining = asyncio.create_task(admission.drain(0.1, asyncio.Event()))
         await eventually(lambda: admission._drains)
         refused = await failure(unary(b"new", timeout=5))

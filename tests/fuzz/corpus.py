@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from tests.fuzz import access, calls, images, processes, texts
+from tests.fuzz import access, calls, images, openai_surface, processes, texts
 from tests.fuzz.target import Target
 
 DIRECTORY = Path(__file__).resolve().parent / "corpus"
-TARGETS = {target.name: target for module in (texts, images, processes, calls, access) for target in module.TARGETS}
+_MODULES = (texts, images, processes, calls, access, openai_surface)
+TARGETS = {target.name: target for module in _MODULES for target in module.TARGETS}
 _LONGEST = 4096
 _ODD = (
     b"",

@@ -9,6 +9,7 @@ from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry
 from agentruntime._proto.uapi.v1 import audit_pb2 as audit
+from agentruntime._proto.uapi.v1 import conversation_service_pb2 as conversations
 from agentruntime._proto.uapi.v1 import image_service_pb2 as images
 from agentruntime._proto.uapi.v1 import secret_service_pb2 as secrets
 from agentruntime.names import ImageReference
@@ -139,6 +140,13 @@ _GATEWAY: Mapping[str, Need] = {
 }
 
 
+# Whose conversation it is decides, too: the service itself looks, and writes down what is done with others'.
+_CONVERSATIONS: Mapping[str, Need] = {
+    method.name: Need(_CALL, _any, plain=True)
+    for method in conversations.DESCRIPTOR.services_by_name["ConversationService"].methods
+}
+
+
 def _needs(
     file: Any, role: int, named: Mapping[str, Need] | None = None
 ) -> Iterable[tuple[str, tuple[MethodDescriptor, Need]]]:
@@ -160,6 +168,7 @@ OWN_NEEDS: Mapping[str, tuple[MethodDescriptor, Need]] = {
     for path, found in (
         *_needs(registry, _ADMINISTER, _REGISTRY),
         *_needs(gateway, _ADMINISTER, _GATEWAY),
+        *_needs(conversations, _ADMINISTER, _CONVERSATIONS),
         *_needs(audit, _ADMINISTER),
         *_needs(access, _ADMINISTER),
     )

@@ -8,7 +8,7 @@ import asyncio
 import socket
 import struct
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -38,6 +38,7 @@ _MOST_UNREAD_BYTES = 64 * 2**20
 # Answers are sent as soon as they have come to so much.
 _FULL_BYTES = 2**20
 _LONGEST_ID, _LONGEST_PRINCIPAL = 200, 2048
+_Work = Callable[[proto.LogRequest], Coroutine[Any, Any, None]]
 
 
 class LogDoor:
@@ -235,13 +236,13 @@ class Connection(asyncio.Protocol):
                 case "release":
                     self._release(request.id, request.principal, request.release)
                 case "open":
-                    self._start(request, self._open(request))
+                    self._start(request, self._open)
                 case "read":
-                    self._start(request, self._read_events(request))
+                    self._start(request, self._read_events)
                 case "watch":
-                    self._start(request, self._watch(request))
+                    self._start(request, self._watch)
                 case "get" | "list" | "cancel" | "delete":
-                    self._start(request, self._manage(request))
+                    self._start(request, self._manage)
                 case "stop":
                     self._stop(request.stop)
                     self._answer(proto.LogReply(id=request.id, ended=proto.Ended()))
@@ -282,21 +283,21 @@ class Connection(asyncio.Protocol):
         reply = proto.LogReply(id=request_id, released=proto.Released())
         self._log.release(hold, partial(self._answer, reply))
 
-    def _start(self, request: proto.LogRequest, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._guarded(request.id, work))
+    def _start(self, request: proto.LogRequest, work: _Work) -> None:
+        task = asyncio.create_task(self._guarded(request, work))
         self._tasks[request.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(request.id, None))
 
-    async def _guarded(self, request_id: int, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, request: proto.LogRequest, work: _Work) -> None:
         try:
-            await work
+            await work(request)
         except AgentError as error:
-            self._refuse(request_id, error)
+            self._refuse(request.id, error)
         except asyncio.CancelledError:
             raise
         except Exception:
             _log.exception("a request to the event log failed in an unforeseen way", worker=self.name)
-            self._refuse(request_id, Internal("the event log failed; the gateway's log says how"))
+            self._refuse(request.id, Internal("the event log failed; the gateway's log says how"))
 
     async def _open(self, request: proto.LogRequest) -> None:
         key = self._key(request.principal, request.open.conversation_id)

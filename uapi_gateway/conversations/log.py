@@ -6,7 +6,7 @@ by the methods of `EventLog`.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -279,7 +279,7 @@ class EventLog:
 
     async def watch(
         self, key: Key, after: int = 0, *, message_id: str = "", follow: bool = False
-    ) -> AsyncIterator[proto.Event]:
+    ) -> AsyncGenerator[proto.Event, None]:
         """The events after a sequence number, without a gap and in order.
 
         Args:

@@ -287,9 +287,13 @@ def _may_be_logged(lost: errors.AgentError) -> bool:
 
 def shown(event: proto.Event, operates: bool) -> proto.Event:
     """An event as a caller sees it: the agent's code is for those who operate the agent."""
-    if not operates and event.HasField("failure"):
-        event.failure.traceback = ""
-    return event
+    if operates or not event.failure.traceback:
+        return event
+    # Others watch the same one.
+    without = proto.Event()
+    without.CopyFrom(event)
+    without.failure.traceback = ""
+    return without
 
 
 def _complete(request: proto.StreamMessageRequest) -> proto.StreamMessageRequest:

@@ -38,6 +38,9 @@ CHECKED_TOKENS = 4096
 WORKER_SUFFIX = "-[0-9]{2,}"
 _MUTATION = "envoy.extensions.filters.http.header_mutation.v3."
 _SCHEMES = ("Bearer", "bearer")
+# Clients of the OpenAI API send some key always, "sk-none" where they have none: what cannot be a token, for want of
+# a dot, is no credential there.
+_OPENAI, _NO_TOKEN = "/v1/", "[Bb]earer [^.]*"
 
 
 def early() -> list[dict[str, Any]]:
@@ -195,9 +198,11 @@ def authentication(known: Iterable[Key], providers: Sequence[tuple[str, dict[str
     # Only the platform reads the claims, and a header of them costs a call dearly.
     told = {f"{name}told": {**config, "forward_payload_header": headers.CLAIMS} for name, config in providers}
     for_agent = {"prefix": "/", "headers": [{"name": "x-uapi-agent", "present_match": True}]}
+    foreign = {"name": "authorization", "string_match": {"safe_regex": {"regex": _NO_TOKEN}}}
     content = {
         "providers": {**lean, **told},
         "rules": [
+            {"match": {"prefix": _OPENAI, "headers": [foreign]}, "requires": _any_of(["keys"])},
             {"match": for_agent, "requires": _any_of(lean)},
             {"match": {"prefix": "/"}, "requires": _any_of(["keys", *told])},
         ],

@@ -48,7 +48,10 @@ _NONE: frozenset[str] = frozenset()
 # Of the platform's services, and of those that no agent serves.
 _OWN = tuple(f"/{service}/" for service in sorted(descriptors.PLATFORM))
 _OWN_ALONE = tuple(
-    f"/{service}/" for service in sorted(descriptors.PLATFORM - {descriptors.HEALTH, *descriptors.REFLECTION})
+    f"/{service}/"
+    for service in sorted(
+        descriptors.PLATFORM - {descriptors.HEALTH, *descriptors.REFLECTION, descriptors.CONVERSATIONS}
+    )
 )
 _A2A = f"/{descriptors.A2A}/"
 _NUMBERED = re.compile(f"{WORKER_SUFFIX}$")
@@ -67,8 +70,14 @@ POOL_SERVICES = (descriptors.POOL, descriptors.IMAGES, descriptors.SECRETS)
 WELL_FORMED = {"grpc-timeout": "[0-9]{1,8}[HMSmun]", "grpc-encoding": "identity|gzip|deflate"}
 # Of the same kind, but nothing that a caller needs to say to a worker.
 UNREADABLE = ("grpc-previous-rpc-attempts", "grpc-retry-pushback-ms", "grpc-status", "lb-cost-bin")
-# Of a method whose answer is only true when it is given.
-_HEALTH = "/GetHealth"
+# Of methods whose answers are only true when they are given.
+_CHANGING = (
+    "/GetHealth",
+    *(
+        f"/{descriptors.CONVERSATIONS}/{method}"
+        for method in ("GetConversation", "ListConversations", "CancelMessage", "DeleteConversation")
+    ),
+)
 # Never reached a worker.
 _SAFE = "connect-failure,refused-stream,reset-before-request"
 # One that drains says that it has not begun it. The relay, where patient routes lead, has tried others already.
@@ -126,7 +135,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
     whole |= {_A2A + name: True for name in descriptors.A2A_METHODS}
     for method in descriptors.methods_of(descriptors.platform_set()):
         whole[method.path] = method.whole
-        if method.service == descriptors.TEXT_GENERATION:
+        if method.service in (descriptors.TEXT_GENERATION, descriptors.CONVERSATIONS):
             repeatable.setdefault(method.path, method.idempotent)
             streaming |= {method.path} if method.streams else set()
     single = {}
@@ -142,7 +151,7 @@ def plan(agents: Iterable[Any], workers: Mapping[str, str]) -> RoutePlan:
         idempotent=idempotent,
         opted_out=frozenset(out | {worker for worker, agent in workers.items() if agent in out}),
         cached=with_cache,
-        cacheable=frozenset(path for path in idempotent - streaming if with_cache and not path.endswith(_HEALTH)),
+        cacheable=frozenset(path for path in idempotent - streaming if with_cache and not path.endswith(_CHANGING)),
         numbered=frozenset(agent.agent_id for agent in agents if _NUMBERED.search(agent.agent_id)),
         whole=frozenset(path for path, yes in whole.items() if yes),
         edges=edges(agents),

@@ -329,7 +329,7 @@ async def test_deleting_takes_it_away_first() -> None:
         holder, another = Holding(), Holding("a-02")
         hold = await opened(log, holder)
         await append(log, hold, said("m"), begun("m"))
-        watching = asyncio.create_task(anext(log.watch(KEY, 2, follow=True)))
+        watching = asyncio.ensure_future(anext(log.watch(KEY, 2, follow=True)))
         waiting = asyncio.create_task(opened(log, another))
         await eventually(lambda: log.watchers)
         store.flowing.clear()
@@ -338,7 +338,7 @@ async def test_deleting_takes_it_away_first() -> None:
         await log.delete(KEY)
         assert ("lost", "first") in holder.told
         store.flowing.set()
-        found = await asyncio.gather(*late, watching, return_exceptions=True)
+        found: list[object] = await asyncio.gather(*late, watching, return_exceptions=True)
         assert [type(each) for each in found] == [LeaseLost] * 3 + [ConversationNotFound]
         # Whoever waited begins another.
         fresh = await waiting

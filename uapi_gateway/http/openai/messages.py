@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
-from google.protobuf import json_format
+from agentruntime.conversation import from_value
 
 from uapi_gateway.http.openai import requests
 from uapi_gateway.http.openai.refusals import invalid, unsupported
@@ -29,6 +29,19 @@ def history(given: Sequence[Message], param: str) -> tuple[list[proto.ChatMessag
     if last.role == "assistant":
         raise invalid(f"the last of '{param}' must be what is said to the agent", f"{param}[{len(said)}].role")
     return said, last
+
+
+def of_input(given: Sequence[Message | requests.OtherItem]) -> list[Message]:
+    """The messages that the input of a response is.
+
+    Raises:
+        InvalidArgument: there is something else in it.
+    """
+    for index, item in enumerate(given):
+        if isinstance(item, requests.OtherItem):
+            what = "an agent brings its own tools and calls them itself; send messages"
+            raise unsupported(f"input[{index}].type", what)
+    return [item for item in given if isinstance(item, Message)]
 
 
 def message(given: Message, param: str) -> proto.ChatMessage:
@@ -109,7 +122,7 @@ def text_of(part: proto.Part) -> str:
     """A piece of a reply as text, which is all that this API has for it: data as JSON, a file as a data: address."""
     match part.WhichOneof("content"):
         case "data":
-            return json.dumps(json_format.MessageToDict(part.data), ensure_ascii=False)
+            return json.dumps(from_value(part.data), ensure_ascii=False)
         case "blob":
             return f"data:{part.media_type};base64,{base64.b64encode(part.blob).decode()}"
         case "url":

@@ -6,26 +6,12 @@ The `code` is the platform's own reason ("AGENT_NOT_FOUND"), the same as on ever
 from collections.abc import Mapping
 from typing import Any
 
-import grpc
-from agentruntime import errors, status
+from agentruntime import errors
 from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
-_STATUS = {
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ABORTED: 409,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.CANCELLED: 409,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-}
+from uapi_gateway.http import codes
+
 # Where waiting does not help, unlike with others of their code.
 _OF_REASON = {errors.MessageTooLarge.reason: 413, errors.ConversationFull.reason: 400}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -36,7 +22,7 @@ _LONGEST = 500
 
 def http_status(error: errors.AgentError) -> int:
     """The HTTP status of an error."""
-    return _OF_REASON.get(error.reason) or _STATUS.get(status.code_of(error), 500)
+    return _OF_REASON.get(error.reason) or codes.http_status(error)
 
 
 def body(error: errors.AgentError) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Responses:
         if isinstance(asked.input, str):
             earlier, last = list[proto.ChatMessage](), messages.of_text(asked.input)
         else:
-            earlier, last = messages.history(_messages(asked.input), "input")
+            earlier, last = messages.history(messages.of_input(asked.input), "input")
         key = surface.idempotency_key(request)
         named = surface.named_conversation(request, asked.conversation_id, "conversation")
         if asked.previous_response_id is not None:
@@ -211,15 +211,6 @@ def _its_own(place: Place) -> Any:
         yield
     except errors.NotFound:
         raise identifiers.no_response(place.response_id) from None
-
-
-def _messages(given: list[Any]) -> list[requests.Message]:
-    """The messages that an input is."""
-    for index, item in enumerate(given):
-        if isinstance(item, requests.OtherItem):
-            what = "an agent brings its own tools and calls them itself; send messages"
-            raise refusals.unsupported(f"input[{index}].type", what)
-    return given
 
 
 def _number(request: Request, name: str, otherwise: int, most: int) -> int:

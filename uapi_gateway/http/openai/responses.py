@@ -129,7 +129,7 @@ class ResponseBuilder:
         if self._status == "in_progress":
             return left
         self._status = "in_progress"
-        return [self._told("response.in_progress")]
+        return [*left, self._told("response.in_progress")]
 
     def _more(self, text: str) -> list[dict[str, Any]]:
         opened = self._open() if self._text is None else []

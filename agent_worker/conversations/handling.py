@@ -1,0 +1,80 @@
+"""Runs an author's `on_message`, and says how it ended."""
+
+import asyncio
+import inspect
+import secrets
+import traceback
+from contextlib import aclosing
+from typing import Any
+
+from agentruntime import calls, errors, log
+from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from agentruntime.conversation import ChatMessage
+
+from agent_worker.admission import of_its_handler
+from agent_worker.conversations.context import ConversationContext
+from agent_worker.conversations.log import LogClient
+from agent_worker.conversations.mailbox import Mailbox
+from agent_worker.conversations.message import Message, failed
+
+_log = log.get("agent_worker.conversations")
+# Of a failure: the log of the worker has all of it.
+_LONGEST_TRACEBACK = 16 * 1024
+
+
+class Handler:
+    """Of one worker's agent.
+
+    Args:
+        agent: the author's.
+        name: the agent's.
+        client: of the log, for what the author reads.
+    """
+
+    def __init__(self, agent: Any, name: str, client: LogClient) -> None:
+        self._on_message = agent.on_message
+        self._name = name
+        self._client = client
+
+    async def handle(self, mailbox: Mailbox, message: Message) -> proto.Event:
+        """The last event of a message, whatever the author's code does.
+
+        Raises:
+            CancelledError: the message was cut.
+        """
+        # A message outlives the call that brought it: its own calls have no deadline but theirs.
+        incoming = calls.current.get()
+        calls.current.set(calls.Incoming(incoming.chain if incoming else ""))
+        context = ConversationContext(self._name, mailbox, message, self._client)
+        try:
+            returned = await self._run(ChatMessage.of_proto(message.chat, message.message_id), context)
+            last = context.completion(returned)
+        except errors.AgentError as error:
+            last = failed(of_its_handler(error), message.message_id, _traceback(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            request_id = secrets.token_hex(8)
+            _log.error(
+                "on_message failed", conversation=mailbox.conversation_id, request_id=request_id, exc_info=error
+            )
+            hidden = errors.Internal(f"internal error, request id {request_id}", metadata={"request_id": request_id})
+            last = failed(hidden, message.message_id, _traceback(error))
+        if message.is_cancelled:
+            # It took notice. What it sent stays said.
+            raise asyncio.CancelledError
+        return last
+
+    async def _run(self, said: ChatMessage, context: ConversationContext) -> object:
+        result = self._on_message(said, context)
+        if not inspect.isasyncgen(result):
+            return await result
+        async with aclosing(result) as pieces:
+            async for piece in pieces:
+                await context.reply(piece)
+        return None
+
+
+def _traceback(error: BaseException) -> str:
+    text = "".join(traceback.format_exception(error))
+    return text[-_LONGEST_TRACEBACK:]
