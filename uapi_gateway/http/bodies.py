@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from uapi_gateway.conversations import plain
 from uapi_gateway.conversations.sending import Reply, converses
+from uapi_gateway.http import json_form
 from uapi_gateway.registry import Agent
 
 LARGEST_PAGE = 1000
@@ -131,7 +132,7 @@ class RunResponse(BaseModel):
         answer = Answer(
             role=said.role or "assistant",
             content=plain.text_of(said),
-            parts=None if only_text else [_fields(part) for part in said.parts],
+            parts=None if only_text else [json_form.fields(part) for part in said.parts],
             message_id=reply.message_id,
             metadata=dict(said.metadata),
         )
@@ -259,7 +260,3 @@ def status_name(status: int) -> Status:
         proto.MESSAGE_STATUS_CANCELLED: "cancelled",
     }
     return named.get(status, "pending")
-
-
-def _fields(part: proto.Part) -> dict[str, Any]:
-    return json_format.MessageToDict(part, preserving_proto_field_name=True)

@@ -15,11 +15,10 @@ from typing import Any
 
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import AgentError
-from google.protobuf import json_format
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from uapi_gateway.http import failures
+from uapi_gateway.http import failures, json_form
 
 MEDIA_TYPE = "text/event-stream"
 # Well below the minute after which proxies take a quiet connection for a dead one.
@@ -40,7 +39,7 @@ def last_id(header: str) -> int:
 
 def document(conversation_id: str, event: proto.Event) -> dict[str, Any]:
     """An event as JSON; its content is the field named after its kind."""
-    content = json_format.MessageToDict(event, preserving_proto_field_name=True)
+    content = json_form.fields(event)
     # Which JSON's form of protobuf writes as strings.
     content.update({name: int(content[name]) for name in _NUMBERS if name in content})
     if "state" in content:

@@ -15,6 +15,8 @@ from uapi_gateway.http.codes import http_status
 
 _log = log.get("uapi_gateway.http")
 _NOT_FOUND = 404
+# In a request's scope: its error was logged and answered, which Starlette raises all the same.
+TOLD = "uapi.told"
 
 
 def document(error: AgentError) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def tell(application: FastAPI) -> None:
     async def unforeseen(request: Request, error: Exception) -> Response:
         request_id = secrets.token_hex(8)
         _log.error("unforeseen error", path=request.url.path, request_id=request_id, exc_info=error)
+        request.scope[TOLD] = True
         return response(Internal(f"internal error, request id {request_id}", metadata={"request_id": request_id}))
 
     application.add_exception_handler(AgentError, ours)

@@ -179,4 +179,8 @@ class _Entrance:
         if headers.get(b"content-type", b"").startswith(b"application/x-www-form-urlencoded"):
             others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
             scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
-        await self._application(scope, receive, send)
+        try:
+            await self._application(scope, receive, send)
+        except Exception:
+            if failures.TOLD not in scope:
+                raise

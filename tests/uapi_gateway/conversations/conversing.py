@@ -163,6 +163,13 @@ class Worker:
     def __post_init__(self) -> None:
         self.gate.set()
 
+    async def settle(self) -> None:
+        """Finishes what runs, and begins anew."""
+        self.gate.set()
+        await asyncio.gather(*self._tasks)
+        self.calls.clear()
+        self.breaks, self.refuses, self.ended = [], None, 0
+
     async def StreamMessage(
         self, request: proto.StreamMessageRequest, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[proto.StreamMessageResponse]:

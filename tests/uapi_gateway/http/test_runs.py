@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +11,7 @@ import pytest
 import pytest_asyncio
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from structlog.testing import capture_logs
 
 from tests.uapi_gateway.conversations.conversing import PIECES, PLACES, Standing, standing
 from tests.uapi_gateway.http.serving import served
@@ -20,6 +20,7 @@ from uapi_gateway.conversations.store import Key
 from uapi_gateway.http import event_stream, runs
 from uapi_gateway.http.core import Core
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 ANONYMOUS = {"x-uapi-principal": "anonymous"}
 KINDS = ["message", "attempt", "chunk", "chunk", "chunk", "completion"]
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -50,12 +51,21 @@ def parsed(text: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest_asyncio.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with standing(tmp_path) as behind:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def serving(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+    async with standing(tmp_path_factory.mktemp("w")) as behind:
         core = Core(behind.sender, behind.log, behind.registry, lambda: behind.policy)
         async with served(runs.application(core)) as address, httpx.AsyncClient(base_url=address) as client:
             yield Api(client, behind)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def api(serving: Api) -> Api:
+    """The same, with nothing said yet."""
+    await serving.behind.worker.settle()
+    serving.behind.log.events.clear()
+    serving.behind.log.cancelled.clear()
+    return serving
 
 
 async def test_agents(api: Api) -> None:
@@ -277,7 +287,9 @@ async def test_what_the_agent_fails_with(api: Api) -> None:
 
 async def test_what_nobody_foresaw_hides_what_it_was(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api.behind.sender, "collect", lambda *_, **__: 1 / 0)
-    response = await api.client.post("/agents/helper/run", json=HI)
+    with capture_logs() as logged:
+        response = await api.client.post("/agents/helper/run", json=HI)
+    assert [each["event"] for each in logged] == ["unforeseen error"]
     assert response.status_code == 500
     assert "division" not in response.text
     assert response.json()["error"]["metadata"]["request_id"]
