@@ -33,6 +33,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 
 from uapi_gateway import bootstrap, inner, sockets
+from uapi_gateway.a2a.core import Core
+from uapi_gateway.a2a.entrance import A2AHandler, Entrance
 from uapi_gateway.access.allowances import Allowances
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
@@ -51,7 +53,9 @@ from uapi_gateway.envoy import Envoy, read_record
 from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
+from uapi_gateway.http import apis
 from uapi_gateway.http.app import server as http_server
+from uapi_gateway.http.core import Core as HttpCore
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
 from uapi_gateway.kernel import doors, system_calls
@@ -124,7 +128,9 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     load, ejections = Load(registry), Ejections(registry)
     carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
     conversations = Conversations(settings, registry, lambda: book.policy)
-    observer = Observer(registry, envoy, pool, carrier, Outlets(registry, audit, _limits(settings)))
+    observer = Observer(
+        registry, envoy, pool, carrier, Outlets(registry, audit, _limits(settings)), conversations.log
+    )
     report = LoadReport(pool, load, ejections, envoy.admin)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
@@ -136,8 +142,14 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         conversations.add_to(control, checks, audit)
-        operators = PoolHandler(pool, discovery.routed, checks)
-        control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
+        a2a = _a2a(settings, ports, registry, book, conversations)
+        control.add_generic_rpc_handlers(
+            (
+                PoolHandler(pool, discovery.routed, checks),
+                A2AHandler(a2a, checks),
+                FallbackHandler(registry, checks.callable_by),
+            )
+        )
         for served in (
             _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
@@ -153,9 +165,9 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        await stack.enter_async_context(
-            _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
-        )
+        core = HttpCore(conversations.sender, conversations.log, registry, lambda: book.policy)
+        web = http_server(observer, _door(settings, ports), [*a2a.routes(), *apis.routes(core)])
+        await stack.enter_async_context(_http(web, sockets.http_socket(home)))
         loops = (
             watch.run(),
             held.watch(),
@@ -266,6 +278,14 @@ def _inbound(settings: Settings) -> Inbound | None:
 
 def _door(settings: Settings, ports: sockets.Ports) -> Door:
     return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
+
+
+def _a2a(
+    settings: Settings, ports: sockets.Ports, registry: Registry, book: Book, conversations: Conversations
+) -> Entrance:
+    """A2A's way in."""
+    parts = (conversations.sender, conversations.log)
+    return Entrance(Core(registry, lambda: book.policy, *parts, settings.serves_tls, ports.grpc))
 
 
 def _book(settings: Settings, registry: Registry, cache: Cache, identity: IdentityProviders) -> Book:

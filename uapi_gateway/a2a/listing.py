@@ -29,7 +29,7 @@ async def tasks(log: Reads, principal: str, agent: str, params: a2a.ListTasksReq
         AgentError: as the log has it.
     """
     size = _page_size(params)
-    where, passed, before = _parsed(params.page_token)
+    where, passed, before = parsed(params.page_token)
     found: list[a2a.Task] = []
     async with contextlib.aclosing(_conversations(log, principal, agent, params.context_id, where)) as pages:
         async for page_token, conversation in pages:
@@ -106,7 +106,7 @@ def _token(where: str, passed: int, before: int) -> str:
     return base64.urlsafe_b64encode(json.dumps([where, passed, before]).encode()).decode()
 
 
-def _parsed(token: str) -> tuple[str, int, int]:
+def parsed(token: str) -> tuple[str, int, int]:
     """The token of the conversation to go on with, how many of its tasks were shown, and how many in all."""
     if not token:
         return "", 0, 0

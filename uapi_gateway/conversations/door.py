@@ -29,8 +29,9 @@ from uapi_gateway.kernel.peers import Peer
 _log = log.get("uapi_gateway.conversations")
 _LENGTH = struct.Struct(">I")
 LONGEST_FRAME_BYTES = 16 * 2**20
-# Requests of a connection that are not answered yet; and events that are appended together.
-MOST_REQUESTS, MOST_EVENTS = 4096, 1024
+# Requests of a connection that are not answered yet, beyond which it is not read; those of a frame; and events that
+# are appended together.
+MOST_REQUESTS, MOST_IN_FRAME, MOST_EVENTS = 4096, 65_536, 1024
 # Of a worker; it needs one.
 _MOST_CONNECTIONS = 4
 # What one that does not read its answers may have waiting.
@@ -207,7 +208,7 @@ class Connection(asyncio.Protocol):
             raise
         charge = _Charge(self._door, self._peer.agent, size_bytes, len(requests))
         try:
-            if len(requests) > MOST_REQUESTS:
+            if len(requests) > MOST_IN_FRAME:
                 raise _HostileError(f"{len(requests)} requests in a frame")
             for request in requests:
                 self._admit(request, charge)

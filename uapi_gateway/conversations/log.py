@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from agentruntime.errors import (
 from uapi_gateway.conversations.leases import Done, Hold, Holder, Leases
 from uapi_gateway.conversations.store import Append, Appended, Key, Lease, Page, Store
 from uapi_gateway.conversations.watching import Watcher, Watchers
-from uapi_gateway.conversations.writing import Writer
+from uapi_gateway.conversations.writing import Figures, Writer
 
 _log = log.get("uapi_gateway.conversations")
 ENDED = frozenset((proto.MESSAGE_STATUS_COMPLETED, proto.MESSAGE_STATUS_FAILED, proto.MESSAGE_STATUS_CANCELLED))
@@ -81,16 +82,11 @@ class EventLog:
         self._tasks: set[asyncio.Task[None]] = set()
         # Told of conversations with messages that have not ended, which nobody has.
         self.left: list[Callable[[Key], None]] = []
-        self.figures = self._writer.figures
 
     @property
-    def open_conversations(self) -> int:
-        """Those that somebody has or waits for."""
-        return len(self._leases)
-
-    @property
-    def watchers(self) -> int:
-        return len(self._watchers)
+    def figures(self) -> Figures:
+        """As they are now."""
+        return replace(self._writer.figures, open=len(self._leases), watchers=len(self._watchers))
 
     async def run(self) -> None:
         """Opens the store and writes, until cancelled."""

@@ -41,6 +41,9 @@ class Figures:
     # ones.
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     commit_s: float = 0.0
+    # Now: conversations that somebody has or waits for, and who watches some.
+    open: int = 0
+    watchers: int = 0
 
     @property
     def commits(self) -> int:

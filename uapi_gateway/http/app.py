@@ -1,9 +1,8 @@
-"""The HTTP port: health, metrics, and the APIs of agents and conversations."""
+"""The HTTP port: health, metrics, and the APIs that it is given."""
 
 import contextlib
-import importlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
@@ -11,33 +10,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
 
 from uapi_gateway.http import health, metrics
-from uapi_gateway.http.core import Core
 from uapi_gateway.http.guard import Door, Guard
-from uapi_gateway.http.later import Later
 from uapi_gateway.http.observation import Observer
 
 
-def agents(core: Core) -> list[BaseRoute]:
-    """The API of agents and their conversations, with its description."""
-
-    def make() -> ASGIApp:
-        return importlib.import_module("uapi_gateway.http.runs").application(core)  # type: ignore[no-any-return]
-
-    made = Later(make)
-    return [Route(path, made) for path in ("/agents{rest:path}", "/docs", "/openapi.json")]
-
-
-def application(observer: Observer, door: Door, apis: Iterable[BaseRoute] = ()) -> Starlette:
-    """The ASGI application.
-
-    Args:
-        observer: how the platform is doing.
-        door: the port as callers see it.
-        apis: what it serves beside its pages; the first route that fits answers.
-    """
+def application(observer: Observer, door: Door, more: Sequence[BaseRoute] = ()) -> Starlette:
+    """The ASGI application, with more routes than its own."""
 
     async def platform_health(_request: Request) -> Response:
         return _health(health.platform_document(await observer.observe()))
@@ -58,7 +38,7 @@ def application(observer: Observer, door: Door, apis: Iterable[BaseRoute] = ()) 
             Route("/health", platform_health),
             Route("/health/{agent}", agent_health),
             Route("/metrics", metrics_page),
-            *apis,
+            *more,
         ],
         middleware=[Middleware(Guard, door=door)],
     )
@@ -76,10 +56,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def server(observer: Observer, door: Door, apis: Iterable[BaseRoute] = ()) -> Server:
+def server(observer: Observer, door: Door, more: Sequence[BaseRoute] = ()) -> Server:
     """A server behind that door; `serve(sockets=[bound])` runs it."""
     config = uvicorn.Config(
-        application(observer, door, apis),
+        application(observer, door, more),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from uapi_gateway import waking
+from uapi_gateway.conversations import writing
 from uapi_gateway.http import worker_metrics
 from uapi_gateway.http.observation import Observation
 from uapi_gateway.http.statistics import Statistics
@@ -30,6 +31,7 @@ def exposition(observed: Observation, agents: Iterable[Agent]) -> bytes:
                 *_agents(observed, known),
                 *_relay(observed, known),
                 *_egress(observed),
+                *_conversations(observed.conversations),
                 *_workers(observed),
             ]
         )
@@ -142,6 +144,24 @@ def _egress(observed: Observation) -> Iterator[Metric]:
         carried.add_metric([agent_id, "sent"], found.bytes_sent)
         carried.add_metric([agent_id, "received"], found.bytes_received)
     yield from (connections, is_open, carried)
+
+
+def _conversations(found: writing.Figures) -> Iterator[Metric]:
+    """What the event log writes."""
+    appends = CounterMetricFamily(
+        "uapi_conversation_appends", "Appends to the event log; many share a transaction.", labels=["outcome"]
+    )
+    appends.add_metric(["written"], found.appends - found.refused)
+    appends.add_metric(["refused"], found.refused)
+    commits = HistogramMetricFamily("uapi_conversation_commit_seconds", "Transactions of the event log.")
+    bounds = [*(f"{bound:g}" for bound in writing.BUCKETS_S), "+Inf"]
+    commits.add_metric([], list(zip(bounds, accumulate(found.buckets), strict=True)), found.commit_s)
+    yield from (appends, commits)
+    yield CounterMetricFamily(
+        "uapi_conversation_store_failures", "Times the store of conversations could not be reached.", found.failures
+    )
+    yield GaugeMetricFamily("uapi_conversations_open", "Conversations that a worker has or waits for.", found.open)
+    yield GaugeMetricFamily("uapi_conversation_watchers", "Those who watch a conversation.", found.watchers)
 
 
 def _workers(observed: Observation) -> Iterator[Metric]:

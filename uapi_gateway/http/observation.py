@@ -13,6 +13,8 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from agentruntime.errors import Unavailable
 from grpc import aio
 
+from uapi_gateway.conversations import writing
+from uapi_gateway.conversations.log import EventLog
 from uapi_gateway.egress import outlets
 from uapi_gateway.envoy import Envoy
 from uapi_gateway.http.statistics import TARGET, Statistics, read_statistics
@@ -38,6 +40,7 @@ class Observation:
     relay: Figures = field(default_factory=Figures)
     # By agent.
     egress: Mapping[str, outlets.Figures] = field(default_factory=dict)
+    conversations: writing.Figures = field(default_factory=writing.Figures)
 
     @property
     def problems(self) -> list[str]:
@@ -59,6 +62,7 @@ class Observer:
     pool_channel: aio.Channel
     relay: Relay
     outlets: outlets.Outlets
+    conversations: EventLog
     _began: float = field(default_factory=time.monotonic)
     _processes: dict[int, psutil.Process] = field(default_factory=dict)
 
@@ -76,6 +80,7 @@ class Observer:
             uptime_s=time.monotonic() - self._began,
             relay=self.relay.figures(),
             egress=self.outlets.figures(),
+            conversations=self.conversations.figures,
         )
 
     async def _statistics(self) -> Statistics | None:

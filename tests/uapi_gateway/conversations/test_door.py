@@ -135,7 +135,7 @@ async def test_a_turn() -> None:
         assert [each.conversation_id for each in listed.list.conversations] == ["c"]
         release = proto.LogRequest(release=proto.ReleaseConversation(conversation_id="c", token=opened.token))
         assert (await worker.ask(release)).HasField("released")
-        assert not log.open_conversations
+        assert not log.figures.open
         refused = await worker.ask(_append(opened.token, piece("m")))
         assert refused.error.reason == "LEASE_LOST"
         deleted = proto.LogRequest(delete=conversations.DeleteConversationRequest(conversation_id="c"))
@@ -209,7 +209,7 @@ async def test_a_cancellation_and_a_loss_are_told_unasked() -> None:
         assert (await other.ask(delete)).HasField("delete")
         assert (await worker.reply()).lost.conversation_id == "c"
         assert (await worker.ask(_append(token, piece("m")))).error.reason == "LEASE_LOST"
-        assert not log.open_conversations
+        assert not log.figures.open
 
 
 async def test_an_agent_reaches_its_own_conversations_only() -> None:
@@ -245,7 +245,7 @@ async def test_who_says_what_nobody_may_say_is_let_go(frame: bytes) -> None:
         worker.writer.write(frame)
         await asyncio.wait_for(worker.serving, 10)
         await worker.close()
-        assert not log.open_conversations
+        assert not log.figures.open
         assert not door.allowance.held_bytes
 
 
@@ -257,7 +257,7 @@ async def test_an_id_that_is_in_use_ends_the_connection() -> None:
         worker.send(_open(), proto.LogRequest(id=1, read=_read()))
         await asyncio.wait_for(worker.serving, 10)
         await worker.close()
-        assert log.open_conversations == 1
+        assert log.figures.open == 1
         assert not door.allowance.held_bytes
 
 
