@@ -31,6 +31,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
+from starlette.routing import BaseRoute
 
 from uapi_gateway import bootstrap, inner, sockets
 from uapi_gateway.a2a.core import Core
@@ -165,9 +166,10 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        core = HttpCore(conversations.sender, conversations.log, registry, lambda: book.policy)
-        web = http_server(observer, _door(settings, ports), [*a2a.routes(), *apis.routes(core)])
-        await stack.enter_async_context(_http(web, sockets.http_socket(home)))
+        routes = [*a2a.routes(), *_apis(registry, book, conversations)]
+        await stack.enter_async_context(
+            _http(http_server(observer, _door(settings, ports), routes), sockets.http_socket(home))
+        )
         loops = (
             watch.run(),
             held.watch(),
@@ -286,6 +288,11 @@ def _a2a(
     """A2A's way in."""
     parts = (conversations.sender, conversations.log)
     return Entrance(Core(registry, lambda: book.policy, *parts, settings.serves_tls, ports.grpc))
+
+
+def _apis(registry: Registry, book: Book, conversations: Conversations) -> list[BaseRoute]:
+    """The other APIs over HTTP."""
+    return apis.routes(HttpCore(conversations.sender, conversations.log, registry, lambda: book.policy))
 
 
 def _book(settings: Settings, registry: Registry, cache: Cache, identity: IdentityProviders) -> Book:
