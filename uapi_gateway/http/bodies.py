@@ -1,7 +1,7 @@
 """What requests to the HTTP API hold and its answers say, as the API's description has them."""
 
 import base64
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
@@ -208,8 +208,8 @@ class ConversationEntry(BaseModel):
         return cls(
             conversation_id=conversation.conversation_id,
             agent=conversation.agent,
-            created_at=conversation.created_at.ToDatetime(),
-            changed_at=conversation.changed_at.ToDatetime(),
+            created_at=conversation.created_at.ToDatetime(UTC),
+            changed_at=conversation.changed_at.ToDatetime(UTC),
             first_sequence=conversation.first_sequence,
             last_sequence=conversation.last_sequence,
             bytes=conversation.bytes,

@@ -59,6 +59,7 @@ def _agents(made: FastAPI, core: Core) -> None:
         "/agents/{agent_name}/run",
         responses=_EVENTS,
         response_model=bodies.RunResponse,
+        response_model_exclude_none=True,
         summary="Sends a message to an agent, and answers with its reply, or with events as they happen",
     )
     async def run(
