@@ -54,11 +54,12 @@ from uapi_gateway.envoy import Envoy, read_record
 from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
-from uapi_gateway.http import apis
+from uapi_gateway.http import entrance
 from uapi_gateway.http.app import server as http_server
 from uapi_gateway.http.core import Core as HttpCore
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.http.openai import entrance as openai
 from uapi_gateway.kernel import doors, system_calls
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
@@ -144,6 +145,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         conversations.add_to(control, checks, audit)
         a2a = _a2a(settings, ports, registry, book, conversations)
+        routes = [*a2a.routes(), *_apis(registry, book, conversations)]
         control.add_generic_rpc_handlers(
             (
                 PoolHandler(pool, discovery.routed, checks),
@@ -166,7 +168,6 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         # Ends first of all, so that calls in flight still find what they need.
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
-        routes = [*a2a.routes(), *_apis(registry, book, conversations)]
         await stack.enter_async_context(
             _http(http_server(observer, _door(settings, ports), routes), sockets.http_socket(home))
         )
@@ -292,7 +293,8 @@ def _a2a(
 
 def _apis(registry: Registry, book: Book, conversations: Conversations) -> list[BaseRoute]:
     """The other APIs over HTTP."""
-    return apis.routes(HttpCore(conversations.sender, conversations.log, registry, lambda: book.policy))
+    parts = (conversations.sender, conversations.log, registry, lambda: book.policy)
+    return [*openai.routes(*parts), *entrance.routes(HttpCore(*parts))]
 
 
 def _book(settings: Settings, registry: Registry, cache: Cache, identity: IdentityProviders) -> Book:

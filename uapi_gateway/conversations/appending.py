@@ -242,6 +242,9 @@ class Plan:
         if kind == "attempt":
             number = event.attempt.number or message.attempts + 1
             draft.messages[at] = Message(proto.MESSAGE_STATUS_RUNNING, number, message.first_sequence, 0)
+        elif kind == "interruption":
+            number = max(0, message.attempts - 1)
+            draft.messages[at] = Message(proto.MESSAGE_STATUS_PENDING, number, message.first_sequence, 0)
         elif kind in _ENDS:
             status = proto.MESSAGE_STATUS_COMPLETED
             if kind == "failure":

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from agentruntime.errors import DiskFull, StoreUnavailable
+from agentruntime.errors import StoreUnavailable
 from sqlalchemy import (
     URL,
+    BindParameter,
     Column,
     Connection,
     Dialect,
@@ -64,8 +65,7 @@ class Database(Protocol):
         """Does work in a transaction, which is on disk when this returns; nothing of it is if the work raises.
 
         Raises:
-            DiskFull: there is no room.
-            StoreUnavailable: the database cannot be reached, or did not do it now.
+            StoreUnavailable: the database cannot be reached, has no room, or did not do it now.
         """
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -134,12 +134,7 @@ class Sqlite:
 
     def reading(self, columns: Sequence[Column[Any]], statement: Callable[[FromClause], ClauseElement]) -> Read:
         """As in the protocol."""
-
-        def made(count: int) -> str:
-            rows = _parameters(columns, count)
-            return self._compiled(statement(_given(columns, rows)), rows)
-
-        return _in_pieces(made)
+        return self._made(statement(_given(columns)), columns)
 
     def insert(self, table: Table) -> Any:
         """As in the protocol."""
@@ -147,25 +142,16 @@ class Sqlite:
 
     def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
         """As in the protocol."""
-
-        def made(count: int) -> str:
-            rows = _parameters(table.columns, count)
-            insert = sqlite.insert(table).values([dict(zip(table.columns.keys(), row, strict=True)) for row in rows])
-            return self._compiled(_updating_known(insert, table, update), rows)
-
-        return _in_pieces(made)
+        columns = list(table.columns)
+        insert = sqlite.insert(table).values([dict(zip(table.columns.keys(), _parameters(columns), strict=True))])
+        return self._made(_updating_known(insert, table, update), columns)
 
     def updating(self, columns: Sequence[Column[Any]]) -> Write:
         """As in the protocol."""
+        return self._made(_update_from(_given(columns), columns), columns)
 
-        def made(count: int) -> str:
-            rows = _parameters(columns, count)
-            return self._compiled(_update_from(_given(columns, rows), columns), rows)
-
-        return _in_pieces(made)
-
-    def _compiled(self, statement: ClauseElement, rows: Sequence[tuple[Any, ...]]) -> str:
-        return _compiled(statement, self._writer.dialect, [one.key for row in rows for one in row])
+    def _made(self, statement: ClauseElement, columns: Sequence[Column[Any]]) -> Read:
+        return _in_pieces(_compiled(statement, self._writer.dialect, columns), len(columns))
 
     async def scrub(self) -> bool:
         """`secure_delete` has overwritten rows in new pages; this takes them into the file and empties the WAL."""
@@ -233,7 +219,7 @@ class Postgresql:
 
     def _made(self, statement: ClauseElement, columns: Sequence[Column[Any]]) -> Read:
         """A statement that is given its rows as arrays, one for each column."""
-        sql = _compiled(statement, self._engine.dialect, [f"c{n}" for n in range(len(columns))])
+        sql = _compiled(statement, self._engine.dialect, columns)
 
         def run(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
             if not rows:
@@ -270,17 +256,17 @@ def database(url: str) -> Database:
 
 @contextlib.contextmanager
 def _telling() -> Iterator[None]:
-    """Turns what drivers raise into errors of ours; but what is a bug of ours."""
+    """Turns what drivers raise into `StoreUnavailable`; but what is a bug of ours."""
     try:
         yield
-    except (ProgrammingError, IntegrityError):
+    except (ProgrammingError, IntegrityError, sqlite3.ProgrammingError, sqlite3.IntegrityError):
         raise
-    except (DBAPIError, PoolTimeoutError, OSError) as error:
+    except (DBAPIError, sqlite3.DatabaseError, PoolTimeoutError, OSError) as error:
         inner = error.orig if isinstance(error, DBAPIError) else error
-        if getattr(inner, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or (
-            isinstance(inner, OSError) and inner.errno == errno.ENOSPC
-        ):
-            raise DiskFull("the disk that conversations are kept on is full; free some of it") from error
+        full = getattr(inner, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        if full or (isinstance(inner, OSError) and inner.errno == errno.ENOSPC):
+            # It passes, as an outage does, and workers keep meanwhile what they have.
+            raise StoreUnavailable("the disk that conversations are kept on is full; free some of it") from error
         raise StoreUnavailable(f"conversations cannot be read or written now: {inner}") from error
 
 
@@ -312,39 +298,43 @@ def _sqlite_engine(url: URL, connections: int, pragma: str) -> Engine:
     return engine
 
 
-def _in_pieces(statement: Callable[[int], str]) -> Read:
+def _in_pieces(sql: str, columns: int) -> Read:
     """Runs statements of 256, 128, 64 … rows: SQLite's `executemany` gives up the interpreter's lock for every row,
     and waits for it again.
 
     Args:
-        statement: of so many rows.
+        sql: of a statement with VALUES of one row.
+        columns: of that row.
     """
+    row = f"({', '.join('?' * columns)})"
+    start, end = sql.split(f"VALUES {row}")
     made: dict[int, str] = {}
 
     def run(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+        # What SQLAlchemy does around a statement costs more than most of these.
+        driver: Any = connection.connection.driver_connection
         found: list[Any] = []
-        start = 0
-        while left := len(rows) - start:
+        done = 0
+        while left := len(rows) - done:
             count = min(_ROWS, 1 << (left.bit_length() - 1))
             if count not in made:
-                made[count] = statement(count)
-            flat = tuple(itertools.chain.from_iterable(rows[start : start + count]))
-            result = connection.exec_driver_sql(made[count], flat)
-            if result.returns_rows:
-                found += result.all()
-            start += count
+                made[count] = f"{start}VALUES {', '.join([row] * count)}{end}"
+            flat = tuple(itertools.chain.from_iterable(rows[done : done + count]))
+            found += driver.execute(made[count], flat).fetchall()
+            done += count
         return found
 
     return run
 
 
-def _parameters(columns: Any, count: int) -> list[tuple[Any, ...]]:
-    return [tuple(bindparam(f"{one.name}_{row}", type_=one.type) for one in columns) for row in range(count)]
+def _parameters(columns: Sequence[Column[Any]]) -> list[BindParameter[Any]]:
+    return [bindparam(f"c{n}", type_=one.type) for n, one in enumerate(columns)]
 
 
-def _given(columns: Sequence[Column[Any]], rows: list[tuple[Any, ...]]) -> FromClause:
-    """A table of parameters, a row each."""
-    return values(*(column(one.name, one.type) for one in columns), name="given").data(rows).cte("given")
+def _given(columns: Sequence[Column[Any]]) -> FromClause:
+    """A table of parameters, in one row."""
+    row = tuple(_parameters(columns))
+    return values(*(column(one.name, one.type) for one in columns), name="given").data([row]).cte("given")
 
 
 def _unnested(columns: Sequence[Column[Any]]) -> FromClause:
@@ -366,8 +356,9 @@ def _update_from(given: FromClause, columns: Sequence[Column[Any]]) -> ClauseEle
     return columns[-1].table.update().values(changes).where(columns[-1] == given.c[columns[-1].name])
 
 
-def _compiled(statement: ClauseElement, dialect: Dialect, parameters: list[str]) -> str:
-    """Its SQL, which takes its parameters in that order."""
+def _compiled(statement: ClauseElement, dialect: Dialect, columns: Sequence[Column[Any]]) -> str:
+    """Its SQL, which takes its parameters in the order of the columns."""
     compiled: Any = statement.compile(dialect=dialect)
-    assert compiled.positiontup == parameters, (compiled.positiontup, parameters)
+    order = compiled.positiontup
+    assert [name.split("_")[0] for name in order] == [f"c{n}" for n in range(len(columns))], order
     return str(compiled)

@@ -187,6 +187,16 @@ async def test_messages_that_have_not_ended_come_with_the_lease(store: SqlStore,
     assert await after.unfinished("other") == []
 
 
+async def test_an_attempt_that_was_interrupted_does_not_count(store: SqlStore) -> None:
+    lease = await store.acquire(KEY, "w", 1)
+    interruption = proto.Event(message_id="a", interruption=proto.Interruption())
+    for events in ((said("a"), begun("a")), (interruption,)):
+        (answer,) = await store.append([append(lease, *events)], 1)
+        assert written(answer)
+    (info,) = (await store.find(KEY)).messages
+    assert (info.status, info.attempts) == (proto.MESSAGE_STATUS_PENDING, 0)
+
+
 async def test_events_come_in_pages(store: SqlStore) -> None:
     lease = await store.acquire(KEY, "", 1)
     for number in range(5):
@@ -503,7 +513,7 @@ async def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     await store.open()
     lease = await store.acquire(KEY, "", 1)
     await store._database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1"))
-    with pytest.raises(errors.DiskFull):
+    with pytest.raises(errors.StoreUnavailable, match="full"):
         await store.append([append(lease, said("a", "x" * 60_000))], 1)
     await store._database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 100000"))
     await turn(store, lease, "a")
