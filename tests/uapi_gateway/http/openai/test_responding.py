@@ -160,7 +160,7 @@ async def test_the_input() -> None:
 async def test_cancel() -> None:
     world = World()
 
-    async def cancelled(key: Key, message_id: str) -> "proto.MessageStatus.ValueType":
+    async def cancelled(key: Key, message_id: str = "") -> "proto.MessageStatus.ValueType":
         event = failed(1, "CANCELLED", "it was cancelled")
         event.message_id = message_id
         await world.log.append(key, event)
