@@ -157,7 +157,7 @@ class ConversationContext:
     def model(self) -> "Model":
         from agentruntime import context  # noqa: PLC0415 — clients, for those that think, and only for them
 
-        return context.model
+        return context.model.until(self.cancelled)
 
 
 class RecordedCall:

@@ -112,7 +112,7 @@ class MemoryLog:
                     yield event
                     if message_id and event.WhichOneof("content") in ("completion", "failure"):
                         return
-            ended = any(info.last_sequence for info in (await self.find(key, message_id)).messages)
+            ended = any(0 < info.last_sequence <= after for info in (await self.find(key, message_id)).messages)
             if not follow or (message_id and ended):
                 return
             async with self.news:
