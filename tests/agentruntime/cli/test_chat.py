@@ -81,7 +81,9 @@ def test_errors_are_a_sentence(agent: Agent, log: Log, monkeypatch: pytest.Monke
 
 
 def test_twice_ctrl_c_at_the_prompt_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = iter([KeyboardInterrupt, "one", KeyboardInterrupt, " ", KeyboardInterrupt, KeyboardInterrupt])
+    typed: Iterator[str | type[KeyboardInterrupt]] = iter(
+        [KeyboardInterrupt, "one", KeyboardInterrupt, " ", KeyboardInterrupt, KeyboardInterrupt]
+    )
 
     def type_next(_prompt: str) -> str:
         said = next(typed)
