@@ -28,6 +28,11 @@ _FREE = frozenset({"earlier", "state"})
 _CANCELLED = 1  # google.rpc.Code
 
 
+def is_id(text: str) -> bool:
+    """Whether that can be the id of a conversation or a message."""
+    return 0 < len(text) <= MAX_ID_LENGTH and text.isascii() and text.isprintable()
+
+
 def token_of(conversation: int, leases: int) -> int:
     """The token of a lease."""
     return (conversation << _LEASE_BITS) + leases
@@ -222,7 +227,7 @@ class Plan:
         message_id = event.message_id
         if not message_id and kind in _FREE:
             return
-        if not (0 < len(message_id) <= MAX_ID_LENGTH and message_id.isascii() and message_id.isprintable()):
+        if not is_id(message_id):
             raise errors.InvalidArgument(f"a message id has 1 to {MAX_ID_LENGTH} printable ASCII characters")
         head = draft.head
         at = (head.id, message_id)

@@ -35,7 +35,7 @@ from sqlalchemy import (
     values,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.sql import ClauseElement
@@ -51,8 +51,11 @@ READERS = 4
 CONNECTIONS = 8
 # A statement or a connection that takes longer is given up.
 PATIENCE_S = 20
+_BUSY = f"PRAGMA busy_timeout = {PATIENCE_S * 1000}"
 # Rows in one of SQLite's statements: far from its 32766 parameters (https://sqlite.org/limits.html).
 _ROWS = 256
+# Errors that trying again does not help against.
+_OURS = (ProgrammingError, IntegrityError, DataError)
 
 
 class Database(Protocol):
@@ -158,7 +161,12 @@ class Sqlite:
 
         def checkpoint() -> bool:
             with _telling(), self._writer.connect() as connection:
-                return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+                # Writers wait meanwhile: it does not for long, if somebody reads.
+                connection.exec_driver_sql("PRAGMA busy_timeout = 500")
+                try:
+                    return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+                finally:
+                    connection.exec_driver_sql(_BUSY)
 
         return await asyncio.get_running_loop().run_in_executor(self._writing, checkpoint)
 
@@ -259,7 +267,7 @@ def _telling() -> Iterator[None]:
     """Turns what drivers raise into `StoreUnavailable`; but what is a bug of ours."""
     try:
         yield
-    except (ProgrammingError, IntegrityError, sqlite3.ProgrammingError, sqlite3.IntegrityError):
+    except (*_OURS, sqlite3.ProgrammingError, sqlite3.IntegrityError):
         raise
     except (DBAPIError, sqlite3.DatabaseError, PoolTimeoutError, OSError) as error:
         inner = error.orig if isinstance(error, DBAPIError) else error
@@ -286,7 +294,7 @@ def _sqlite_engine(url: URL, connections: int, pragma: str) -> Engine:
     def prepare(connection: Any, record: object) -> None:
         cursor = connection.cursor()
         for statement in (
-            f"PRAGMA busy_timeout = {PATIENCE_S * 1000}",
+            _BUSY,
             "PRAGMA journal_mode = WAL",
             "PRAGMA synchronous = FULL",
             "PRAGMA temp_store = MEMORY",

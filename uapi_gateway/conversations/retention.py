@@ -14,6 +14,8 @@ from .store import Key
 
 # Deleted in one transaction: appends wait meanwhile.
 _AT_A_TIME = 100
+# To have it overwritten, half a second each.
+_TRIES = 10
 
 _c = tables.conversations.c
 _e = tables.events.c
@@ -75,9 +77,10 @@ class Retention:
         return deleted
 
     async def scrub(self) -> None:
-        """Has what was deleted overwritten. If somebody reads just then, it is done with the next call."""
-        if self._unscrubbed:
-            self._unscrubbed = not await self._database.scrub()
+        """Has what was deleted overwritten. If somebody reads all the while, it is done after the next deletion."""
+        for _ in range(_TRIES):
+            if self._unscrubbed:
+                self._unscrubbed = not await self._database.scrub()
 
     async def _ids(self, *conditions: ColumnElement[bool]) -> list[int]:
         return await self._database.read(

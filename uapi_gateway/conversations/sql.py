@@ -12,7 +12,7 @@ from agentruntime.errors import AgentError
 from sqlalchemy import Column, Connection, FromClause, Select, and_, bindparam, literal, select, tuple_
 
 from . import tables
-from .appending import Head, Message, Plan, token_of
+from .appending import Head, Message, Plan, is_id, token_of
 from .blobs import Blobs, FileBlobs, TableBlobs
 from .databases import Database, Sqlite, database
 from .retention import Retention
@@ -144,7 +144,8 @@ class SqlStore:
         self, key: Key, after: int, limit: int, *, message_id: str = "", backwards: bool = False
     ) -> tuple[list[proto.Event], bool]:
         """As in `Store`; never more than 512."""
-        _check(key)
+        _check(key, message_id)
+        after = min(after, _LARGEST)
         most = min(limit or PAGE_EVENTS, PAGE_EVENTS)
 
         def work(connection: Connection) -> tuple[list[proto.Event], bool]:
@@ -181,7 +182,7 @@ class SqlStore:
 
     async def find(self, key: Key, message_id: str = "") -> proto.Conversation:
         """As in `Store`."""
-        _check(key)
+        _check(key, message_id)
         wanted = select(_m.message_id, *_MESSAGE).order_by(_m.first_sequence)
         wanted = wanted.where(_m.message_id == message_id) if message_id else wanted.where(_m.last_sequence == 0)
 
@@ -196,6 +197,7 @@ class SqlStore:
 
     async def list(self, *, principal: str | None, agent: str, page_size: int, page_token: str) -> Page:
         """As in `Store`."""
+        _check_names(principal or "", agent)
         size = min(page_size or PAGE_CONVERSATIONS, PAGE_CONVERSATIONS)
         wanted = _WHOLE.order_by(_c.changed_ns.desc(), _c.id.desc()).limit(size + 1)
         if principal is not None:
@@ -356,12 +358,18 @@ def _page(rows: Sequence[Any], limit: int) -> Sequence[Any]:
     return rows[:limit]
 
 
-def _check(key: Key) -> None:
-    name = key.conversation_id
-    if not (0 < len(name) <= 200 and name.isascii() and name.isprintable()):
+def _check(key: Key, message_id: str | None = None) -> None:
+    if not is_id(key.conversation_id):
         raise errors.InvalidArgument("a conversation's id has 1 to 200 printable ASCII characters")
-    if "\0" in key.principal or "\0" in key.agent:
-        raise errors.InvalidArgument("a name has a NUL character in it")
+    if message_id and not is_id(message_id):
+        raise errors.InvalidArgument("a message's id has 1 to 200 printable ASCII characters")
+    _check_names(key.principal, key.agent)
+
+
+def _check_names(*names: str) -> None:
+    # PostgreSQL has none in texts.
+    if any("\0" in name for name in names):
+        raise errors.InvalidArgument("a name has a NUL character in it; leave it out")
 
 
 def _token(changed_ns: int, number: int) -> str:
@@ -371,6 +379,7 @@ def _token(changed_ns: int, number: int) -> str:
 def _read_token(token: str) -> tuple[int, int]:
     try:
         changed_ns, number = base64.urlsafe_b64decode(token).decode().split(":")
-        return int(changed_ns), int(number)
+        # Numbers that a database has.
+        return min(int(changed_ns), _LARGEST), min(int(number), _LARGEST)
     except (ValueError, binascii.Error) as error:
         raise errors.InvalidArgument("page_token is not one that an answer had; leave it empty to begin") from error

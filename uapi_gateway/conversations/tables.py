@@ -66,7 +66,7 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     # uapi.v1.MessageStatus.
     Column("status", SmallInteger, nullable=False),
-    Column("attempts", Integer, nullable=False),
+    Column("attempts", BigInteger, nullable=False),
     Column("first_sequence", BigInteger, nullable=False),
     # Of its end; 0 until then.
     Column("last_sequence", BigInteger, nullable=False),

@@ -1,4 +1,4 @@
-"""The HTTP port: health and metrics, and the doors to conversations."""
+"""The HTTP port: health, metrics, and the APIs that it is given."""
 
 import contextlib
 import time

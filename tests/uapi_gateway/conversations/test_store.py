@@ -1,6 +1,7 @@
 """What every store of conversations does: on SQLite, and on a real PostgreSQL."""
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import os
@@ -406,6 +407,23 @@ def test_other_databases_are_refused(tmp_path: Path) -> None:
 async def test_a_conversation_has_a_name(store: SqlStore, name: str) -> None:
     with pytest.raises(errors.InvalidArgument):
         await store.acquire(Key("alice", "helper", name), "", 1)
+
+
+async def test_what_no_database_has_harms_nobody(store: SqlStore) -> None:
+    lease = await store.acquire(KEY, "", 1)
+    [answer] = await store.append([append(lease, said("a"), begun("a", 2**32 - 1))], 1)
+    assert written(answer) == 2
+    assert await store.events(KEY, 2**64 - 1, 9) == ([], False)
+    far = base64.b64encode(f"{2**70}:{2**70}".encode()).decode()
+    assert (await store.list(principal=None, agent="", page_size=1, page_token=far)).conversations
+    for wrong in (
+        store.acquire(Key("a\0", "helper", "first"), "", 1),
+        store.events(KEY, 0, 9, message_id="a\0"),
+        store.find(KEY, "a\0"),
+        store.list(principal="a\0", agent="", page_size=1, page_token=""),
+    ):
+        with pytest.raises(errors.InvalidArgument):
+            await wrong
 
 
 async def test_many_appends_in_one_transaction(store: SqlStore) -> None:
