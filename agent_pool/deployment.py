@@ -133,6 +133,9 @@ class Deployment:
     def keep(self, spec: Spec) -> None:
         """Remembers a revision, or what changed of it, and forgets the oldest that nothing runs from."""
         self.revisions[spec.number] = spec
+        if spec.number == self.current:
+            # Which services it has is known once its code is loaded.
+            self.policies = self._policies(self.asked, spec)
         needed = {self.current, spec.number, *(worker.revision for worker in self.workers.values())}
         if self.roll is not None:
             needed |= {self.roll.target, self.roll.back_to}

@@ -21,6 +21,9 @@ from agent_worker.vitals import Vitals
 _EXEMPT = "/grpc."
 # Its calls wait, for messages that hold the slots.
 _CONVERSATIONS = "/uapi.v1.ConversationService/"
+_NO_CONVERSATIONS = (
+    "the agent holds no conversations, for it has no on_message; call what it serves with `agent call`"
+)
 # Streams of reflection at a time, and for how long each: a part of a message that never ends has room in the worker.
 _REFLECTING, _REFLECTION_S = 8, 60.0
 # For statuses to be sent to callers that still read.
@@ -169,7 +172,8 @@ class Admission(aio.ServerInterceptor):
     ) -> Any:
         handler = await continuation(handler_call_details)
         if handler is None:
-            return None
+            asked = handler_call_details.method.startswith(_CONVERSATIONS)
+            return _refusal(errors.NoConversations(_NO_CONVERSATIONS)) if asked else None
         exempt = handler_call_details.method.startswith(_EXEMPT)
         try:
             entry = self._intake.enter(() if exempt else handler_call_details.invocation_metadata or ())

@@ -11,6 +11,7 @@ from benchmarks import (
     cache,
     cli,
     container,
+    conversations,
     density,
     failover,
     hop,
@@ -19,6 +20,7 @@ from benchmarks import (
     sleeping,
     start,
     throughput,
+    turns,
     wake,
 )
 from benchmarks.table import Table
@@ -35,6 +37,8 @@ ALL = {
     "density": density.measure,
     "cli": cli.measure,
     "container": container.measure,
+    "turns": turns.measure,
+    "conversations": conversations.measure,
     "hostile": hostile.measure,
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import base_image
+from tests import base_image, postgresql
 from tests.engine import Engine, NoEngineError, address
 
 # For all that the tests start: agents are processes, unless a test asks for containers. What a test says of its own
@@ -35,6 +35,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         yield made
         # Only now: a test's image is quickly made as long as another one has its layers.
         made.remove_images(made.agents_images() - before)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[postgresql.Server]:
+    """A PostgreSQL, of which every test takes a database of its own."""
+    with postgresql.serving() as server:
+        yield server
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

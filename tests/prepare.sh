@@ -23,6 +23,7 @@ command -v linux.uml >/dev/null || missing+=(user-mode-linux) # a kernel with cg
 command -v curl >/dev/null || missing+=(curl)
 command -v node >/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 
 if ((${#missing[@]})); then
   if ((EUID != 0)) || ! command -v apt-get >/dev/null; then

@@ -31,8 +31,11 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
+from starlette.routing import BaseRoute
 
 from uapi_gateway import bootstrap, inner, sockets
+from uapi_gateway.a2a.core import Core
+from uapi_gateway.a2a.entrance import A2AHandler, Entrance
 from uapi_gateway.access.allowances import Allowances
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.checks import Checks
@@ -51,9 +54,12 @@ from uapi_gateway.envoy import Envoy, read_record
 from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
+from uapi_gateway.http import entrance
 from uapi_gateway.http.app import server as http_server
+from uapi_gateway.http.core import Core as HttpCore
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.http.openai import entrance as openai
 from uapi_gateway.kernel import doors, system_calls
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_service import AuditService
@@ -138,8 +144,15 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         conversations.add_to(control, checks, audit)
-        operators = PoolHandler(pool, discovery.routed, checks)
-        control.add_generic_rpc_handlers((operators, FallbackHandler(registry, checks.callable_by)))
+        a2a = _a2a(settings, ports, registry, book, conversations)
+        routes = [*a2a.routes(), *_apis(registry, book, conversations)]
+        control.add_generic_rpc_handlers(
+            (
+                PoolHandler(pool, discovery.routed, checks),
+                A2AHandler(a2a, checks),
+                FallbackHandler(registry, checks.callable_by),
+            )
+        )
         for served in (
             _serving(_xds_server(discovery, LoadService(load, settings.load_interval_s)), sockets.xds_socket(home)),
             _serving(_relay_server(carrier), sockets.relay_socket(home)),
@@ -156,7 +169,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
         await stack.enter_async_context(
-            _http(http_server(observer, _door(settings, ports)), sockets.http_socket(home))
+            _http(http_server(observer, _door(settings, ports), routes), sockets.http_socket(home))
         )
         loops = (
             watch.run(),
@@ -268,6 +281,20 @@ def _inbound(settings: Settings) -> Inbound | None:
 
 def _door(settings: Settings, ports: sockets.Ports) -> Door:
     return Door(ports.http, tls=settings.serves_tls, open=not settings.local)
+
+
+def _a2a(
+    settings: Settings, ports: sockets.Ports, registry: Registry, book: Book, conversations: Conversations
+) -> Entrance:
+    """A2A's way in."""
+    parts = (conversations.sender, conversations.log)
+    return Entrance(Core(registry, lambda: book.policy, *parts, settings.serves_tls, ports.grpc))
+
+
+def _apis(registry: Registry, book: Book, conversations: Conversations) -> list[BaseRoute]:
+    """The other APIs over HTTP."""
+    parts = (conversations.sender, conversations.log, registry, lambda: book.policy)
+    return [*openai.routes(*parts), *entrance.routes(HttpCore(*parts))]
 
 
 def _book(settings: Settings, registry: Registry, cache: Cache, identity: IdentityProviders) -> Book:

@@ -19,7 +19,7 @@ from agentruntime._proto.uapi.v1 import event_log_pb2 as wire
 _LENGTH = struct.Struct(">I")
 # Of a frame: a message of 4 MiB fits with all around it; larger bunches are sent as several frames.
 _LONGEST_FRAME_BYTES = 16 * 2**20
-_FULL_FRAME_BYTES = 2**20
+_FULL_FRAME_BYTES, _FULL_FRAME_REQUESTS = 2**20, 1024
 # Between tries to connect, at first and at most.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 # For what is only read: how long it waits for a log that is away.
@@ -227,7 +227,7 @@ class LogClient:
         for request in requests:
             bunch.append(request)
             size_bytes += request.ByteSize()
-            if size_bytes >= _FULL_FRAME_BYTES:
+            if size_bytes >= _FULL_FRAME_BYTES or len(bunch) >= _FULL_FRAME_REQUESTS:
                 self._connection.send(bunch)
                 bunch, size_bytes = [], 0
         if bunch:

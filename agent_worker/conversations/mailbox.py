@@ -218,6 +218,23 @@ class Mailbox:
         self.is_leaving = True
         self._settle()
 
+    def give_up(self) -> None:
+        """The worker ends: what runs is cut, and left to another worker if the agent's messages may begin again."""
+        self.is_leaving = True
+        message, self.current = self.current, None
+        if message is None:
+            return
+        if message.task is not None:
+            message.task.cancel()
+        if message.cancelled is not None:
+            message.cancelled.set()
+        if message.is_cancelled or self._around.spec.on_worker_lost == "report":
+            end = _cancelled(message) if message.is_cancelled else failed(_ambiguous(()), message.message_id)
+            self._end(message, end)
+        else:
+            interruption = proto.Event(message_id=message.message_id, interruption=proto.Interruption())
+            self.outbox.put(Write(message, [interruption], done=self._settle))
+
     def lose(self) -> None:
         """The lease is gone."""
         if self.error is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from agentruntime import errors
@@ -16,7 +17,7 @@ from agent_worker.conversations.message import Elsewhere, Message
 
 # Between looks at which conversations are idle.
 _SWEEP_S = 1.0
-# For handlers that are cut to end, and what they release to be released.
+# For what is to be said of messages that are cut.
 _LAST_WORDS_S = 0.2
 Key = tuple[str, str]
 
@@ -110,11 +111,13 @@ class Mailboxes:
             await asyncio.wait(either, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
             for waiting in either:
                 waiting.cancel()
-        running = [task for each in self._mailboxes.values() if each.current and (task := each.current.task)]
+        for mailbox in list(self._mailboxes.values()):
+            mailbox.give_up()
+        if self._mailboxes:
+            with suppress(TimeoutError):  # the log is away: it will see that the worker is gone
+                await asyncio.wait_for(self._empty.wait(), _LAST_WORDS_S)
         for mailbox in list(self._mailboxes.values()):
             mailbox.lose()
-        if running:
-            await asyncio.wait(running, timeout=_LAST_WORDS_S)
 
     def close(self) -> None:
         """Ends the connection to the log, and with it the leases that are left; after the last call."""

@@ -22,6 +22,8 @@ from agent_worker.conversations.message import Elsewhere, Message
 
 _ID = re.compile(r"[ -~]{1,200}")
 _ROLES = ("", "user", "assistant", "system")
+# An append has 1024 events at most.
+_MOST_EARLIER = 1000
 # Who calls where nobody said so: no platform is before this worker.
 _ANONYMOUS = "anonymous"
 # Who sees where an agent's code raised: whoever operates this platform. Its own users ask the gateway.
@@ -52,6 +54,8 @@ class _Sending:
                 raise errors.MessageTooLarge(
                     f"the message is longer than {MOST_BYTES} bytes, which is all that one may be"
                 )
+        if len(request.earlier) > _MOST_EARLIER:
+            raise errors.InvalidArgument(f"{len(request.earlier)} earlier messages are more than {_MOST_EARLIER}")
         if not request.message.parts:
             raise errors.InvalidArgument("message.parts is empty; a message has one part at least")
         return cls(

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from agentruntime.errors import DiskFull
 
@@ -20,11 +21,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         DiskFull: there is no room; the old bytes are there.
     """
+    with replacing(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """As `write_atomically`, for what is written bit by bit: it is the file once the body ends well.
+
+    Raises:
+        DiskFull: there is no room; the old bytes are there.
+    """
     with room_in(path.parent):
         descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}.")
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             Path(scratch).replace(path)

@@ -89,3 +89,14 @@ def test_an_agent_that_converses_is_sticky_unless_somebody_says_otherwise() -> N
     assert made.policies.traffic == TrafficPolicy("sticky")
     made.take_up(AskedPolicies(traffic=AskedTraffic("round-robin")))
     assert made.policies.traffic == TrafficPolicy("round-robin")
+
+
+def test_that_an_agent_converses_is_known_once_its_code_is_loaded() -> None:
+    made = deployment()
+    made.turn_to(spec(4))
+    assert made.policies.traffic == TrafficPolicy()
+    made.keep(spec(4, prepared=Prepared((CONVERSATIONS,))))
+    assert made.policies.traffic == TrafficPolicy("sticky")
+    # Of another revision it does not matter.
+    made.keep(spec(5))
+    assert made.policies.traffic == TrafficPolicy("sticky")

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as pb
 from agentruntime._proto.uapi.v1 import text_generation_pb2_grpc
@@ -125,3 +126,12 @@ async def test_health_says_for_how_long_the_loop_was_blocked() -> None:
     blocked, after = await asyncio.to_thread(run)
     assert blocked >= 300
     assert after < 300
+
+
+async def test_an_agent_without_conversations_says_so() -> None:
+    async with serving() as address, aio.insecure_channel(address) as channel:
+        for method in ("SendMessage", "StreamMessage"):
+            call: Any = channel.unary_unary(f"/uapi.v1.ConversationService/{method}")
+            with pytest.raises(aio.AioRpcError, match="no on_message") as refused:
+                await call(b"", timeout=10)
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION

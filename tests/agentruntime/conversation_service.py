@@ -31,6 +31,7 @@ class Log:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         # Repeats the event before the one that was asked for.
         self.repeats = False
+        self.ignores_cancel = False
         self.changed = threading.Condition()
 
     def append(self, conversation_id: str, message_id: str, **content: Any) -> None:
@@ -140,7 +141,8 @@ class Conversations(conversation_service_pb2_grpc.ConversationServiceServicer):
         self._known(request, context)
         was = self._log.status(request.conversation_id, request.message_id)
         failure = proto.Failure(code=1, reason="CANCELLED", message="the message was cancelled")
-        self._log.end(request.conversation_id, request.message_id, failure=failure)
+        if not self._log.ignores_cancel:
+            self._log.end(request.conversation_id, request.message_id, failure=failure)
         return proto.CancelMessageResponse(status=was)
 
     def GetConversation(self, request: Any, context: Any) -> Any:
@@ -173,7 +175,7 @@ class Conversations(conversation_service_pb2_grpc.ConversationServiceServicer):
 
     def _known(self, request: Any, context: Any) -> None:
         if request.conversation_id not in self._log.events:
-            self._abort(context, errors.ConversationNotFound(f"there is no conversation '{request.conversation_id}'"))
+            self._abort(context, errors.ConversationNotFound(request.conversation_id))
 
     def _conversation(self, conversation_id: str) -> proto.Conversation:
         events = self._log.events[conversation_id]

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from tests.fuzz import access, calls, conversations, images, openai_surface, processes, texts
+from tests.fuzz import a2a_surface, access, calls, conversations, images, openai_surface, processes, texts
 from tests.fuzz.target import Target
 
 DIRECTORY = Path(__file__).resolve().parent / "corpus"
-_MODULES = (texts, images, processes, calls, access, openai_surface, conversations)
+_MODULES = (texts, images, processes, calls, access, openai_surface, a2a_surface, conversations)
 TARGETS = {target.name: target for module in _MODULES for target in module.TARGETS}
 _LONGEST = 4096
 _ODD = (

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import openai
 import pytest
 import pytest_asyncio
 import yaml
@@ -255,6 +256,26 @@ async def test_what_is_told_of_providers(stage: Stage) -> None:
     (told,) = (await listed(("authorization", f"Bearer {stage.provider.token('uapi.operate')}"))).providers
     assert (told.keys, told.error) == (1, "")
     assert told.fetched_at.ToSeconds() > time.time() - 60
+
+
+async def test_clients_of_the_openai_api(stage: Stage) -> None:
+    async def models(credential: str) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{stage.gateway.http_address}/v1", api_key=credential) as client:
+            return [model.id async for model in client.models.list()]
+
+    # They cannot send none.
+    assert await models("sk-none") == ["alpha", "beta"]
+    assert await models(stage.provider.token("uapi.call:beta")) == ["beta"]
+    for bad in ("a.b.c", stage.provider.token("uapi.call")[:-8], "uapi_a.b.c"):
+        with pytest.raises(openai.AuthenticationError):
+            await models(bad)
+    async with openai.AsyncOpenAI(
+        base_url=f"{stage.gateway.http_address}/v1", api_key=stage.provider.token("uapi.call:beta")
+    ) as client:
+        said = await client.chat.completions.create(model="beta", messages=[{"role": "user", "content": "hello"}])
+        assert "hello" in (said.choices[0].message.content or "")
+        with pytest.raises(openai.PermissionDeniedError, match="does not have the role call for agent 'alpha'"):
+            await client.responses.create(model="alpha", input="hello")
 
 
 async def test_whom_a_token_makes_its_caller(stage: Stage) -> None:

@@ -7,8 +7,9 @@ stay as they are, anything else is "~" with two hexadecimal digits, and "." is b
 import re
 
 _PLAIN = "A-Za-z0-9_-"
-_LONGEST = 200
 _PART = f"(?:[{_PLAIN}]|~[0-9a-f]{{2}})+"
+# As conversation_service.proto has it.
+_ID = re.compile("[ -~]{1,200}")
 _TASK_ID = re.compile(rf"({_PART})\.({_PART})")
 _OTHER = re.compile(f"[^{_PLAIN}]")
 _ESCAPED = re.compile("~([0-9a-f]{2})")
@@ -25,9 +26,10 @@ def parse(text: str) -> tuple[str, str] | None:
     if found is None:
         return None
     conversation_id, message_id = (_ESCAPED.sub(_character, part) for part in found.groups())
-    longest = max(len(conversation_id), len(message_id))
+    if not (_ID.fullmatch(conversation_id) and _ID.fullmatch(message_id)):
+        return None
     # What could be written in two ways would be two tasks.
-    if longest > _LONGEST or task_id(conversation_id, message_id) != text:
+    if task_id(conversation_id, message_id) != text:
         return None
     return conversation_id, message_id
 

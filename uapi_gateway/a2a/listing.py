@@ -21,15 +21,15 @@ _PAGE, _LARGEST_PAGE = 50, 100
 async def tasks(log: Reads, principal: str, agent: str, params: a2a.ListTasksRequest) -> a2a.ListTasksResponse:
     """A page of a caller's tasks at an agent.
 
-    Their whole number would have to be counted: what is told is how many there are up to the end of this page, and
-    one more where others follow.
+    Without a context, their whole number would have to be counted: what is told is how many there are up to the end
+    of this page, and one more where others follow.
 
     Raises:
         InvalidParamsError: the size is none, or the token none of ours.
         AgentError: as the log has it.
     """
     size = _page_size(params)
-    where, passed, before = _parsed(params.page_token)
+    where, passed, before = parsed(params.page_token)
     found: list[a2a.Task] = []
     async with contextlib.aclosing(_conversations(log, principal, agent, params.context_id, where)) as pages:
         async for page_token, conversation in pages:
@@ -40,13 +40,13 @@ async def tasks(log: Reads, principal: str, agent: str, params: a2a.ListTasksReq
             for number, view in enumerate(wanted[skipped:], start=skipped):
                 if len(found) == size:
                     token = _token(page_token, number, before + size)
-                    return _response(found, size, before, token)
+                    more = len(wanted) - number if params.context_id else 1
+                    return _response(found, size, before + size + more, token)
                 found.append(view.task(_history(params), artifacts=params.include_artifacts))
-    return _response(found, size, before, "")
+    return _response(found, size, before + len(found), "")
 
 
-def _response(found: list[a2a.Task], size: int, before: int, token: str) -> a2a.ListTasksResponse:
-    total = before + len(found) + bool(token)
+def _response(found: list[a2a.Task], size: int, total: int, token: str) -> a2a.ListTasksResponse:
     return a2a.ListTasksResponse(tasks=found, page_size=size, total_size=total, next_page_token=token)
 
 
@@ -106,7 +106,7 @@ def _token(where: str, passed: int, before: int) -> str:
     return base64.urlsafe_b64encode(json.dumps([where, passed, before]).encode()).decode()
 
 
-def _parsed(token: str) -> tuple[str, int, int]:
+def parsed(token: str) -> tuple[str, int, int]:
     """The token of the conversation to go on with, how many of its tasks were shown, and how many in all."""
     if not token:
         return "", 0, 0

@@ -3,6 +3,7 @@
 Imported by the first call (`entrance.py`). Over HTTP an agent is named by the path, over gRPC by the tenant.
 """
 
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -74,6 +75,7 @@ class Surface:
             call = Call(self._caller(request), request.path_params["agent"])
             try:
                 self._core.sender.admit(call.caller, call.agent)
+                _check_readable(await request.body())
             except errors.AgentError as error:
                 return _refusal(error)
             request.state.call = call
@@ -144,6 +146,24 @@ class _Servicer(GrpcHandler):
             # The server's interceptor says it.
             raise error.error
         await super().abort_context(error, context)
+
+
+def _check_readable(body: bytes) -> None:
+    """Refuses what the SDK would call an error of ours; other mistakes it names itself.
+
+    Raises:
+        InvalidArgument: it is no text, or JSON that lies deeper than can be read.
+    """
+    try:
+        # Of bytes it would let half characters pass.
+        json.loads(body.decode() or "{}")
+    except UnicodeDecodeError:
+        raise errors.InvalidArgument("the body is not UTF-8", reason="INVALID_DATA") from None
+    except RecursionError:
+        raise errors.InvalidArgument("the body's JSON is too deep", reason="INVALID_DATA") from None
+    except ValueError:
+        # It has a name in each of the protocols.
+        return
 
 
 def _refusal(error: errors.AgentError, **more: Any) -> Response:

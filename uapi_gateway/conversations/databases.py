@@ -1,100 +1,90 @@
-"""What SQLite and PostgreSQL do each in its own way: connections, transactions, and statements about many rows."""
+"""What SQLite and PostgreSQL do each in its own way: connections, transactions, and statements about many rows.
 
+What is done within a transaction is a function of a `Connection`, the same for both. For SQLite it runs in a thread,
+all of it at once: a turn of the event loop for every statement costs ten times what SQLite does (decision 0070).
+"""
+
+import asyncio
 import contextlib
 import errno
-import json
+import itertools
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from agentruntime.errors import DiskFull, StoreUnavailable
+from agentruntime.errors import StoreUnavailable
 from sqlalchemy import (
     URL,
+    BindParameter,
     Column,
+    Connection,
     Dialect,
+    Engine,
     FromClause,
     Table,
     bindparam,
+    column,
+    create_engine,
     event,
     func,
     make_url,
     select,
+    values,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.sql import ClauseElement
-from sqlalchemy.sql.dml import Insert
 
-# SQLite readers beside each other, each with a thread; PostgreSQL's connections.
+T = TypeVar("T")
+# A statement that was made once and skips SQLAlchemy's handling of parameters, which would cost as much as the
+# database: what it does with rows of values, in the order that it was made for.
+Write = Callable[[Connection, Sequence[tuple[Any, ...]]], object]
+Read = Callable[[Connection, Sequence[tuple[Any, ...]]], Sequence[Any]]
+
+# Threads that read SQLite beside each other; connections to PostgreSQL.
 READERS = 4
 CONNECTIONS = 8
 # A statement or a connection that takes longer is given up.
 PATIENCE_S = 20
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows that a statement is given: a table with the columns that were asked for."""
-
-    table: FromClause
-    types: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Bulk:
-    """A statement that writes many rows. It is made once, and its rows skip SQLAlchemy's handling of parameters,
-    which would cost as much as the database."""
-
-    sql: str
-    # As arrays, a column each; otherwise a row each.
-    transposed: bool
-
-    async def run(self, connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Writes them.
-
-        Args:
-            connection: in a transaction.
-            rows: with their values in the order that the statement was made with.
-        """
-        if not rows:
-            return
-        if self.transposed:
-            await connection.exec_driver_sql(self.sql, tuple(list(column) for column in zip(*rows, strict=True)))
-        else:
-            await connection.exec_driver_sql(self.sql, list(rows))
+_BUSY = f"PRAGMA busy_timeout = {PATIENCE_S * 1000}"
+# Rows in one of SQLite's statements: far from its 32766 parameters (https://sqlite.org/limits.html).
+_ROWS = 256
+# Errors that trying again does not help against.
+_OURS = (ProgrammingError, IntegrityError, DataError)
 
 
 class Database(Protocol):
     """One of them."""
 
-    # Whose transactions write one after the other, so that rows need no locks.
-    single_writer: bool
+    # Whether rows must be locked by whoever reads them to write them.
+    locks: bool
 
-    def write(self) -> contextlib.AbstractAsyncContextManager[AsyncConnection]:
-        """A transaction that writes; on disk at its end."""
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Does work in a transaction, which is on disk when this returns; nothing of it is if the work raises.
 
-    def read(self) -> contextlib.AbstractAsyncContextManager[AsyncConnection]:
-        """A connection that reads, each statement for itself."""
+        Raises:
+            StoreUnavailable: the database cannot be reached, has no room, or did not do it now.
+        """
 
-    def rows(self, *columns: Column[Any]) -> Rows:
-        """Rows with values of these columns, for a SELECT of Core."""
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Does work that only reads, each statement for itself. Raises as `write`."""
 
-    def values(self, rows: Sequence[tuple[Any, ...]]) -> Mapping[str, Any]:
-        """The parameters of a SELECT from `rows`."""
+    def reading(self, columns: Sequence[Column[Any]], statement: Callable[[FromClause], ClauseElement]) -> Read:
+        """A SELECT from a table of rows with such columns, which it is given."""
 
-    def insert(self, table: Table) -> Insert:
+    def insert(self, table: Table) -> Any:
         """An INSERT that has `on_conflict_do_update`."""
 
-    def insert_many(self, table: Table, *, update: Sequence[Column[Any]] = ()) -> Bulk:
-        """Inserts rows with all columns of a table, in their order; one that is there gets the columns to update."""
+    def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
+        """Inserts rows with all columns of a table; of one that is there already these columns are updated."""
 
-    def update_many(self, table: Table, *columns: Column[Any]) -> Bulk:
-        """Updates columns of rows: of each these, and last its `id`."""
+    def updating(self, columns: Sequence[Column[Any]]) -> Write:
+        """Updates a table's rows; the last of the columns is the `id`, which says which."""
 
     async def scrub(self) -> bool:
         """Has what was deleted overwritten on disk, as far as the database does that; whether it is done."""
@@ -106,7 +96,7 @@ class Database(Protocol):
 class Sqlite:
     """A file, in WAL mode, each commit synced. One connection writes, and a few read beside it."""
 
-    single_writer = True
+    locks = False
 
     def __init__(self, url: URL) -> None:
         if not url.database:
@@ -114,83 +104,86 @@ class Sqlite:
         self._path = Path(url.database)
         self._writer = _sqlite_engine(url, 1, "PRAGMA secure_delete = ON")
         self._reader = _sqlite_engine(url, READERS, "PRAGMA query_only = ON")
-        self._dialect = self._writer.dialect
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="conversations-writer")
+        self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="conversations-reader")
 
-    @contextlib.asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """BEGIN IMMEDIATE: a transaction that reads first could not get to write."""
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """As in the protocol. Goes on if the caller is cancelled."""
+        return await asyncio.get_running_loop().run_in_executor(self._writing, self._write, work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """As in the protocol."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, self._read, work)
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
         if not self._path.exists():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self._path, os.O_CREAT, 0o600))
-        with telling():
-            async with self._writer.connect() as connection:
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                    await connection.exec_driver_sql("COMMIT")
-                except BaseException:
-                    # A connection that was given up in the middle has lost its transaction already.
-                    if not connection.invalidated:
-                        with contextlib.suppress(DBAPIError):  # SQLite itself rolls back after some errors
-                            await connection.exec_driver_sql("ROLLBACK")
-                    raise
+        with _telling(), self._writer.connect() as connection:
+            # One that reads first could not get to write.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                result = work(connection)
+                connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                with contextlib.suppress(DBAPIError):  # after some errors SQLite itself has rolled back
+                    connection.exec_driver_sql("ROLLBACK")
+                raise
+            return result
 
-    @contextlib.asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with _telling(), self._reader.connect() as connection:
+            return work(connection)
+
+    def reading(self, columns: Sequence[Column[Any]], statement: Callable[[FromClause], ClauseElement]) -> Read:
         """As in the protocol."""
-        with telling():
-            async with self._reader.connect() as connection:
-                yield connection
+        return self._made(statement(_given(columns)), columns)
 
-    def rows(self, *columns: Column[Any]) -> Rows:
-        """As JSON: one parameter, whatever there is in it, and so one statement to compile."""
-        each = func.json_each(bindparam("rows")).table_valued("value")
-        values = (func.json_extract(each.c.value, f"$[{n}]").label(column.name) for n, column in enumerate(columns))
-        return Rows(select(*values).subquery("given"), ())
-
-    def values(self, rows: Sequence[tuple[Any, ...]]) -> Mapping[str, Any]:
-        """As in the protocol."""
-        return {"rows": json.dumps(rows)}
-
-    def insert(self, table: Table) -> Insert:
+    def insert(self, table: Table) -> Any:
         """As in the protocol."""
         return sqlite.insert(table)
 
-    def insert_many(self, table: Table, *, update: Sequence[Column[Any]] = ()) -> Bulk:
+    def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
         """As in the protocol."""
-        made = sqlite.insert(table)
-        if update:
-            made = made.on_conflict_do_update(
-                index_elements=list(table.primary_key),
-                set_={column.name: made.excluded[column.name] for column in update},
-            )
-        return Bulk(_compiled(made, self._dialect, [column.name for column in table.columns]), False)
+        columns = list(table.columns)
+        insert = sqlite.insert(table).values([dict(zip(table.columns.keys(), _parameters(columns), strict=True))])
+        return self._made(_updating_known(insert, table, update), columns)
 
-    def update_many(self, table: Table, *columns: Column[Any]) -> Bulk:
+    def updating(self, columns: Sequence[Column[Any]]) -> Write:
         """As in the protocol."""
-        made = table.update().values({column: bindparam(f"new_{column.name}") for column in columns})
-        made = made.where(table.c.id == bindparam("its_id"))
-        order = [column.name for column in table.columns if column in set(columns)]
-        assert order == [column.name for column in columns], "columns are given in the table's order"
-        return Bulk(_compiled(made, self._dialect, [*(f"new_{name}" for name in order), "its_id"]), False)
+        return self._made(_update_from(_given(columns), columns), columns)
+
+    def _made(self, statement: ClauseElement, columns: Sequence[Column[Any]]) -> Read:
+        return _in_pieces(_compiled(statement, self._writer.dialect, columns), len(columns))
 
     async def scrub(self) -> bool:
         """`secure_delete` has overwritten rows in new pages; this takes them into the file and empties the WAL."""
-        with telling():
-            async with self._writer.connect() as connection:
-                busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
-        return not busy
+
+        def checkpoint() -> bool:
+            with _telling(), self._writer.connect() as connection:
+                # Writers wait meanwhile: it does not for long, if somebody reads.
+                connection.exec_driver_sql("PRAGMA busy_timeout = 500")
+                try:
+                    return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+                finally:
+                    connection.exec_driver_sql(_BUSY)
+
+        return await asyncio.get_running_loop().run_in_executor(self._writing, checkpoint)
 
     async def close(self) -> None:
-        """As in the protocol."""
-        await self._reader.dispose()
-        await self._writer.dispose()
+        """As in the protocol; after what is under way."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        for threads, engine in ((self._reading, self._reader), (self._writing, self._writer)):
+            threads.shutdown()
+            engine.dispose()
 
 
 class Postgresql:
     """A server. Connections that it ends are made anew."""
 
-    single_writer = False
+    locks = True
 
     def __init__(self, url: URL) -> None:
         self._engine = create_async_engine(
@@ -201,57 +194,48 @@ class Postgresql:
             connect_args={"timeout": PATIENCE_S, "command_timeout": PATIENCE_S},
         )
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._dialect = self._engine.dialect
 
-    @contextlib.asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, work: Callable[[Connection], T]) -> T:
         """As in the protocol."""
-        with telling():
+        with _telling():
             async with self._engine.begin() as connection:
-                yield connection
+                return await connection.run_sync(work)
 
-    @contextlib.asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self, work: Callable[[Connection], T]) -> T:
         """As in the protocol."""
-        with telling():
+        with _telling():
             async with self._reader.connect() as connection:
-                yield connection
+                return await connection.run_sync(work)
 
-    def rows(self, *columns: Column[Any]) -> Rows:
-        """As arrays, one for each column."""
-        names = [column.name for column in columns]
-        arrays = (bindparam(f"c{n}", type_=postgresql.ARRAY(column.type)) for n, column in enumerate(columns))
-        given = func.unnest(*arrays).table_valued(
-            *(Column(column.name, column.type) for column in columns), name="given"
-        )
-        return Rows(given.render_derived(), tuple(names))
-
-    def values(self, rows: Sequence[tuple[Any, ...]]) -> Mapping[str, Any]:
+    def reading(self, columns: Sequence[Column[Any]], statement: Callable[[FromClause], ClauseElement]) -> Read:
         """As in the protocol."""
-        return {f"c{n}": list(column) for n, column in enumerate(zip(*rows, strict=True))}
+        return self._made(statement(_unnested(columns)), columns)
 
-    def insert(self, table: Table) -> Insert:
+    def insert(self, table: Table) -> Any:
         """As in the protocol."""
         return postgresql.insert(table)
 
-    def insert_many(self, table: Table, *, update: Sequence[Column[Any]] = ()) -> Bulk:
+    def inserting(self, table: Table, update: Sequence[Column[Any]] = ()) -> Write:
         """As in the protocol."""
         columns = list(table.columns)
-        given = self.rows(*columns).table
-        made = postgresql.insert(table).from_select([column.name for column in columns], select(given))
-        if update:
-            made = made.on_conflict_do_update(
-                index_elements=list(table.primary_key),
-                set_={column.name: made.excluded[column.name] for column in update},
-            )
-        return Bulk(_compiled(made, self._dialect, [f"c{n}" for n in range(len(columns))]), True)
+        insert = postgresql.insert(table).from_select(columns, select(_unnested(columns)))
+        return self._made(_updating_known(insert, table, update), columns)
 
-    def update_many(self, table: Table, *columns: Column[Any]) -> Bulk:
+    def updating(self, columns: Sequence[Column[Any]]) -> Write:
         """As in the protocol."""
-        given = self.rows(*columns, table.c.id).table
-        made = table.update().values({column: given.c[column.name] for column in columns})
-        made = made.where(table.c.id == given.c.id)
-        return Bulk(_compiled(made, self._dialect, [f"c{n}" for n in range(len(columns) + 1)]), True)
+        return self._made(_update_from(_unnested(columns), columns), columns)
+
+    def _made(self, statement: ClauseElement, columns: Sequence[Column[Any]]) -> Read:
+        """A statement that is given its rows as arrays, one for each column."""
+        sql = _compiled(statement, self._engine.dialect, columns)
+
+        def run(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+            if not rows:
+                return []
+            result = connection.exec_driver_sql(sql, tuple(list(values) for values in zip(*rows, strict=True)))
+            return result.all() if result.returns_rows else []
+
+        return run
 
     async def scrub(self) -> bool:
         """Deleted rows are the server's: its vacuum frees them."""
@@ -263,7 +247,7 @@ class Postgresql:
 
 
 def database(url: str) -> Database:
-    """The database of a URL: "sqlite:///path/of/file.db" or "postgresql://user:password@host/name".
+    """The database of a URL: "sqlite:////path/of/file.db" or "postgresql://user:password@host/name".
 
     Raises:
         ValueError: it is another one.
@@ -271,7 +255,7 @@ def database(url: str) -> Database:
     parsed = make_url(url)
     match parsed.get_backend_name():
         case "sqlite":
-            return Sqlite(parsed.set(drivername="sqlite+aiosqlite"))
+            return Sqlite(parsed.set(drivername="sqlite+pysqlite"))
         case "postgresql":
             return Postgresql(parsed.set(drivername="postgresql+asyncpg"))
         case other:
@@ -279,42 +263,38 @@ def database(url: str) -> Database:
 
 
 @contextlib.contextmanager
-def telling() -> Iterator[None]:
-    """Turns what drivers raise into errors of ours.
-
-    Raises:
-        DiskFull: there is no room.
-        StoreUnavailable: the database cannot be reached, or did not do it now.
-    """
+def _telling() -> Iterator[None]:
+    """Turns what drivers raise into `StoreUnavailable`; but what is a bug of ours."""
     try:
         yield
-    except (ProgrammingError, IntegrityError):
-        raise  # a bug of ours
-    except (DBAPIError, PoolTimeoutError, OSError) as error:
+    except (*_OURS, sqlite3.ProgrammingError, sqlite3.IntegrityError):
+        raise
+    except (DBAPIError, sqlite3.DatabaseError, PoolTimeoutError, OSError) as error:
         inner = error.orig if isinstance(error, DBAPIError) else error
-        if getattr(inner, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or (
-            isinstance(inner, OSError) and inner.errno == errno.ENOSPC
-        ):
-            raise DiskFull("the disk that conversations are kept on is full; free some of it") from error
+        full = getattr(inner, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        if full or (isinstance(inner, OSError) and inner.errno == errno.ENOSPC):
+            # It passes, as an outage does, and workers keep meanwhile what they have.
+            raise StoreUnavailable("the disk that conversations are kept on is full; free some of it") from error
         raise StoreUnavailable(f"conversations cannot be read or written now: {inner}") from error
 
 
-def _sqlite_engine(url: URL, connections: int, pragma: str) -> AsyncEngine:
-    # Transactions are begun and ended by statements: the driver's own come too late, and cost a thread's turn each.
-    engine = create_async_engine(
+def _sqlite_engine(url: URL, connections: int, pragma: str) -> Engine:
+    # Transactions are begun and ended by statements of ours.
+    engine = create_engine(
         url,
         isolation_level="AUTOCOMMIT",
         skip_autocommit_rollback=True,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=PATIENCE_S,
+        connect_args={"check_same_thread": False},  # closed by another one, when all are done
     )
 
-    @event.listens_for(engine.sync_engine, "connect")
+    @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: object) -> None:
         cursor = connection.cursor()
         for statement in (
-            f"PRAGMA busy_timeout = {PATIENCE_S * 1000}",
+            _BUSY,
             "PRAGMA journal_mode = WAL",
             "PRAGMA synchronous = FULL",
             "PRAGMA temp_store = MEMORY",
@@ -326,8 +306,67 @@ def _sqlite_engine(url: URL, connections: int, pragma: str) -> AsyncEngine:
     return engine
 
 
-def _compiled(statement: ClauseElement, dialect: Dialect, parameters: list[str]) -> str:
-    """Its SQL, which takes its parameters in that order."""
+def _in_pieces(sql: str, columns: int) -> Read:
+    """Runs statements of 256, 128, 64 … rows: SQLite's `executemany` gives up the interpreter's lock for every row,
+    and waits for it again.
+
+    Args:
+        sql: of a statement with VALUES of one row.
+        columns: of that row.
+    """
+    row = f"({', '.join('?' * columns)})"
+    start, end = sql.split(f"VALUES {row}")
+    made: dict[int, str] = {}
+
+    def run(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+        # What SQLAlchemy does around a statement costs more than most of these.
+        driver: Any = connection.connection.driver_connection
+        found: list[Any] = []
+        done = 0
+        while left := len(rows) - done:
+            count = min(_ROWS, 1 << (left.bit_length() - 1))
+            if count not in made:
+                made[count] = f"{start}VALUES {', '.join([row] * count)}{end}"
+            flat = tuple(itertools.chain.from_iterable(rows[done : done + count]))
+            found += driver.execute(made[count], flat).fetchall()
+            done += count
+        return found
+
+    return run
+
+
+def _parameters(columns: Sequence[Column[Any]]) -> list[BindParameter[Any]]:
+    return [bindparam(f"c{n}", type_=one.type) for n, one in enumerate(columns)]
+
+
+def _given(columns: Sequence[Column[Any]]) -> FromClause:
+    """A table of parameters, in one row."""
+    row = tuple(_parameters(columns))
+    return values(*(column(one.name, one.type) for one in columns), name="given").data([row]).cte("given")
+
+
+def _unnested(columns: Sequence[Column[Any]]) -> FromClause:
+    """A table of parameters, an array for each column."""
+    arrays = (bindparam(f"c{n}", type_=postgresql.ARRAY(one.type)) for n, one in enumerate(columns))
+    rows = func.unnest(*arrays).table_valued(*(column(one.name, one.type) for one in columns), name="given")
+    return rows.render_derived()
+
+
+def _updating_known(insert: Any, table: Table, update: Sequence[Column[Any]]) -> Any:
+    if not update:
+        return insert
+    changes = {one.name: insert.excluded[one.name] for one in update}
+    return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes)
+
+
+def _update_from(given: FromClause, columns: Sequence[Column[Any]]) -> ClauseElement:
+    changes = {one: given.c[one.name] for one in columns[:-1]}
+    return columns[-1].table.update().values(changes).where(columns[-1] == given.c[columns[-1].name])
+
+
+def _compiled(statement: ClauseElement, dialect: Dialect, columns: Sequence[Column[Any]]) -> str:
+    """Its SQL, which takes its parameters in the order of the columns."""
     compiled: Any = statement.compile(dialect=dialect)
-    assert compiled.positiontup == parameters, (compiled.positiontup, parameters)
+    order = compiled.positiontup
+    assert [name.split("_")[0] for name in order] == [f"c{n}" for n in range(len(columns))], order
     return str(compiled)

@@ -70,6 +70,8 @@ class Hold:
                     self.unended[event.message_id] = False
                 case "attempt":
                     self.unended[event.message_id] = True
+                case "interruption":
+                    self.unended[event.message_id] = False
                 case "completion" | "failure":
                     self.unended.pop(event.message_id, None)
                     self.cancelled.discard(event.message_id)

@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, delete, or_, select
 
 from . import tables
 from .blobs import Blobs, Name
@@ -13,6 +14,8 @@ from .store import Key
 
 # Deleted in one transaction: appends wait meanwhile.
 _AT_A_TIME = 100
+# To have it overwritten, half a second each.
+_TRIES = 10
 
 _c = tables.conversations.c
 _e = tables.events.c
@@ -30,33 +33,29 @@ class Retention:
 
     async def delete(self, ids: Sequence[int], *conditions: ColumnElement[bool]) -> list[Key]:
         """Deletes conversations with these numbers, if they are there and the conditions hold; which."""
-        async with self._database.write() as connection:
+
+        def work(connection: Connection) -> list[Any]:
             gone = delete(tables.conversations).where(_c.id.in_(ids), *conditions)
-            rows = (await connection.execute(gone.returning(_c.id, _c.principal, _c.agent, _c.conversation_id))).all()
+            rows = list(connection.execute(gone.returning(_c.id, _c.principal, _c.agent, _c.conversation_id)))
             numbers = [row.id for row in rows]
             if numbers:
-                for column in (
-                    _e.conversation,
-                    _m.conversation,
-                    tables.states.c.conversation,
-                    tables.blobs.c.conversation,
-                ):
-                    await connection.execute(delete(column.table).where(column.in_(numbers)))
-        if numbers:
-            await self._blobs.removed([], numbers)
+                for table in (tables.events, tables.messages, tables.states, tables.blobs):
+                    connection.execute(delete(table).where(table.c.conversation.in_(numbers)))
+            return rows
+
+        rows = await self._database.write(work)
+        if rows:
+            await self._blobs.removed([], [row.id for row in rows])
             self._unscrubbed = True
-        await self._scrub()
         return [Key(row.principal, row.agent, row.conversation_id) for row in rows]
 
     async def expire(self, agent: str, before_ns: int) -> list[Key]:
         """Deletes what has not changed since, some at a time."""
         old = (_c.agent == agent, _c.changed_ns < before_ns, _c.unended == 0)
-        async with self._database.read() as connection:
-            ids = list((await connection.execute(select(_c.id).where(*old))).scalars())
+        ids = await self._ids(*old)
         deleted: list[Key] = []
         for start in range(0, len(ids), _AT_A_TIME):
             deleted += await self.delete(ids[start : start + _AT_A_TIME], *old)
-        await self._scrub()
         return deleted
 
     async def trim(self, agent: str, max_events: int, max_bytes: int) -> int:
@@ -68,54 +67,53 @@ class Retention:
             beyond.append(_c.bytes > max_bytes)
         if not beyond:
             return 0
-        async with self._database.read() as connection:
-            ids = list((await connection.execute(select(_c.id).where(_c.agent == agent, or_(*beyond)))).scalars())
         deleted = 0
-        for conversation in ids:
-            async with self._database.write() as connection:
-                count, blobs = await self._trim(connection, conversation, max_events, max_bytes)
+        for number in await self._ids(_c.agent == agent, or_(*beyond)):
+            work = partial(self._trim, conversation=number, max_events=max_events, max_bytes=max_bytes)
+            count, blobs = await self._database.write(work)
             await self._blobs.removed(blobs, [])
             deleted += count
         self._unscrubbed |= deleted > 0
-        await self._scrub()
         return deleted
 
-    async def _trim(
-        self, connection: AsyncConnection, conversation: int, max_events: int, max_bytes: int
+    async def scrub(self) -> None:
+        """Has what was deleted overwritten. If somebody reads all the while, it is done after the next deletion."""
+        for _ in range(_TRIES):
+            if self._unscrubbed:
+                self._unscrubbed = not await self._database.scrub()
+
+    async def _ids(self, *conditions: ColumnElement[bool]) -> list[int]:
+        return await self._database.read(
+            lambda connection: list(connection.execute(select(_c.id).where(*conditions)).scalars())
+        )
+
+    def _trim(
+        self, connection: Connection, *, conversation: int, max_events: int, max_bytes: int
     ) -> tuple[int, list[Name]]:
         """Trims one: how many events went, and which blobs are to go."""
         locked = select(_c.first_sequence, _c.last_sequence, _c.bytes).where(_c.id == conversation).with_for_update()
-        head = (await connection.execute(locked)).one_or_none()
+        head = connection.execute(locked).one_or_none()
         if head is None:
             return 0, []
         spans = select(_m.first_sequence, _m.last_sequence).where(_m.conversation == conversation)
-        cuts = possible_cuts((await connection.execute(spans.order_by(_m.first_sequence))).tuples().all())
+        cuts = possible_cuts(connection.execute(spans.order_by(_m.first_sequence)).all())
         if not cuts:
             return 0, []
-        mine = (_e.conversation == conversation, _e.sequence <= cuts[-1])
-        rows = (
-            (await connection.execute(select(_e.sequence, _e.size).where(*mine).order_by(_e.sequence))).tuples().all()
-        )
+        sizes = select(_e.sequence, _e.size).where(_e.conversation == conversation, _e.sequence <= cuts[-1])
+        rows = connection.execute(sizes.order_by(_e.sequence)).all()
         excess_events = head.last_sequence - head.first_sequence + 1 - max_events if max_events else 0
         excess_bytes = head.bytes - max_bytes if max_bytes else 0
         cut = cut_at(cuts, dict(rows), excess_events, excess_bytes)
         gone = (_e.conversation == conversation, _e.sequence <= cut)
         large = select(_e.blob).where(*gone, _e.blob.is_not(None))
-        blobs = [(conversation, digest) for digest in (await connection.execute(large)).scalars()]
-        await self._blobs.remove(connection, blobs)
-        await connection.execute(delete(tables.events).where(*gone))
-        await connection.execute(
-            delete(tables.messages).where(_m.conversation == conversation, _m.first_sequence <= cut)
-        )
+        blobs = [(conversation, digest) for digest in connection.execute(large).scalars()]
+        self._blobs.remove(connection, blobs)
+        connection.execute(delete(tables.events).where(*gone))
+        connection.execute(delete(tables.messages).where(_m.conversation == conversation, _m.first_sequence <= cut))
         freed = sum(size for sequence, size in rows if sequence <= cut)
         changed = tables.conversations.update().where(_c.id == conversation)
-        await connection.execute(changed.values(first_sequence=cut + 1, bytes=_c.bytes - freed))
+        connection.execute(changed.values(first_sequence=cut + 1, bytes=_c.bytes - freed))
         return cut + 1 - int(head.first_sequence), blobs
-
-    async def _scrub(self) -> None:
-        """Tried again with the next deletion, or the next look for one, if somebody reads just now."""
-        if self._unscrubbed:
-            self._unscrubbed = not await self._database.scrub()
 
 
 def possible_cuts(spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -66,7 +66,7 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     # uapi.v1.MessageStatus.
     Column("status", SmallInteger, nullable=False),
-    Column("attempts", Integer, nullable=False),
+    Column("attempts", BigInteger, nullable=False),
     Column("first_sequence", BigInteger, nullable=False),
     # Of its end; 0 until then.
     Column("last_sequence", BigInteger, nullable=False),
@@ -78,7 +78,6 @@ messages = Table(
         sqlite_where=text("last_sequence = 0"),
         postgresql_where=text("last_sequence = 0"),
     ),
-    sqlite_with_rowid=False,
 )
 
 events = Table(
@@ -101,7 +100,6 @@ events = Table(
         sqlite_where=text("blob IS NOT NULL"),
         postgresql_where=text("blob IS NOT NULL"),
     ),
-    sqlite_with_rowid=False,
 )
 
 # Only where blobs are not files.

@@ -1,24 +1,24 @@
-"""The HTTP port: health and metrics."""
+"""The HTTP port: health, metrics, and the APIs that it is given."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from uapi_gateway.http import health, metrics
 from uapi_gateway.http.guard import Door, Guard
 from uapi_gateway.http.observation import Observer
 
 
-def application(observer: Observer, door: Door) -> Starlette:
-    """The ASGI application."""
+def application(observer: Observer, door: Door, more: Sequence[BaseRoute] = ()) -> Starlette:
+    """The ASGI application, with more routes than its own."""
 
     async def platform_health(_request: Request) -> Response:
         return _health(health.platform_document(await observer.observe()))
@@ -39,6 +39,7 @@ def application(observer: Observer, door: Door) -> Starlette:
             Route("/health", platform_health),
             Route("/health/{agent}", agent_health),
             Route("/metrics", metrics_page),
+            *more,
         ],
         middleware=[Middleware(Guard, door=door)],
     )
@@ -74,10 +75,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def server(observer: Observer, door: Door) -> Server:
+def server(observer: Observer, door: Door, more: Sequence[BaseRoute] = ()) -> Server:
     """A server behind that door; `serve(sockets=[bound])` runs it."""
     config = uvicorn.Config(
-        application(observer, door),
+        application(observer, door, more),
         log_config=None,
         access_log=False,
         lifespan="off",

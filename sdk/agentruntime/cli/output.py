@@ -46,7 +46,12 @@ def print_json(data: Any) -> None:
 
 def print_json_line(data: Any) -> None:
     """One JSON document in one line, for streams."""
-    print(json.dumps(data, ensure_ascii=False), flush=True)
+    print(json_line(data), flush=True)
+
+
+def json_line(data: Any) -> str:
+    """A JSON document without a line break."""
+    return json.dumps(data, ensure_ascii=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

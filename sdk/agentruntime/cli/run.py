@@ -15,6 +15,7 @@ from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
 
 _TEXT_GENERATION = "uapi.v1.TextGenerationService"
+_CONVERSATIONS = "uapi.v1.ConversationService"
 
 
 @settings.taken("run")
@@ -191,10 +192,14 @@ def _mode_of(of: pool_pb2.Deployment) -> str:
 
 
 def _say_how_to_call(of: pool_pb2.Deployment) -> None:
+    if _CONVERSATIONS in of.services:
+        print(f"Talk with it:  agent chat {of.agent}")
     if _TEXT_GENERATION in of.services:
         print(f'Call it:  agent call {of.agent} "Once upon a time"')
         return
     for service, method in unary_methods(of):
+        if service == _CONVERSATIONS:
+            continue
         print(f"Call it:  agent call {of.agent} --service {service} --method {method} --data '{{…}}'")
 
 

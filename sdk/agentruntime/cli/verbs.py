@@ -9,6 +9,8 @@ VERBS = {
     "status": "Show the platform's processes and addresses.",
     "run": "Run an agent from its image.",
     "call": "Call an agent: a prompt, or any unary method with JSON data.",
+    "chat": "Talk with an agent, in a conversation that is kept.",
+    "conversations": "List, show, export and delete conversations.",
     "ps": "List agents and their workers.",
     "stop": "Stop an agent, or one worker of it.",
     "restart": "Replace an agent's workers, or one of them, by new ones.",

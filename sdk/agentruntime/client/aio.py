@@ -126,12 +126,14 @@ class AsyncClient:
         """As `Client.conversation`."""
         return AsyncConversation(self._connection, agent, conversation_id)
 
-    async def conversations(self, agent: str | None = None) -> AsyncIterator[conversation_service_pb2.Conversation]:
+    async def conversations(
+        self, agent: str | None = None, *, all_principals: bool = False
+    ) -> AsyncIterator[conversation_service_pb2.Conversation]:
         """As `Client.conversations`: `async for conversation in …`."""
         stub: conversation_service_pb2_grpc.ConversationServiceAsyncStub = self.stub(
             conversation_service_pb2_grpc.ConversationServiceStub, agent=""
         )
-        request = conversation_service_pb2.ListConversationsRequest(agent=agent or "")
+        request = conversation_service_pb2.ListConversationsRequest(agent=agent or "", all_principals=all_principals)
         while True:
             page = await stub.ListConversations(request)
             for conversation in page.conversations:

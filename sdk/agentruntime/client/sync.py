@@ -167,10 +167,17 @@ class Client:
         """
         return Conversation(self._connection, agent, conversation_id)
 
-    def conversations(self, agent: str | None = None) -> Iterator[conversation_service_pb2.Conversation]:
-        """The caller's conversations, with one agent or all, those that changed last first. Wakes no agent."""
+    def conversations(
+        self, agent: str | None = None, *, all_principals: bool = False
+    ) -> Iterator[conversation_service_pb2.Conversation]:
+        """The caller's conversations, with one agent or all, those that changed last first. Wakes no agent.
+
+        Args:
+            agent: its name; None for all.
+            all_principals: everybody's; for operators.
+        """
         stub = self.stub(conversation_service_pb2_grpc.ConversationServiceStub, agent="")
-        request = conversation_service_pb2.ListConversationsRequest(agent=agent or "")
+        request = conversation_service_pb2.ListConversationsRequest(agent=agent or "", all_principals=all_principals)
         while True:
             page = stub.ListConversations(request)
             yield from page.conversations

@@ -188,6 +188,8 @@ class Connection:
             )
         elif kind == "attempt" and info:
             info.status, info.attempts = proto.MESSAGE_STATUS_RUNNING, event.attempt.number
+        elif kind == "interruption" and info:
+            info.status, info.attempts = proto.MESSAGE_STATUS_PENDING, info.attempts - 1
         elif kind in ("completion", "failure") and info:
             assert info.status not in ENDED, "a message ends once"
             cancelled = event.failure.code == status.CODES[errors.Cancelled].value[0]

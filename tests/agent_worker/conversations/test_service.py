@@ -306,6 +306,28 @@ async def test_draining_finishes_what_runs_and_leaves_the_rest(tmp_path: Path) -
         await asyncio.wait_for(draining, 10)
 
 
+@pytest.mark.parametrize("policy", ["retry", "report"])
+async def test_what_a_drain_cuts_does_not_count(tmp_path: Path, policy: str) -> None:
+    async with (
+        serving(Held, tmp_path, on_worker_lost=policy) as (worker, log),
+        working(Held, log.path, "a-02") as other,
+    ):
+        sending = asyncio.create_task(worker.send("1", message="m"))
+        await eventually(lambda: Held.begun == ["1"])
+        await worker.server.drain(0.05, asyncio.Event())
+        with pytest.raises(errors.Unavailable):
+            await sending
+        await eventually(lambda: log.kept[KEY].holder is None)
+        Held.go.set()
+        if policy == "report":
+            assert log.kept[KEY].events[-1].failure.reason == "MESSAGE_AMBIGUOUS"
+            return
+        assert log.texts(KEY) == ["message", "attempt", "interruption"]
+        events = await other.events("1", message="m")
+        assert kinds(events) == ["message", "attempt", "interruption", "attempt", "completion"]
+        assert [event.attempt.number for event in events if event.HasField("attempt")] == [1, 1]
+
+
 async def test_deleting_ends_what_runs(tmp_path: Path) -> None:
     async with serving(Held, tmp_path) as (worker, _):
         running = asyncio.create_task(worker.send("1"))

@@ -29,7 +29,7 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
 def test_the_table_is_what_the_verbs_say() -> None:
     folder = Path(main_module.__file__).parent
     shared = {"__init__", "main", "verbs", "failure", "output", "platform", "settings", "deployment", "grace", "dev"}
-    shared |= {"figures", "screen", "connection", "passphrase"}
+    shared |= {"figures", "screen", "connection", "passphrase", "transcript"}
     assert {path.stem for path in folder.glob("*.py")} - shared == set(VERBS)
     for verb, line in VERBS.items():
         module = import_module(f"agentruntime.cli.{verb}")

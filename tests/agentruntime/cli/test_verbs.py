@@ -12,7 +12,7 @@ from agentruntime import errors, supervisor
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime._proto.uapi.v1 import text_generation_pb2
 from agentruntime.cli.logs import readable
-from agentruntime.cli.run import unary_methods
+from agentruntime.cli.run import _say_how_to_call, unary_methods
 from agentruntime.home import Home
 from agentruntime.manifest import AgentManifest
 from google.protobuf import descriptor_pb2
@@ -80,6 +80,12 @@ def test_run_says_how_to_call(agent: Agent) -> None:
     result = agent("run", "my-agent:1.0")
     assert "my-agent runs my-agent:1.0: my-agent-01" in result.out
     assert 'agent call my-agent "Once upon a time"' in result.out
+    assert "agent chat" not in result.out
+
+
+def test_of_conversations_run_says_agent_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_how_to_call(pool_pb2.Deployment(agent="helper", services=["uapi.v1.ConversationService"]))
+    assert capsys.readouterr().out == "Talk with it:  agent chat helper\n"
 
 
 def test_run_with_every_flag(agent: Agent, record: Record) -> None:

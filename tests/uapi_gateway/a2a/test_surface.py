@@ -169,6 +169,7 @@ async def test_tasks_are_listed_by_pages(gateway: Speaking, binding: str) -> Non
     assert not any(task.artifacts for task in found.tasks)
     first = await client.list_tasks(a2a.ListTasksRequest(context_id="c", page_size=2, include_artifacts=True))
     assert reply_of(first.tasks[0]) == REPLY
+    assert first.total_size == 3
     rest = await client.list_tasks(
         a2a.ListTasksRequest(context_id="c", page_size=2, page_token=first.next_page_token)
     )

@@ -182,6 +182,7 @@ class Event(_message.Message):
     COMPLETION_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     EARLIER_FIELD_NUMBER: _builtins.int
+    INTERRUPTION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without a gap."""
     message_id: _builtins.str
@@ -224,6 +225,10 @@ class Event(_message.Message):
     def earlier(self) -> Global___ChatMessage:
         """Said before the conversation began here, as its first sender has it; not handled."""
 
+    @_builtins.property
+    def interruption(self) -> Global___Interruption:
+        """The worker ends as it was asked to, and leaves the message to another one: the attempt before it does not count."""
+
     def __init__(
         self,
         *,
@@ -240,12 +245,13 @@ class Event(_message.Message):
         completion: Global___ChatMessage | None = ...,
         failure: Global___Failure | None = ...,
         earlier: Global___ChatMessage | None = ...,
+        interruption: Global___Interruption | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancellation", b"cancellation", "chunk", b"chunk", "completion", b"completion", "content", b"content", "earlier", b"earlier", "failure", b"failure", "message", b"message", "state", b"state", "time", b"time", "tool_call", b"tool_call"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancellation", b"cancellation", "chunk", b"chunk", "completion", b"completion", "content", b"content", "earlier", b"earlier", "failure", b"failure", "interruption", b"interruption", "message", b"message", "state", b"state", "time", b"time", "tool_call", b"tool_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancellation", b"cancellation", "chunk", b"chunk", "completion", b"completion", "content", b"content", "earlier", b"earlier", "failure", b"failure", "message", b"message", "message_id", b"message_id", "sequence", b"sequence", "state", b"state", "time", b"time", "token", b"token", "tool_call", b"tool_call"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancellation", b"cancellation", "chunk", b"chunk", "completion", b"completion", "content", b"content", "earlier", b"earlier", "failure", b"failure", "interruption", b"interruption", "message", b"message", "message_id", b"message_id", "sequence", b"sequence", "state", b"state", "time", b"time", "token", b"token", "tool_call", b"tool_call"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["message", "attempt", "chunk", "tool_call", "state", "cancellation", "completion", "failure", "earlier"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["message", "attempt", "chunk", "tool_call", "state", "cancellation", "completion", "failure", "earlier", "interruption"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
@@ -343,6 +349,21 @@ class Cancellation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cancellation: _TypeAlias = Cancellation  # noqa: Y015
+
+@_typing.final
+class Interruption(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interruption: _TypeAlias = Interruption  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):

@@ -1,0 +1,111 @@
+"""Conversations with workers of a whole platform, which die over them."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from agentruntime import Client, errors
+from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from agentruntime._proto.uapi.v1 import conversation_service_pb2_grpc
+from agentruntime.conversation import ChatMessage
+
+from tests.integration.conftest import ROOT, Platform
+
+# The first to use the platform also waits for it.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+_MORTAL = """
+import os
+from agentruntime import Agent
+
+class Mortal(Agent):
+    async def on_message(self, message, ctx):
+        dies, _, text = message.text.partition(" ")
+        yield f"{ctx.attempt}:"
+        if ctx.attempt <= int(dies):
+            await ctx.set_state(ctx.attempt)  # what was said before is on disk then
+            os.kill(os.getpid(), 9)
+        yield text
+"""
+
+
+@pytest.fixture(scope="module")
+def agents(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """`helper` without a model, and `mortal`, whose messages say how often its workers die over them."""
+    helper, mortal = tmp_path_factory.mktemp("helper"), tmp_path_factory.mktemp("mortal")
+    shutil.copy(ROOT / "examples" / "helper" / "helper.py", helper)
+    (helper / "agent.yaml").write_text("name: helper\nversion: 1.0.0\nentrypoint: helper:Helper\n")
+    (mortal / "mortal.py").write_text(_MORTAL)
+    (mortal / "agent.yaml").write_text("name: mortal\nversion: 1.0.0\nentrypoint: mortal:Mortal\n")
+    try:
+        for name, directory in (("helper", helper), ("mortal", mortal)):
+            platform.agent("build", str(directory))
+            platform.agent("run", f"{name}:1.0.0", "--native")
+        yield platform
+    finally:
+        for name in ("helper", "mortal"):
+            platform.agent("stop", name)
+
+
+class Talk:
+    """One conversation with an agent."""
+
+    def __init__(self, platform: Platform, agent: str) -> None:
+        self.conversation_id = str(uuid.uuid4())
+        self._client = Client(platform.grpc_address)
+        make = conversation_service_pb2_grpc.ConversationServiceStub
+        self._stub: Any = self._client.stub(make, agent=agent)
+        self._where: Any = (("x-uapi-conversation", self.conversation_id),)
+
+    def send(self, text: str) -> list[proto.Event]:
+        """The events of a message from its own on, however often its stream breaks."""
+        message_id = str(uuid.uuid4())
+        request = proto.StreamMessageRequest(
+            conversation_id=self.conversation_id, message_id=message_id, message=ChatMessage.of(text).to_proto()
+        )
+        events: dict[int, proto.Event] = {}
+        for _ in range(10):
+            try:
+                for each in self._stub.StreamMessage(request, timeout=60, metadata=self._where):
+                    events[each.event.sequence] = each.event
+                break
+            except errors.Unavailable:
+                continue
+        return [events[sequence] for sequence in sorted(events)]
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture
+def talk(agents: Platform, request: pytest.FixtureRequest) -> Iterator[Talk]:
+    talk = Talk(agents, request.param)
+    yield talk
+    talk.close()
+
+
+def text(event: proto.Event) -> str:
+    return ChatMessage.of_proto(event.completion).text
+
+
+@pytest.mark.parametrize("talk", ["helper"], indirect=True)
+def test_a_conversation_remembers(talk: Talk) -> None:
+    for number in (1, 2):
+        events = talk.send(f"hello {number}")
+        said = f"This is message {number}, and I have no model to think with. You said: hello {number}"
+        assert text(events[-1]) == said
+    assert [event.sequence for event in events][-1] == 12
+
+
+@pytest.mark.parametrize("talk", ["mortal"], indirect=True)
+def test_a_message_outlives_its_worker(talk: Talk) -> None:
+    events = talk.send("1 lived")
+    assert text(events[-1]) == "2:lived"
+    attempts = [event.attempt for event in events if event.HasField("attempt")]
+    assert [each.number for each in attempts] == [1, 2]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    # One that ends three of them is set aside, and the conversation goes on.
+    failure = talk.send("9 never")[-1].failure
+    assert failure.reason == "MESSAGE_SET_ASIDE", failure
+    assert text(talk.send("0 on")[-1]) == "1:on"
