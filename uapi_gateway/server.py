@@ -422,7 +422,7 @@ async def _http(server: Any, path: Path) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            server.should_exit = True
+            server.end()
             await task
             _clear(path)
 
