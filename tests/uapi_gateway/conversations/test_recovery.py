@@ -48,7 +48,6 @@ class _Worker(conversation_grpc.ConversationServiceServicer):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery_module, "RETURN_S", 0.05)
-    monkeypatch.setattr(recovery_module, "_LOOK_S", 0.01)
 
 
 @asynccontextmanager
