@@ -49,6 +49,9 @@ Read = Callable[[Connection, Sequence[tuple[Any, ...]]], Sequence[Any]]
 # Threads that read SQLite beside each other; connections to PostgreSQL.
 READERS = 4
 CONNECTIONS = 8
+# All statements on the way of a message look rows up. A plan that was made while the tables were small, and kept,
+# would read all of them, until they are analysed.
+_BY_INDEX = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 # A statement or a connection that takes longer is given up.
 PATIENCE_S = 20
 _SYNCED = "PRAGMA synchronous = FULL"
@@ -193,7 +196,7 @@ class Postgresql:
             pool_size=CONNECTIONS,
             max_overflow=0,
             pool_timeout=PATIENCE_S,
-            connect_args={"timeout": PATIENCE_S, "command_timeout": PATIENCE_S},
+            connect_args={"timeout": PATIENCE_S, "command_timeout": PATIENCE_S, "server_settings": _BY_INDEX},
         )
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
