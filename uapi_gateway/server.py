@@ -31,6 +31,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc
 from envoy.service.load_stats.v3 import lrs_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
+from starlette.routing import BaseRoute
 
 from uapi_gateway import bootstrap, inner, sockets
 from uapi_gateway.a2a.core import Core
@@ -53,7 +54,9 @@ from uapi_gateway.envoy import Envoy, read_record
 from uapi_gateway.fallback import FallbackHandler
 from uapi_gateway.gateway_service import GatewayService
 from uapi_gateway.health_service import HealthService
+from uapi_gateway.http import entrance
 from uapi_gateway.http.app import server as http_server
+from uapi_gateway.http.core import Core as HttpCore
 from uapi_gateway.http.guard import Door
 from uapi_gateway.http.observation import Observer
 from uapi_gateway.http.openai import entrance as openai
@@ -142,7 +145,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         conversations.add_to(control, checks, audit)
         a2a = _a2a(settings, ports, registry, book, conversations)
-        apis = [*a2a.routes(), *openai.routes(conversations.sender, conversations.log, registry, lambda: book.policy)]
+        routes = [*a2a.routes(), *_apis(registry, book, conversations)]
         control.add_generic_rpc_handlers(
             (
                 PoolHandler(pool, discovery.routed, checks),
@@ -166,7 +169,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
         await stack.enter_async_context(
-            _http(http_server(observer, _door(settings, ports), apis), sockets.http_socket(home))
+            _http(http_server(observer, _door(settings, ports), routes), sockets.http_socket(home))
         )
         loops = (
             watch.run(),
@@ -286,6 +289,12 @@ def _a2a(
     """A2A's way in."""
     parts = (conversations.sender, conversations.log)
     return Entrance(Core(registry, lambda: book.policy, *parts, settings.serves_tls, ports.grpc))
+
+
+def _apis(registry: Registry, book: Book, conversations: Conversations) -> list[BaseRoute]:
+    """The other APIs over HTTP."""
+    core = HttpCore(conversations.sender, conversations.log, registry, lambda: book.policy)
+    return [*openai.routes(core), *entrance.routes(core)]
 
 
 def _book(settings: Settings, registry: Registry, cache: Cache, identity: IdentityProviders) -> Book:
@@ -413,7 +422,7 @@ async def _http(server: Any, path: Path) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            server.should_exit = True
+            server.end()
             await task
             _clear(path)
 

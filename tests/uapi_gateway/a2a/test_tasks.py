@@ -94,6 +94,17 @@ def test_a_later_attempt_is_told() -> None:
     assert json_format.MessageToDict(updates[1].metadata) == {"attempt": 2}
 
 
+def test_an_attempt_after_an_interruption_begins_anew() -> None:
+    attempt = event(attempt=proto.Attempt(number=1))
+    interruption = event(interruption=proto.Interruption())
+    view, updates = begun(event(chunk=text("lost")), interruption, attempt, event(chunk=text("a")))
+    assert taken_up(updates) == ["a"]
+    assert reply_of(view) == "a"
+    [_, _, again, _] = updates
+    assert isinstance(again, a2a.TaskStatusUpdateEvent)
+    assert json_format.MessageToDict(again.metadata) == {"attempt": 1}
+
+
 @pytest.mark.parametrize(("code", "state"), [(1, a2a.TASK_STATE_CANCELED), (14, a2a.TASK_STATE_FAILED)])
 def test_a_failure_ends_it_with_why(code: int, state: int) -> None:
     view, _ = begun(event(failure=proto.Failure(code=code, reason="WHY", message="so", traceback="secret")))
@@ -131,6 +142,15 @@ def test_parts_come_back_as_they_were() -> None:
 def test_what_cannot_be_read_is_refused(part: a2a.Part) -> None:
     with pytest.raises(InvalidParamsError, match="cannot be read"):
         message_in(a2a.Message(parts=[part]), struct_pb2.Struct())
+
+
+def test_numbers_that_json_does_not_have_are_named() -> None:
+    made = struct_pb2.Value()
+    made.struct_value.fields["a"].list_value.values.add(number_value=float("inf"))
+    made.struct_value.fields["b"].number_value = float("nan")
+    view, _ = begun(event(completion=proto.ChatMessage(parts=[proto.Part(data=made)])))
+    artifact = json_format.MessageToDict(view.task().artifacts[0])
+    assert artifact["parts"] == [{"data": {"a": ["Infinity"], "b": "NaN"}}]
 
 
 def test_texts_are_joined_and_others_are_not() -> None:

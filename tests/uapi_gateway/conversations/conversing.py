@@ -5,8 +5,10 @@ finished there as if another worker had taken it up.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,9 +18,11 @@ from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
 from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
 
+from uapi_gateway.access.policy import Policy
 from uapi_gateway.conversations import plain
-from uapi_gateway.conversations.sending import SERVICE
+from uapi_gateway.conversations.sending import SERVICE, Sender
 from uapi_gateway.conversations.store import Key, Page
+from uapi_gateway.registry import Agent, Demands, Registry
 
 PIECES = ("You ", "said ", "it")
 # Where a worker breaks: the names say after what.
@@ -119,11 +123,18 @@ class MemoryLog:
                 if len(self.events[key]) == after:
                     await self.news.wait()
 
-    async def list(self, principal: str | None, agent: str, page_size: int, page_token: str) -> Page:
+    async def read(
+        self, key: Key, after: int = 0, limit: int = 0, *, message_id: str = "", backwards: bool = False
+    ) -> tuple[Sequence[proto.Event], bool]:
+        await self.find(key)
+        found = [e for e in self.events[key][after:] if not message_id or e.message_id == message_id]
+        return found[:limit], len(found) > limit
+
+    async def list(self, principal: str | None, agent: str, page_size: int = 0, page_token: str = "") -> Page:
         found = [await self.find(key) for key in self.events if (key.principal, key.agent) == (principal, agent)]
         return Page(tuple(found[:page_size]), "")
 
-    async def cancel(self, key: Key, message_id: str) -> "proto.MessageStatus.ValueType":
+    async def cancel(self, key: Key, message_id: str = "") -> "proto.MessageStatus.ValueType":
         await self.find(key)
         self.cancelled.append((key, message_id))
         return proto.MESSAGE_STATUS_CANCELLED
@@ -151,6 +162,13 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.gate.set()
+
+    async def settle(self) -> None:
+        """Finishes what runs, and begins anew."""
+        self.gate.set()
+        await asyncio.gather(*self._tasks)
+        self.calls.clear()
+        self.breaks, self.refuses, self.ended = [], None, 0
 
     async def StreamMessage(
         self, request: proto.StreamMessageRequest, context: aio.ServicerContext[Any, Any]
@@ -223,3 +241,33 @@ def _handler(service: str, method: str, behaviour: Any, request: Any) -> grpc.Ge
         behaviour, request_deserializer=request.FromString, response_serializer=lambda said: said.SerializeToString()
     )
     return grpc.method_handlers_generic_handler(service, {method: handler})
+
+
+@dataclass
+class Standing:
+    """A sender with what is around it."""
+
+    sender: Sender
+    worker: Worker
+    log: MemoryLog
+    registry: Registry
+    policy: Policy
+
+
+@contextlib.asynccontextmanager
+async def standing(directory: Path) -> AsyncIterator[Standing]:
+    """Agents helper, which converses and takes the key `app` only; plain, which generates; and other."""
+    address = f"unix:{directory}/w.sock"
+    registry, log = Registry(), MemoryLog()
+    for name, service in (("helper", SERVICE), ("plain", plain.SERVICE), ("other", "p.S")):
+        registry.put_pool_agent(Agent(name, (service,), ()))
+    worker = Worker(log)
+    server = worker_server(worker, address)
+    await server.start()
+    channel = aio.insecure_channel(address)
+    policy = Policy(demands={"helper": Demands(keys=("app",))})
+    try:
+        yield Standing(Sender(registry, lambda: policy, log, channel), worker, log, registry, policy)
+    finally:
+        await channel.close()
+        await server.stop(None)

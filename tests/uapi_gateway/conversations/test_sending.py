@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,22 @@ import pytest_asyncio
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import access_pb2 as access
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
-from grpc import aio
 
-from tests.uapi_gateway.conversations.conversing import PIECES, PLACES, MemoryLog, Worker, worker_server
+from tests.uapi_gateway.conversations.conversing import PIECES, PLACES, Standing, standing
 from tests.waiting import eventually
-from uapi_gateway.access.policy import EVERYTHING, Caller, Grant, Policy
-from uapi_gateway.conversations import plain
-from uapi_gateway.conversations.sending import SERVICE, Sender
+from uapi_gateway.access.policy import EVERYTHING, Caller, Grant
+from uapi_gateway.conversations.sending import SERVICE
 from uapi_gateway.conversations.store import Key
-from uapi_gateway.registry import Agent, Demands, Registry
+from uapi_gateway.registry import Agent
 
 LOCAL = Caller("local", (EVERYTHING,))
 KINDS = ["message", "attempt", "chunk", "chunk", "chunk", "completion"]
 
 
-@dataclass
-class Sending:
-    """A sender with what is around it."""
-
-    sender: Sender
-    worker: Worker
-    log: MemoryLog
-
-
 @pytest_asyncio.fixture
-async def sending(tmp_path: Path) -> AsyncIterator[Sending]:
-    address = f"unix:{tmp_path}/w.sock"
-    registry, log = Registry(), MemoryLog()
-    registry.put_pool_agent(Agent("helper", (SERVICE,), ()))
-    registry.put_pool_agent(Agent("plain", (plain.SERVICE,), ()))
-    registry.put_pool_agent(Agent("other", ("p.S",), ()))
-    worker = Worker(log)
-    server = worker_server(worker, address)
-    await server.start()
-    channel = aio.insecure_channel(address)
-    policy = Policy(demands={"helper": Demands(keys=("app",))})
-    try:
-        yield Sending(Sender(registry, lambda: policy, log, channel), worker, log)
-    finally:
-        await channel.close()
-        await server.stop(None)
+async def sending(tmp_path: Path) -> AsyncIterator[Standing]:
+    async with standing(tmp_path) as made:
+        yield made
 
 
 def asked(text: str = "Hi", **more: Any) -> proto.StreamMessageRequest:
@@ -59,11 +34,11 @@ def asked(text: str = "Hi", **more: Any) -> proto.StreamMessageRequest:
     return proto.StreamMessageRequest(message=proto.ChatMessage(parts=[proto.Part(text=text)]), **fields)
 
 
-async def all_of(sending: Sending, request: proto.StreamMessageRequest | None = None) -> list[proto.Event]:
+async def all_of(sending: Standing, request: proto.StreamMessageRequest | None = None) -> list[proto.Event]:
     return [response.event async for response in sending.sender.stream(LOCAL, "helper", request or asked())]
 
 
-async def test_all_events_and_what_the_worker_is_told(sending: Sending) -> None:
+async def test_all_events_and_what_the_worker_is_told(sending: Standing) -> None:
     events = await all_of(sending)
     assert [event.WhichOneof("content") for event in events] == KINDS
     assert [event.sequence for event in events] == [1, 2, 3, 4, 5, 6]
@@ -74,7 +49,7 @@ async def test_all_events_and_what_the_worker_is_told(sending: Sending) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_break_anywhere_leaves_no_gap_and_repeats_nothing(sending: Sending, place: str) -> None:
+async def test_a_break_anywhere_leaves_no_gap_and_repeats_nothing(sending: Standing, place: str) -> None:
     sending.worker.breaks = [place]
     events = await all_of(sending)
     assert [event.sequence for event in events] == [1, 2, 3, 4, 5, 6]
@@ -83,7 +58,7 @@ async def test_a_break_anywhere_leaves_no_gap_and_repeats_nothing(sending: Sendi
     assert {call["request"].message_id for call in sending.worker.calls} == {"m"}
 
 
-async def test_a_log_that_is_away_is_waited_for(sending: Sending) -> None:
+async def test_a_log_that_is_away_is_waited_for(sending: Standing) -> None:
     sending.worker.breaks = ["logged"]
     away = errors.StoreUnavailable("the store cannot be reached")
     sending.log.failures = [away, away]
@@ -91,21 +66,21 @@ async def test_a_log_that_is_away_is_waited_for(sending: Sending) -> None:
     assert not sending.log.failures
 
 
-async def test_sent_again_by_its_id_it_is_told_again_and_not_handled_twice(sending: Sending) -> None:
+async def test_sent_again_by_its_id_it_is_told_again_and_not_handled_twice(sending: Standing) -> None:
     first = await all_of(sending)
     assert await all_of(sending) == first
     assert len(sending.log.events[Key("local", "helper", "c")]) == 6
 
 
 @pytest.mark.parametrize("after", range(1, 7))
-async def test_what_was_told_is_not_told_again(sending: Sending, after: int) -> None:
+async def test_what_was_told_is_not_told_again(sending: Standing, after: int) -> None:
     await all_of(sending)
     stream = sending.sender.stream(LOCAL, "helper", asked(), after=after)
     assert [response.event.sequence async for response in stream] == list(range(after + 1, 7))
     assert len(sending.worker.calls) == 1
 
 
-async def test_nothing_was_told_of_a_message_that_is_not_there(sending: Sending) -> None:
+async def test_nothing_was_told_of_a_message_that_is_not_there(sending: Standing) -> None:
     stream = sending.sender.stream(LOCAL, "helper", asked(), after=3)
     assert [response.event.sequence async for response in stream] == [1, 2, 3, 4, 5, 6]
 
@@ -119,7 +94,7 @@ async def test_nothing_was_told_of_a_message_that_is_not_there(sending: Sending)
         errors.AgentStopped("stopped"),
     ],
 )
-async def test_a_refusal_is_told_at_once(sending: Sending, error: errors.AgentError) -> None:
+async def test_a_refusal_is_told_at_once(sending: Standing, error: errors.AgentError) -> None:
     sending.worker.refuses = error
     with pytest.raises(type(error)) as caught:
         await all_of(sending)
@@ -127,7 +102,7 @@ async def test_a_refusal_is_told_at_once(sending: Sending, error: errors.AgentEr
     assert len(sending.worker.calls) == 1
 
 
-async def test_one_that_never_arrives_is_given_up(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_never_arrives_is_given_up(sending: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uapi_gateway.conversations.sending._LONGEST_PAUSE_S", 0.01)
     sending.worker.breaks = ["nothing"] * 100
     with pytest.raises(errors.Unavailable):
@@ -135,7 +110,7 @@ async def test_one_that_never_arrives_is_given_up(sending: Sending, monkeypatch:
     assert len(sending.worker.calls) == 8
 
 
-async def test_ids_are_made_where_none_are_given(sending: Sending) -> None:
+async def test_ids_are_made_where_none_are_given(sending: Standing) -> None:
     request = asked(conversation_id="", message_id="")
     reply = await sending.sender.collect(LOCAL, "helper", request)
     assert len(reply.conversation_id) == len(reply.message_id) == 36
@@ -147,7 +122,7 @@ async def test_ids_are_made_where_none_are_given(sending: Sending) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "logged"])
-async def test_time_that_is_over_ends_the_wait_and_not_the_message(sending: Sending, place: str) -> None:
+async def test_time_that_is_over_ends_the_wait_and_not_the_message(sending: Standing, place: str) -> None:
     sending.worker.gate.clear()
     sending.worker.breaks = [place]
     with pytest.raises(errors.DeadlineExceeded, match="message m goes on"):
@@ -157,7 +132,7 @@ async def test_time_that_is_over_ends_the_wait_and_not_the_message(sending: Send
     assert reply.sequence == 6
 
 
-async def test_a_caller_that_goes_away_does_not_end_the_message(sending: Sending) -> None:
+async def test_a_caller_that_goes_away_does_not_end_the_message(sending: Standing) -> None:
     sending.worker.gate.clear()
     async with aclosing(sending.sender.stream(LOCAL, "helper", asked())) as responses:
         await anext(responses)
@@ -167,7 +142,7 @@ async def test_a_caller_that_goes_away_does_not_end_the_message(sending: Sending
     await eventually(lambda: len(sending.log.events[key]) == 6)
 
 
-async def test_a_failure_is_raised_as_what_it_was_and_its_traceback_is_for_operators(sending: Sending) -> None:
+async def test_a_failure_is_raised_as_what_it_was_and_its_traceback_is_for_operators(sending: Standing) -> None:
     key = Key("local", "helper", "c")
     failure = proto.Failure(code=14, reason="MESSAGE_SET_ASIDE", message="it ended three workers", traceback="line 1")
     await sending.log.append(
@@ -178,12 +153,12 @@ async def test_a_failure_is_raised_as_what_it_was_and_its_traceback_is_for_opera
     assert (await all_of(sending))[-1].failure.traceback == "line 1"
     sending.log.events = {Key("anonymous", "free", "c"): sending.log.events[key]}
     caller = Caller("anonymous", (Grant(access.ROLE_CALL, ("*",)),))
-    sending.sender._registry.put_pool_agent(Agent("free", (SERVICE,), ()))
+    sending.registry.put_pool_agent(Agent("free", (SERVICE,), ()))
     last = [response.event async for response in sending.sender.stream(caller, "free", asked())][-1]
     assert (last.failure.reason, last.failure.traceback) == ("MESSAGE_SET_ASIDE", "")
 
 
-async def test_who_may_not_call_the_agent_does_not(sending: Sending) -> None:
+async def test_who_may_not_call_the_agent_does_not(sending: Standing) -> None:
     for caller, error in (
         (Caller("anonymous", (Grant(access.ROLE_CALL, ("*",)),)), errors.Unauthenticated),
         (Caller("key:other", (Grant(access.ROLE_CALL, ("plain",)),)), errors.PermissionDenied),
@@ -196,7 +171,7 @@ async def test_who_may_not_call_the_agent_does_not(sending: Sending) -> None:
         await sending.sender.collect(LOCAL, "nobody", asked())
 
 
-async def test_an_agent_that_only_generates_is_prompted(sending: Sending) -> None:
+async def test_an_agent_that_only_generates_is_prompted(sending: Standing) -> None:
     responses = [each async for each in sending.sender.stream(LOCAL, "plain", asked("Hello"))]
     assert [each.event.WhichOneof("content") for each in responses] == ["message", "chunk", "chunk", "completion"]
     assert {each.event.sequence for each in responses} == {0}
@@ -207,12 +182,12 @@ async def test_an_agent_that_only_generates_is_prompted(sending: Sending) -> Non
     assert reply.usage.completion_tokens == 2
 
 
-async def test_an_agent_that_does_neither_says_so(sending: Sending) -> None:
+async def test_an_agent_that_does_neither_says_so(sending: Standing) -> None:
     with pytest.raises(errors.NoConversations):
         await sending.sender.collect(LOCAL, "other", asked())
 
 
-async def test_a_hundred_at_once(sending: Sending) -> None:
+async def test_a_hundred_at_once(sending: Standing) -> None:
     sending.worker.breaks = list(PLACES) * 16
     every = await asyncio.gather(*(all_of(sending, asked(conversation_id=f"c{n}")) for n in range(100)))
     assert all([event.sequence for event in events] == [1, 2, 3, 4, 5, 6] for events in every)
