@@ -10,6 +10,7 @@ A client that took up all updates has the same as one that asks for the task.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 
 from a2a.types import a2a_pb2 as a2a
@@ -187,6 +188,7 @@ def part_out(part: proto.Part) -> a2a.Part:
     match part.WhichOneof("content"):
         case "data":
             made.data.CopyFrom(part.data)
+            _mend(made.data)
         case "blob":
             made.raw = part.blob
         case "url":
@@ -194,6 +196,19 @@ def part_out(part: proto.Part) -> a2a.Part:
         case _:
             made.text = part.text
     return made
+
+
+def _mend(value: struct_pb2.Value) -> None:
+    """Numbers that an agent may reply and JSON does not have become their names, as protobuf has them of doubles."""
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            for each in value.struct_value.fields.values():
+                _mend(each)
+        case "list_value":
+            for each in value.list_value.values:
+                _mend(each)
+        case "number_value" if not math.isfinite(value.number_value):
+            value.string_value = json.dumps(value.number_value)
 
 
 def message_in(message: a2a.Message, more: struct_pb2.Struct) -> proto.ChatMessage:

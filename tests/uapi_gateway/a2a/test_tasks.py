@@ -133,6 +133,15 @@ def test_what_cannot_be_read_is_refused(part: a2a.Part) -> None:
         message_in(a2a.Message(parts=[part]), struct_pb2.Struct())
 
 
+def test_numbers_that_json_does_not_have_are_named() -> None:
+    made = struct_pb2.Value()
+    made.struct_value.fields["a"].list_value.values.add(number_value=float("inf"))
+    made.struct_value.fields["b"].number_value = float("nan")
+    view, _ = begun(event(completion=proto.ChatMessage(parts=[proto.Part(data=made)])))
+    artifact = json_format.MessageToDict(view.task().artifacts[0])
+    assert artifact["parts"] == [{"data": {"a": ["Infinity"], "b": "NaN"}}]
+
+
 def test_texts_are_joined_and_others_are_not() -> None:
     marked = proto.Part(text="m", media_type="text/markdown")
     assert joined([text("a"), text("b"), marked, text(""), text("c")]) == [text("ab"), marked, text("c")]

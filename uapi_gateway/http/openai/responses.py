@@ -48,8 +48,7 @@ class ResponseBuilder:
         self._input: list[proto.ChatMessage] = []
         self._message: proto.ChatMessage | None = None
         self._number = 0
-        # Of the output item that is open.
-        self._attempt = 1
+        # Of the output item that is open, or comes next.
         self._index = 0
         self._text: str | None = None
         self._output: list[dict[str, Any]] = []
@@ -79,7 +78,7 @@ class ResponseBuilder:
                     self._created_s = event.time.seconds
                 return [self._told("response.created")]
             case "attempt":
-                return self._begun(event.attempt.number)
+                return self._begun()
             case "chunk":
                 return self._more(whole_text([event.chunk]))
             case "completion":
@@ -120,11 +119,10 @@ class ResponseBuilder:
         items = enumerate(said for said in self._input if INSTRUCTIONS not in said.metadata)
         return [input_item(said, f"{stem}_{index}") for index, said in items]
 
-    def _begun(self, number: int) -> list[dict[str, Any]]:
+    def _begun(self) -> list[dict[str, Any]]:
         left = self._close("incomplete") if self._text is not None else []
         if left:
             self._index += 1
-        self._attempt = number
         self._output = []
         if self._status == "in_progress":
             return left
@@ -190,7 +188,7 @@ class ResponseBuilder:
 
     def _item(self, status: str) -> dict[str, Any]:
         return {
-            "id": f"{self._place.written('msg_')}_{self._attempt}",
+            "id": f"{self._place.written('msg_')}_{self._index}",
             "type": "message",
             "role": "assistant",
             "status": status,

@@ -23,8 +23,8 @@ from uapi_gateway.registry import Agent, Registry
 from uapi_gateway.xds.routes import CONVERSATION_HEADER
 
 _log = log.get("uapi_gateway.openai")
-# A message of 4 MiB in base64, and as much again of what was said before.
-_LONGEST_BODY_BYTES = 12 * 2**20
+# As Envoy has it (xds/limits.py), for those who come without.
+_LONGEST_BODY_BYTES = 4 * 2**20
 _IDEMPOTENCY_HEADER = "idempotency-key"
 # By which the official client names a request in its errors.
 REQUEST_ID = "x-request-id"

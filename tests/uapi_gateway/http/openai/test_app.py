@@ -95,5 +95,5 @@ async def test_a_bug_says_nothing_of_itself() -> None:
 async def test_a_body_that_is_too_long() -> None:
     async with World().client() as client:
         with pytest.raises(openai.APIStatusError) as failure:
-            await client.responses.create(model="helper", input="x" * (12 * 2**20 + 1))
+            await client.responses.create(model="helper", input="x" * (4 * 2**20 + 1))
     assert (failure.value.status_code, failure.value.code) == (413, "MESSAGE_TOO_LARGE")

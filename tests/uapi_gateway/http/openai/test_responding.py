@@ -212,7 +212,7 @@ async def test_what_is_not_to_be_stored_is_not() -> None:
 
 async def test_another_attempt_is_another_item() -> None:
     world = World()
-    world.sender.script = lambda _: [attempt(), piece("One"), attempt(2), piece("Uno"), done("Uno")]
+    world.sender.script = lambda _: [attempt(), piece("One"), attempt(), piece("Uno"), done("Uno")]
     async with world.client() as client:
         async with client.responses.stream(model="helper", input="Count") as stream:
             events: list[Any] = [event async for event in stream]
