@@ -45,9 +45,9 @@ class Endpoint:
     revision: int = 0
     # Of the worker's process; 0 while it is not known.
     pid: int = 0
-    # It ended by itself, and is not started again yet; where its code raised, if it did.
-    failed: bool = False
-    last_traceback: str = ""
+    # Why it ended by itself, until it is started again; and where its code raised, if it did.
+    failure: str = ""
+    traceback: str = ""
 
     @property
     def dialled(self) -> str:
@@ -244,7 +244,7 @@ def _demands(access: pool.Access) -> Demands:
 
 
 def _endpoint(worker: pool.Worker, deployment: pool.Deployment) -> Endpoint:
-    ready = worker.state == pool.WORKER_STATE_READY
+    ready, failed = worker.state == pool.WORKER_STATE_READY, worker.state == pool.WORKER_STATE_FAILED
     return Endpoint(
         address=worker.address,
         # One that falls asleep still has its workers: they finish their calls and get no more.
@@ -254,8 +254,8 @@ def _endpoint(worker: pool.Worker, deployment: pool.Deployment) -> Endpoint:
         weight=worker.weight or 100,
         revision=worker.revision,
         pid=worker.pid,
-        failed=worker.state == pool.WORKER_STATE_FAILED,
-        last_traceback=worker.last_traceback if worker.state == pool.WORKER_STATE_FAILED else "",
+        failure=(worker.reason or "of itself") if failed else "",
+        traceback=worker.last_traceback if failed else "",
     )
 
 

@@ -293,8 +293,8 @@ def _a2a(
 
 def _apis(registry: Registry, book: Book, conversations: Conversations) -> list[BaseRoute]:
     """The other APIs over HTTP."""
-    parts = (conversations.sender, conversations.log, registry, lambda: book.policy)
-    return [*openai.routes(*parts), *entrance.routes(HttpCore(*parts))]
+    core = HttpCore(conversations.sender, conversations.log, registry, lambda: book.policy)
+    return [*openai.routes(core), *entrance.routes(core)]
 
 
 def _book(settings: Settings, registry: Registry, cache: Cache, identity: IdentityProviders) -> Book:

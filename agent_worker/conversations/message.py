@@ -22,8 +22,8 @@ class Message:
     """
 
     __slots__ = (
-        "_error", "_news", "attempts", "before", "cancelled", "chat", "context", "end", "events", "first_sequence",
-        "is_cancelled", "is_stored", "message_id", "task",
+        "_ends", "_error", "_news", "attempts", "before", "cancelled", "chat", "context", "end", "events",
+        "first_sequence", "is_cancelled", "is_stored", "message_id", "task",
     )  # fmt: skip
 
     def __init__(self, message_id: str, chat: proto.ChatMessage, context: Context | None = None) -> None:
@@ -47,7 +47,9 @@ class Message:
         self.cancelled: asyncio.Event | None = None
         self.task: asyncio.Task[None] | None = None
         self._error: Exception | None = None
+        # Who waits for more of it, and who for its end alone.
         self._news: list[asyncio.Future[None]] = []
+        self._ends: list[asyncio.Future[None]] = []
 
     def publish(self, event: proto.Event) -> None:
         """An event of its is on disk."""
@@ -55,11 +57,6 @@ class Message:
         if not self.first_sequence:
             self.first_sequence = event.sequence
         self._tell()
-
-    def finish(self, event: proto.Event) -> None:
-        """Its last one is."""
-        self.end = event
-        self.publish(event)
 
     def part(self, error: Exception) -> None:
         """Nothing more is told of it here: it was refused, or is `Elsewhere`."""
@@ -75,10 +72,10 @@ class Message:
             Elsewhere: the log knows.
         """
         while self.end is None:
-            await self._more()
+            await self._more(self._ends)
         return self.end
 
-    async def follow(self) -> AsyncGenerator[proto.Event]:
+    async def follow(self) -> AsyncGenerator[proto.Event, None]:
         """Its events, but for those `before`. Raises as `ended`."""
         told = 0
         while True:
@@ -87,26 +84,27 @@ class Message:
                 yield self.events[told - 1]
             if self.end is not None:
                 return
-            await self._more()
+            await self._more(self._news)
 
-    async def stored(self) -> None:
-        """Returns when it is on disk. Raises as `ended`."""
-        while not self.is_stored:
-            await self._more()
-
-    async def _more(self) -> None:
+    async def _more(self, waiting: list[asyncio.Future[None]]) -> None:
         if self._error is not None:
             raise self._error.with_traceback(None)
         news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._news.append(news)
+        waiting.append(news)
         await news
 
     def _tell(self) -> None:
         if self._news:
-            waiting, self._news = self._news, []
-            for each in waiting:
-                if not each.done():
-                    each.set_result(None)
+            _wake(self._news)
+        if self._ends and (self.end is not None or self._error is not None):
+            _wake(self._ends)
+
+
+def _wake(waiting: list[asyncio.Future[None]]) -> None:
+    for each in waiting:
+        if not each.done():
+            each.set_result(None)
+    waiting.clear()
 
 
 def failed(error: errors.AgentError, message_id: str, traceback: str = "") -> proto.Event:

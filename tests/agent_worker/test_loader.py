@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,12 @@ def test_a_servicer_of_the_authors_own_proto_is_found(tmp_path: Path) -> None:
         ("class A: pass", "loader_bad:B", [], "has no class 'B'"),
         ("class A: pass", "loader_gone:A", [], "has no module 'loader_gone'"),
         (
+            "from agentruntime.agent import Agent\nclass A(Agent):\n    def on_message(self, m, c): return ''",
+            "loader_bad:A",
+            [],
+            "must be `async def`",
+        ),
+        (
             "from agentruntime.agent import Agent\nclass A(Agent):\n    def generate(self, p, **_): return ''",
             "loader_bad:A",
             ["acme.v1.Other"],
@@ -79,3 +86,23 @@ def test_deps_come_before_the_platforms_packages(tmp_path: Path) -> None:
     (bundle / "deps" / "loader_lib.py").write_text("X = 'from deps'")
     loaded = loader.load(str(bundle), "loader_deps:A", [])
     assert loaded.cls().generate("") == "from deps"
+
+
+def test_only_agents_with_on_message_have_conversations_imported(tmp_path: Path) -> None:
+    for name, method in (("without", "generate(self, prompt, **_)"), ("with", "on_message(self, message, ctx)")):
+        code = f"from agentruntime.agent import Agent\nclass A(Agent):\n    async def {method}: return ''\n"
+        write_bundle(tmp_path / name, **{f"loader_{name}": code})
+    code = (
+        "import sys\nimport agent_worker.template, agent_worker.server\nfrom agent_worker import loader\n"
+        f"loaded = loader.load({str(tmp_path)!r} + '/' + sys.argv[1], f'loader_{{sys.argv[1]}}:A', [])\n"
+        "print(*loaded.services, 'agent_worker.conversations.serving' in sys.modules,\n"
+        "      any('conversation' in name or 'event_log' in name for name in sys.modules))\n"
+    )
+    for name, said in (
+        ("without", [loader.TEXT_GENERATION, "False", "False"]),
+        ("with", [loader.CONVERSATIONS, "True", "True"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, name], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stdout.split() == said

@@ -13,7 +13,6 @@ from tests.waiting import until
 pytestmark = pytest.mark.integration
 
 CODE = """
-import asyncio
 from agentruntime import Agent
 from agentruntime.errors import InvalidArgument
 
@@ -21,7 +20,8 @@ class Talker(Agent):
     async def on_message(self, message, ctx):
         if message.text == "wait":
             yield "Waiting"
-            await asyncio.sleep(600)
+            await ctx.cancelled.wait()
+            return
         if message.text == "fail":
             raise InvalidArgument("that is not done", reason="NOT_DONE")
         before = [f"{said.role}: {said.text}" for said in await ctx.history()]

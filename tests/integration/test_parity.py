@@ -37,7 +37,7 @@ def parrots(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Ite
     (project / "agent.yaml").write_text(_MANIFEST)
     (project / "parrot.py").write_text(_CODE)
     platform.agent("build", str(project))
-    platform.agent("run", AGENT, "--replicas", "2")
+    platform.agent("run", f"{AGENT}:1.0.0", "--replicas", "2")
     yield platform
     platform.agent("stop", AGENT)
 

@@ -9,7 +9,7 @@ from agentruntime._proto.uapi.v1 import agent_registry_pb2 as proto
 from agentruntime.errors import AgentNotFound, AlreadyExists, LeaseNotFound
 from google.protobuf import duration_pb2
 
-from uapi_gateway.registry import Agent, CachePolicy, Endpoint, Registry, Traffic, from_deployment
+from uapi_gateway.registry import Agent, CachePolicy, Endpoint, Keeping, Registry, Traffic, from_deployment
 
 NOW = 1_000_000.0
 
@@ -40,6 +40,21 @@ def test_only_ready_workers_are_ready_and_ended_ones_are_gone() -> None:
     assert [e.worker_id for e in known.endpoints] == ["a-01", "a-02", "a-04", "a-05", "a-06"]
     assert [e.worker_id for e in known.endpoints if e.ready] == ["a-01"]
     assert "worker a-04 is failed: exit status 1" in [e.reason for e in known.endpoints]
+
+
+def test_why_a_worker_ended_is_known_until_it_is_started_again() -> None:
+    worker = pool.Worker(worker_id="a-01", state=pool.WORKER_STATE_FAILED, reason="exit status 1", last_traceback="T")
+    (failed,) = from_deployment(pool.Deployment(agent="a", workers=[worker])).endpoints
+    worker.state = pool.WORKER_STATE_STARTING
+    (started,) = from_deployment(pool.Deployment(agent="a", workers=[worker])).endpoints
+    assert [(e.failure, e.traceback) for e in (failed, started)] == [("exit status 1", "T"), ("", "")]
+
+
+def test_how_long_conversations_are_kept() -> None:
+    said = pool.Conversations(ttl=duration_pb2.Duration(seconds=90), max_events=5, max_bytes=7)
+    known = from_deployment(pool.Deployment(agent="a", settings=pool.AgentSettings(conversations=said)))
+    assert known.keeping == Keeping(90.0, 5, 7)
+    assert from_deployment(pool.Deployment(agent="a")).keeping == Keeping()
 
 
 def test_workers_that_are_to_come_have_their_names() -> None:

@@ -69,7 +69,9 @@ class TaskView:
                 self._status.timestamp.CopyFrom(event.time)
             case "attempt":
                 self._pieces = []
-                again = {"attempt": event.attempt.number} if event.attempt.number > 1 else {}
+                # One that follows an interruption has the number of the one before.
+                later = event.attempt.number > 1 or self.state == a2a.TASK_STATE_WORKING
+                again = {"attempt": event.attempt.number} if later else {}
                 return [self._turned(a2a.TASK_STATE_WORKING, event.time, metadata=again)]
             case "chunk":
                 self._pieces.append(event.chunk)

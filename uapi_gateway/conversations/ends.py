@@ -23,10 +23,12 @@ class Ends:
     def _changed(self, agent_id: str) -> None:
         agent = self._registry.get(agent_id)
         for endpoint in agent.endpoints if agent is not None else ():
-            if endpoint.failed:
+            if endpoint.failure:
                 self._known.pop(endpoint.worker_id, None)
                 self._known[endpoint.worker_id] = proto.LostWorker(
-                    worker_id=endpoint.worker_id, reason=endpoint.reason, traceback=endpoint.last_traceback
+                    worker_id=endpoint.worker_id,
+                    reason=f"worker {endpoint.worker_id} ended: {endpoint.failure}",
+                    traceback=endpoint.traceback,
                 )
                 if len(self._known) > _MOST:
                     del self._known[next(iter(self._known))]

@@ -66,7 +66,7 @@ class Hold:
         self.last_sequence = last_sequence
         for event in append.events:
             match event.WhichOneof("content"):
-                case "message":
+                case "message" | "interruption":
                     self.unended[event.message_id] = False
                 case "attempt":
                     self.unended[event.message_id] = True

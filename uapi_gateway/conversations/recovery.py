@@ -6,8 +6,9 @@ that is asked for a conversation with messages that have not ended opens it, and
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import heapq
+from dataclasses import dataclass, field
 
 import grpc
 from agentruntime import log
@@ -26,16 +27,18 @@ from uapi_gateway.xds.routes import AGENT_HEADER, CONVERSATION_HEADER
 _log = log.get("uapi_gateway.conversations")
 # Asked for at a time: waking takes a while, and workers have callers, too.
 _MOST = 16
-_LOOK_S = 0.1
 _LONGEST_DELAY_S = 60.0
 # An agent that sleeps may have to load a model first.
 _DEADLINE_S = 300.0
 
 
-@dataclass
+@dataclass(frozen=True, order=True)
 class _Due:
+    """When somebody is asked for a conversation, and how long it takes until the next time."""
+
     at_s: float
     delay_s: float
+    key: Key = field(compare=False)
 
 
 class Recovery:
@@ -45,7 +48,6 @@ class Recovery:
         log: tells which conversations were left.
         registry: which agents run.
         through: a channel to Envoy's inner listener.
-        now_s: the event loop's time.
     """
 
     def __init__(self, log: EventLog, registry: Registry, through: aio.Channel) -> None:
@@ -54,72 +56,97 @@ class Recovery:
         self._stub: conversation_grpc.ConversationServiceAsyncStub = conversation_grpc.ConversationServiceStub(
             through
         )
-        self._due: dict[Key, _Due] = {}
-        self._asking: dict[Key, asyncio.Task[None]] = {}
+        # What is next for each; whatever else is found of it is out of date.
+        self._left: dict[Key, _Due] = {}
+        # A heap; conversations of agents that do not run are parked, however many.
+        self._due: list[_Due] = []
+        self._parked: dict[str, list[_Due]] = {}
+        self._asking: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
-        log.left.append(self._left)
+        log.left.append(self._add)
+        registry.listeners.append(self._changed)
 
     @property
     def waiting(self) -> int:
-        """Conversations that were left, and that nobody has taken up yet."""
-        return len(self._due)
+        """Conversations that were left, and of which it is not known that somebody has taken them up."""
+        return len(self._left)
 
-    def _left(self, key: Key) -> None:
-        self._due[key] = _Due(_now_s() + RETURN_S, RETURN_S)
+    def _add(self, key: Key) -> None:
+        self._push(_Due(_now_s() + RETURN_S, RETURN_S, key))
+
+    def _push(self, due: _Due) -> None:
+        self._left[due.key] = due
+        heapq.heappush(self._due, due)
         self._news.set()
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        try:
-            while True:
-                if not self._due:
-                    self._news.clear()
-                    await self._news.wait()
-                self._look()
-                await asyncio.sleep(_LOOK_S)
-        finally:
-            for task in self._asking.values():
-                task.cancel()
-            await asyncio.gather(*self._asking.values(), return_exceptions=True)
-
-    def _look(self) -> None:
-        now_s = _now_s()
-        for key, due in list(self._due.items()):
-            if self._log.held(key):
-                del self._due[key]
-            elif due.at_s <= now_s and key not in self._asking and self._runs(key.agent):
-                if len(self._asking) >= _MOST:
-                    return
-                # If that was for nothing, more rarely.
-                due.delay_s = min(2 * due.delay_s, _LONGEST_DELAY_S)
-                task = asyncio.create_task(self._ask(key, due))
-                self._asking[key] = task
-                task.add_done_callback(self._done(key))
-
-    def _done(self, key: Key) -> "Callable[[asyncio.Task[None]], None]":
-        def done(task: asyncio.Task[None]) -> None:
-            self._asking.pop(key, None)
-            if not task.cancelled() and (error := task.exception()):
-                _log.error("a conversation could not be taken up", conversation=key.conversation_id, exc_info=error)
-
-        return done
+    def _changed(self, agent_id: str) -> None:
+        if agent_id in self._parked and self._runs(agent_id):
+            for due in self._parked.pop(agent_id):
+                if self._left.get(due.key) is due:
+                    self._push(due)
 
     def _runs(self, agent_id: str) -> bool:
         """Also one that sleeps does; one that was stopped is left alone."""
         agent = self._registry.get(agent_id)
         return agent is not None and not agent.stopped and CONVERSATIONS in agent.services
 
-    async def _ask(self, key: Key, due: _Due) -> None:
-        due.at_s = _now_s() + due.delay_s
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                self._news.clear()
+                self._look()
+                full = len(self._asking) >= _MOST
+                next_s = None if full or not self._due else max(0.0, self._due[0].at_s - _now_s())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), next_s)
+        finally:
+            for task in self._asking:
+                task.cancel()
+            await asyncio.gather(*self._asking, return_exceptions=True)
+
+    def _look(self) -> None:
+        while self._due and self._due[0].at_s <= _now_s() and len(self._asking) < _MOST:
+            due = heapq.heappop(self._due)
+            if self._left.get(due.key) is not due:
+                continue
+            if self._log.held(due.key):
+                del self._left[due.key]
+            elif not self._runs(due.key.agent):
+                self._parked.setdefault(due.key.agent, []).append(due)
+            else:
+                task = asyncio.create_task(self._ask_again(due))
+                self._asking.add(task)
+                task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        self._news.set()
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("a conversation could not be taken up", exc_info=error)
+
+    async def _ask_again(self, due: _Due) -> None:
+        """Asks for it, and later whether that was of use."""
+        again = True
+        try:
+            again = await self._ask(due.key)
+        finally:
+            # It may have been taken up, and left once more.
+            if self._left.get(due.key) is due:
+                del self._left[due.key]
+                if again:
+                    delay_s = min(2 * due.delay_s, _LONGEST_DELAY_S)
+                    self._push(_Due(_now_s() + delay_s, delay_s, due.key))
+
+    async def _ask(self, key: Key) -> bool:
+        """Asks a worker for it; whether it is still to be looked after."""
         try:
             if not (await self._log.find(key)).messages:
-                self._due.pop(key, None)
-                return
+                return False
         except ConversationNotFound:
-            self._due.pop(key, None)
-            return
+            return False
         except StoreUnavailable:
-            return
+            return True
         metadata = (
             (AGENT_HEADER, key.agent),
             (CONVERSATION_HEADER, key.conversation_id),
@@ -135,7 +162,7 @@ class Recovery:
                 "nobody has taken up a conversation yet", agent=key.agent, conversation=key.conversation_id,
                 error=str(error.details() if isinstance(error, aio.AioRpcError) else error),
             )  # fmt: skip
-        due.at_s = _now_s() + due.delay_s
+        return True
 
 
 def _now_s() -> float:

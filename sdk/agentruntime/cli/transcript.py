@@ -97,6 +97,7 @@ class Printer:
         # Of the reply, what is printed already.
         self._printed = ""
         self._line_begins = True
+        self._begun = False
 
     def show(self, event: proto.Event) -> None:
         """Prints what an event brings."""
@@ -106,9 +107,12 @@ class Printer:
         match event.WhichOneof("content"):
             case "message":
                 self._printed = ""
-            case "attempt" if event.attempt.number > 1:
-                self._remark("(begun again: its worker was lost)")
+                self._begun = False
+            case "attempt":
+                if self._begun:
+                    self._remark("(begun again: its worker has ended)")
                 self._printed = ""
+                self._begun = True
             case "chunk" if self._live:
                 self._write(readable([Part.of_proto(event.chunk)]))
             case "tool_call" if self._live and not (event.tool_call.HasField("result") or event.tool_call.error):

@@ -94,6 +94,17 @@ def test_a_later_attempt_is_told() -> None:
     assert json_format.MessageToDict(updates[1].metadata) == {"attempt": 2}
 
 
+def test_an_attempt_after_an_interruption_begins_anew() -> None:
+    attempt = event(attempt=proto.Attempt(number=1))
+    interruption = event(interruption=proto.Interruption())
+    view, updates = begun(event(chunk=text("lost")), interruption, attempt, event(chunk=text("a")))
+    assert taken_up(updates) == ["a"]
+    assert reply_of(view) == "a"
+    [_, _, again, _] = updates
+    assert isinstance(again, a2a.TaskStatusUpdateEvent)
+    assert json_format.MessageToDict(again.metadata) == {"attempt": 1}
+
+
 @pytest.mark.parametrize(("code", "state"), [(1, a2a.TASK_STATE_CANCELED), (14, a2a.TASK_STATE_FAILED)])
 def test_a_failure_ends_it_with_why(code: int, state: int) -> None:
     view, _ = begun(event(failure=proto.Failure(code=code, reason="WHY", message="so", traceback="secret")))

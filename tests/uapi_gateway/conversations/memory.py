@@ -168,6 +168,7 @@ class MemoryStore:
         return gone
 
     async def trim(self, agent: str, *, max_events: int, max_bytes: int) -> int:
+        self._trouble()
         removed = 0
         for key, kept in self.kept.items():
             if key.agent == agent and max_events and (more := len(kept.events) - max_events) > 0:

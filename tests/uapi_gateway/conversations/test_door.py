@@ -186,14 +186,14 @@ async def test_leases_end_with_their_connection_and_what_is_known_of_the_worker_
         await first.ask(_append(token, said("m", "Hi"), begun("m")))
         second.send(_open())
         assert (await first.reply()).wanted.conversation_id == "c"
-        ended = Endpoint("", False, "a-01", "worker a-01 is failed: exit status 1", failed=True, last_traceback="T")
+        ended = Endpoint("", False, "a-01", failure="exit status 1", traceback="T")
         registry.put_pool_agent(Agent("a", (), (ended,)))
         await first.close()
         opened = (await second.reply()).opened
         assert opened.token > token
         assert [(each.info.message_id, each.message.parts[0].text) for each in opened.messages] == [("m", "Hi")]
         assert [(each.worker_id, each.reason, each.traceback) for each in opened.lost] == [
-            ("a-01", "worker a-01 is failed: exit status 1", "T")
+            ("a-01", "worker a-01 ended: exit status 1", "T")
         ]
 
 

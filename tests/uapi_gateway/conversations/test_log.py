@@ -1,7 +1,7 @@
 """Leases, group commit, watchers, cancelling and deleting."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -35,7 +35,9 @@ def over(message_id: str) -> proto.Event:
 
 
 @asynccontextmanager
-async def running(store: MemoryStore | None = None) -> AsyncIterator[tuple[EventLog, MemoryStore]]:
+async def running(
+    store: MemoryStore | None = None, prepare: Callable[[EventLog], None] = lambda _: None
+) -> AsyncIterator[tuple[EventLog, MemoryStore]]:
     store = store or MemoryStore()
 
     async def opened() -> MemoryStore:
@@ -43,6 +45,7 @@ async def running(store: MemoryStore | None = None) -> AsyncIterator[tuple[Event
         return store
 
     log = EventLog(opened)
+    prepare(log)
     task = asyncio.create_task(log.run())
     try:
         yield log, store

@@ -86,6 +86,20 @@ def test_a2a_goes_to_the_gateway_whatever_it_names(name: str, more: dict[str, st
     assert route["request_headers_to_remove"] == ["x-uapi-cluster"]
 
 
+@pytest.mark.parametrize("method", ["SendMessage", "GetConversation"])
+def test_conversations_are_the_named_agents_or_the_platforms(method: str) -> None:
+    path = f"/{descriptors.CONVERSATIONS}/{method}"
+    serving = agent("talks", services=(descriptors.CONVERSATIONS,), cache=CachePolicy(1000))
+    planned = plan([serving], {})
+    # However few serve it, and whatever a cache keeps.
+    assert descriptors.CONVERSATIONS not in planned.services
+    assert path not in planned.cacheable
+    assert path in planned.whole
+    assert (path in planned.idempotent) == (method == "GetConversation")
+    assert decide({":path": path})["route"]["cluster"] == "control"
+    assert "cluster_header" in decide({":path": path, "x-uapi-agent": "talks"})["route"]
+
+
 def test_agents_do_not_reach_a2a_by_a_system_call() -> None:
     message = route_pb2.RouteConfiguration.FromString(system_call_configuration("r", PLAN).body.value)
     assert descriptors.A2A not in str(message)

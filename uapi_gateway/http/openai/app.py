@@ -1,25 +1,22 @@
 """The routes of the OpenAI-compatible surface: `/v1/models`, `/v1/chat/completions`, `/v1/responses`."""
 
-from collections.abc import Callable
-
 from agentruntime.errors import AgentNotFound, NotFound
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from uapi_gateway.access.policy import Policy
-from uapi_gateway.conversations.sending import Sender
+from uapi_gateway.http.core import Core
 from uapi_gateway.http.openai import completing, responding
-from uapi_gateway.http.openai.surface import Endpoint, Log, Surface, guarded
-from uapi_gateway.registry import Agent, Registry
+from uapi_gateway.http.openai.surface import Endpoint, Surface, guarded
+from uapi_gateway.registry import Agent
 
 _EVERY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 
 
-def application(sender: Sender, log: Log, registry: Registry, policy: Callable[[], Policy]) -> Starlette:
+def application(core: Core) -> Starlette:
     """The ASGI application."""
-    return Starlette(routes=routes(Surface(sender, log, registry, policy)))
+    return Starlette(routes=routes(Surface(core.sender, core.log, core.registry, core.policy)))
 
 
 def routes(surface: Surface) -> list[BaseRoute]:

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import json
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from agentruntime import errors, log
 from agentruntime._proto.uapi.v1 import access_pb2
@@ -13,13 +14,14 @@ from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from uapi_gateway.access.callers import caller_of, refusal
-from uapi_gateway.access.policy import Caller, Policy, may_call
+from uapi_gateway.access.callers import refusal
+from uapi_gateway.access.policy import Caller
 from uapi_gateway.conversations import plain, sending
-from uapi_gateway.conversations.sending import Sender, checked_id
+from uapi_gateway.conversations.sending import checked_id
 from uapi_gateway.conversations.store import Key
+from uapi_gateway.http.core import Core
 from uapi_gateway.http.openai import identifiers, refusals
-from uapi_gateway.registry import Agent, Registry
+from uapi_gateway.registry import Agent
 from uapi_gateway.xds.routes import CONVERSATION_HEADER
 
 _log = log.get("uapi_gateway.openai")
@@ -31,43 +33,17 @@ REQUEST_ID = "x-request-id"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Log(sending.Log, Protocol):
-    """What is needed of the EventLog."""
-
-    async def cancel(self, key: Key, message_id: str) -> "proto.MessageStatus.ValueType":
-        """Asks for the end of a message."""
-
-    async def delete(self, key: Key) -> None:
-        """Deletes a conversation."""
-
-
 @dataclass(frozen=True)
-class Surface:
-    """What the routes use.
+class Surface(Core):
+    """What the routes use."""
 
-    Args:
-        sender: sends messages to agents.
-        log: has what was said.
-        registry: knows the agents.
-        policy: who may call what, now.
-    """
-
-    sender: Sender
-    log: Log
-    registry: Registry
-    policy: Callable[[], Policy]
     # Kept until they are done, whoever hangs up.
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def caller(self, request: Request) -> Caller:
-        """Whom a request comes from, as Envoy has found out."""
-        return caller_of(request.headers.items(), self.policy())
-
     def agents(self, caller: Caller) -> list[Agent]:
         """Those that the caller may ask something, by name."""
-        demands = self.policy().demands
-        every = (agent for agent in self.registry.agents() if sending.converses(agent) or plain.generates(agent))
-        return [agent for agent in every if may_call(caller, agent.agent_id, demands.get(agent.agent_id))]
+        found = Core.agents(self, caller)
+        return [agent for agent in found if sending.converses(agent) or plain.generates(agent)]
 
     def admit(self, caller: Caller, model: str) -> Agent:
         """The agent that a caller names.
@@ -221,8 +197,7 @@ def guarded(endpoint: Endpoint) -> Endpoint:
         except errors.AgentError as error:
             return refusals.response(error)
         except Exception:
-            _log.exception("a request failed", path=request.url.path)
-            return refusals.response(errors.Internal("the gateway failed; its log says how"))
+            return refusals.response(_unforeseen(request.url.path))
 
     return answer
 
@@ -248,5 +223,11 @@ def foreseen() -> Iterator[list[errors.AgentError]]:
     except errors.AgentError as error:
         wrong.append(error)
     except Exception:
-        _log.exception("a stream failed")
-        wrong.append(errors.Internal("the gateway failed; its log says how"))
+        wrong.append(_unforeseen("a stream"))
+
+
+def _unforeseen(where: str) -> errors.Internal:
+    """What is told of a bug, which the log has the rest of."""
+    request_id = secrets.token_hex(8)
+    _log.exception("unforeseen error", path=where, request_id=request_id)
+    return errors.Internal(f"internal error, request id {request_id}")
