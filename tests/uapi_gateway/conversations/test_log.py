@@ -177,6 +177,17 @@ async def test_the_store_decides_who_may_write() -> None:
         assert not log.held(KEY)
 
 
+async def test_what_runs_is_counted() -> None:
+    async with running() as (log, _):
+        holder = Holding("a-01")
+        hold = await opened(log, holder)
+        for event, runs in ((said("m"), 0), (begun("m"), 1), (over("m"), 0), (said("n"), 0), (begun("n"), 1)):
+            await append(log, hold, event)
+            assert log.running()["a"] == runs
+        end(log, holder, hold)
+        assert not log.running()
+
+
 async def test_a_lost_connection_frees_its_leases_and_is_remembered() -> None:
     async with running() as (log, _):
         left: list[Key] = []
