@@ -105,7 +105,7 @@ def _pieces(lines: list[str]) -> list[str]:
         if name == "event":
             kind = value
         elif name == "data" and kind == "chunk":
-            pieces.append(json.loads(value)["text"])
+            pieces.append(json.loads(value)["chunk"]["text"])
         elif name == "data" and kind in ("failure", "error"):
             raise Refused(value)
     assert kind == "completion"
