@@ -9,6 +9,7 @@ import asyncio
 import sys
 
 from benchmarks.chaos import course, stage, talks
+from tests import postgresql
 
 _TALKS = "talks"
 _PHASES = (*stage.PHASES, _TALKS)
@@ -29,6 +30,10 @@ def main() -> None:
         tables.append(bars)
     if _TALKS in phases:
         tables.append(asyncio.run(talks.measure(talks.SHORT if given.short else talks.FULL)))
+        print(tables[-1].render(), flush=True)
+        with postgresql.serving() as server:
+            plan = talks.SHORT_DATABASE if given.short else talks.FULL_DATABASE
+            tables.append(talks.judged(asyncio.run(talks.play_on_database(plan, server))))
         print(tables[-1].render())
     if missed := [row.what for table in tables for row in table.rows if row.missed]:
         sys.exit("missed its bar: " + "; ".join(missed))

@@ -20,6 +20,7 @@ from benchmarks.chaos.readiness import Readiness
 from benchmarks.platform import Platform, platform
 from benchmarks.table import Table
 from benchmarks.turns import TALKER
+from tests.postgresql import Server
 
 _AGENT = "talker"
 _BACK_TIMEOUT_S = 30.0
@@ -42,6 +43,9 @@ class TalkPlan:
 
 FULL = TalkPlan(200, 60, 3, ("worker", "worker", "gateway", "worker", "envoy"))
 SHORT = TalkPlan(200, 8, 2, ("worker", "gateway", "worker"))
+# With a PostgreSQL in the place of the file.
+FULL_DATABASE = TalkPlan(200, 30, 3, ("database", "worker", "gateway"))
+SHORT_DATABASE = TalkPlan(200, 6, 2, ("database", "worker"))
 
 
 @dataclass
@@ -69,6 +73,17 @@ class Evidence:
 async def measure(plan: TalkPlan) -> Table:
     """Plays the plan on a platform of its own."""
     return judged(await play(plan))
+
+
+async def play_on_database(plan: TalkPlan, server: Server) -> Evidence:
+    """The same with conversations in a PostgreSQL, whose connections may end, too."""
+    url = server.database()
+    ending = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname LIKE 'test_%'"
+
+    async def end_connections() -> None:
+        assert int(await asyncio.to_thread(server.query, ending)) > 0
+
+    return await play(plan, end_connections, UAPI_GATEWAY_CONVERSATIONS_URL=url)
 
 
 async def play(plan: TalkPlan, end_connections: Kill | None = None, **variables: str) -> Evidence:
