@@ -1,6 +1,8 @@
 """Conversations with workers of a whole platform, which die over them."""
 
+import json
 import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -109,3 +111,42 @@ def test_a_message_outlives_its_worker(talk: Talk) -> None:
     failure = talk.send("9 never")[-1].failure
     assert failure.reason == "MESSAGE_SET_ASIDE", failure
     assert text(talk.send("0 on")[-1]) == "1:on"
+
+
+def curl(platform: Platform, path: str, *arguments: str) -> str:
+    """What curl prints of a path of the HTTP port."""
+    argv = ["curl", "-sSN", "--fail-with-body", "-m", "60", platform.http_address + path, *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=90, check=True).stdout
+
+
+def test_curl_streams_through_a_workers_death_and_goes_on_where_it_was(agents: Platform) -> None:
+    said = {"messages": [{"role": "user", "content": "1 lived"}], "conversation_id": "curl", "message_id": "m"}
+    streamed = curl(agents, "/agents/mortal/run", "-d", json.dumps({**said, "stream": True}))
+    blocks = [block for block in streamed.split("\n\n") if block.startswith("id: ")]
+    assert [block.split("\n")[0] for block in blocks] == [f"id: {n + 1}" for n in range(len(blocks))]
+    assert blocks[-1].split("\n")[1] == "event: completion"
+    # The same events, whichever way they are asked for.
+    accept, after = ("-H", "accept: text/event-stream"), ("-H", "last-event-id: 3")
+    events = "/agents/mortal/conversations/curl/events"
+    rest = "\n\n".join(blocks[3:]) + "\n\n"
+    assert curl(agents, "/agents/mortal/run", "-d", json.dumps(said), *accept, *after) == rest
+    assert curl(agents, events + "?message_id=m", *accept, *after) == rest
+    listed = json.loads(curl(agents, events + "?after=3"))["events"]
+    assert listed == [json.loads(block.split("\ndata: ")[1]) for block in blocks[3:]]
+    answer = json.loads(curl(agents, "/agents/mortal/run", "-d", json.dumps(said)))
+    message = {"role": "assistant", "content": "2:lived", "message_id": "m", "metadata": {}}
+    assert answer == {"messages": [message], "status": "completed", "conversation_id": "curl"}
+    curl(agents, "/agents/mortal/conversations/curl", "-X", "DELETE")
+    left = json.loads(curl(agents, "/agents/mortal/conversations"))["conversations"]
+    assert "curl" not in [each["conversation_id"] for each in left]
+
+
+def test_http_has_agents_and_describes_itself(agents: Platform) -> None:
+    known = {each["name"]: each["conversations"] for each in json.loads(curl(agents, "/agents"))["agents"]}
+    assert (known["mortal"], known["echo"]) == (True, False)
+    # One that only generates is prompted, and keeps nothing.
+    said = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
+    answer = json.loads(curl(agents, "/agents/echo/run", "-d", said))
+    assert (answer["status"], answer["conversation_id"]) == ("completed", "")
+    assert "/agents/{agent_name}/run" in json.loads(curl(agents, "/openapi.json"))["paths"]
+    assert curl(agents, "/docs").startswith("<!doctype html>")

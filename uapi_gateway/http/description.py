@@ -9,8 +9,8 @@ INTRODUCTION = (
     "Agents, and conversations with them.\n\n"
     'A message is on disk before the agent sees it. With `"stream": true`, or `Accept: text/event-stream`, `run` '
     "answers with server-sent events: `id` is the sequence number, `event` the kind (message, attempt, chunk, "
-    "tool_call, state, cancellation, completion, failure; `error` if the stream fails), `data` JSON. A stream that "
-    "broke goes on with the same request, the same `message_id` and the header `Last-Event-ID`.\n\n"
+    "tool_call, state, interruption, cancellation, completion, failure; `error` if the stream fails), `data` JSON. "
+    "A stream that broke goes on with the same request, the same `message_id` and the header `Last-Event-ID`.\n\n"
     'Errors are {"error": {"code", "reason", "message"}}. The same conversations are there for OpenAI\'s clients at '
     "/v1, for A2A's at /agents/{agent}/a2a, and over gRPC."
 )

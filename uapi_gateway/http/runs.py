@@ -73,7 +73,8 @@ def _agents(made: FastAPI, core: Core) -> None:
         if not (body.stream or event_stream.wanted(accept)):
             reply = await core.sender.collect(caller, agent_name, asked, timeout_s=body.timeout_s)
             return bodies.RunResponse.of(reply)
-        after = event_stream.last_id(last_event_id)
+        # Without an id it is a new message, of which nothing was told.
+        after = event_stream.last_id(last_event_id) if body.message_id else 0
         responses = core.sender.stream(caller, agent_name, asked, timeout_s=body.timeout_s, after=after)
         events = _events_of(responses)
         # A refusal is told by the status; whoever goes on has had its first event.
