@@ -50,8 +50,13 @@ Read = Callable[[Connection, Sequence[tuple[Any, ...]]], Sequence[Any]]
 READERS = 4
 CONNECTIONS = 8
 # All statements on the way of a message look rows up. A plan that was made while the tables were small, and kept,
-# would read all of them, until they are analysed.
-_BY_INDEX = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+# would read all of them, or by another index, until they are analysed.
+_BY_INDEX = {
+    "plan_cache_mode": "force_custom_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
 # A statement or a connection that takes longer is given up.
 PATIENCE_S = 20
 _SYNCED = "PRAGMA synchronous = FULL"

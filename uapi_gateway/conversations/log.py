@@ -398,6 +398,9 @@ class EventLog:
             await self._leases.take(key)
         try:
             await store.delete(key)
+        except StoreUnavailable:
+            self._tell_left(key)
+            raise
         finally:
             self._leases.give_up(key)
         self._gone(key)
