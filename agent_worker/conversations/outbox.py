@@ -5,7 +5,6 @@ was written, the log's last sequence number says so: nobody else writes while th
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,8 +112,9 @@ class Outbox:
         self.is_open = True
         written = self.sequence + sum(len(write.events) for write in self._underway)
         if sequence == written:
-            # The log's own time of it is not known here; it is that of those who read it later.
-            self._written(written, time.time_ns())
+            # When, the log knows: what callers are told is what they can read there later.
+            read = wire.ReadEvents(conversation_id=self._conversation_id, after_sequence=written - 1, limit=1)
+            self._client.request(wire.LogRequest(read=read, principal=self._principal), self._recalled)
         elif sequence == self.sequence:
             self._send()
         else:
@@ -190,6 +190,20 @@ class Outbox:
             self._lost()
         else:
             self._refused(error_of(reply.error))
+
+    def _recalled(self, reply: wire.LogReply | None) -> None:
+        if not self.is_open or not self._underway:
+            return  # as above
+        if reply is None:
+            self.is_open = False
+        elif reply.events.events:
+            event = reply.events.events[0]
+            self._written(event.sequence, event.time.ToNanoseconds())
+        elif is_away(reply.error):
+            self.is_open = False
+            self._away()
+        else:
+            self._lost()
 
     def _written(self, last_sequence: int, time_ns: int) -> None:
         underway, self._underway = self._underway, []
