@@ -24,7 +24,7 @@ demo: setup ## Start the platform, let the embedded model write, end it again
 
 test: setup ## Set up what the tests need, then run all of them
 	@tests/prepare.sh
-	pytest
+	tests/run.sh
 
 check: setup ## Format, lint, types, protos, import layers, unit tests: the fast part
 	ruff format --check .

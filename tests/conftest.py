@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,16 @@ os.environ["AGENT_RUNTIME_MODE"] = "native"
 # A shell has what it starts in the background ignore this, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 _WHY = pytest.StashKey[str]()
+# Tests that use an engine here and there; by directory or file below this one.
+_OF_CONTAINERS = ("conformance", "escape", "test_engine.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of containers, which run beside all others."""
+    here = Path(__file__).parent
+    for item in items:
+        if "engine" in getattr(item, "fixturenames", ()) or item.path.relative_to(here).parts[0] in _OF_CONTAINERS:
+            item.add_marker("containers")
 
 
 @pytest.fixture(scope="session")

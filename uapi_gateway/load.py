@@ -48,8 +48,10 @@ class RelayedCall:
 class Load:
     """The calls of each agent since the last report and now. `due` is set when there is something to report."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, running: Callable[[], Counter[str]] = Counter) -> None:
+        """`running`: how many messages of conversations run, by agent; their callers may have hung up."""
         self._registry = registry
+        self._running = running
         self._begun: Counter[str] = Counter()
         self._queued: Counter[str] = Counter()
         self._carried: Counter[str] = Counter()
@@ -126,14 +128,18 @@ class Load:
     def report(self) -> list[pool.AgentLoad]:
         """All agents that have anything to say, by id; what has begun is said once."""
         begun, self._begun = self._begun, Counter()
+        running = self._running()
         loads = [
             pool.AgentLoad(
                 agent=agent_id,
-                in_flight=(self._in_envoy[agent_id] or self._unseen.get(agent_id, 0)) + self._carried[agent_id],
+                in_flight=max(
+                    (self._in_envoy[agent_id] or self._unseen.get(agent_id, 0)) + self._carried[agent_id],
+                    running[agent_id],
+                ),
                 begun=begun[agent_id],
                 queued=self._queued[agent_id],
             )
-            for agent_id in sorted({*self._in_envoy, *self._unseen, *self._carried, *self._queued, *begun})
+            for agent_id in sorted({*self._in_envoy, *self._unseen, *self._carried, *self._queued, *begun, *running})
         ]
         # Counters keep what has come down to zero.
         for counter in (self._queued, self._carried):

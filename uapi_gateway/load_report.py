@@ -1,6 +1,8 @@
 """Tells the pool, for as long as the gateway runs, how much the agents are called and which workers Envoy ejected."""
 
 import asyncio
+import math
+import time
 from collections import Counter
 from urllib.parse import quote
 
@@ -17,6 +19,8 @@ from uapi_gateway.load import Load
 
 _log = log.get("uapi_gateway.load_report")
 _RETRY_S = 0.5
+# For so long there need be no report that would only say again that nobody calls; the pool goes by one for 3 s.
+_SILENCE_S = 0.9
 # Agents whose gauges are read at a time: their names must fit into the head of a request, which may have 60 KiB.
 _MOST_LOOKED_AT = 500
 
@@ -47,6 +51,7 @@ class LoadReport:
             self._load.due.set()
 
     async def _report(self, call: "aio.StreamUnaryCall[pool.ReportLoadRequest, pool.ReportLoadResponse]") -> None:
+        said_s, silent = -math.inf, False
         while True:
             await self._load.due.wait()
             self._load.due.clear()
@@ -55,7 +60,11 @@ class LoadReport:
                     await self._look(doubtful[:_MOST_LOOKED_AT])
                 # All of it each time: silence about an agent would mean that it has no calls.
                 loads, workers = self._load.report(), self._ejections.workers()
+                quiet = not workers and not any(each.in_flight or each.begun or each.queued for each in loads)
+                if quiet and silent and time.monotonic() - said_s < _SILENCE_S:
+                    continue
                 message = pool.ReportLoadRequest(loads=loads, ejected_worker_ids=workers)
+                said_s, silent = time.monotonic(), quiet
                 try:
                     await call.write(message)
                 except BaseException:

@@ -27,6 +27,8 @@ _TTL_S = 30.0
 _SHORTEST_TTL_S = 1.0
 _LONGEST_TTL_S = 3600.0
 _EXPIRY_TICK_S = 0.25
+# While there is none to expire.
+_NO_LEASE_S = 1.0
 _MOST_SERVICES = 100
 _LONGEST_CAPABILITY = 200
 # Together, with both versions of reflection, the 5 seconds that agent_registry.proto promises.
@@ -190,7 +192,7 @@ class RegistryService(agent_registry_pb2_grpc.AgentRegistryServicer):
     async def expire_leases(self) -> None:
         """Takes out agents whose lease has run out, until cancelled."""
         while True:
-            await asyncio.sleep(_EXPIRY_TICK_S)
+            await asyncio.sleep(_EXPIRY_TICK_S if self._registry.registered() else _NO_LEASE_S)
             for agent_id in self._registry.expire(time.time()):
                 _log.warning("the lease of an agent ran out", agent=agent_id)
                 try:

@@ -127,9 +127,9 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
     health_loop = HealthLoop(
         registry, outward, interval_s=settings.health_interval_s, failures=settings.health_failures
     )
-    load, ejections = Load(registry), Ejections(registry)
-    carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
     conversations = Conversations(settings, registry, lambda: book.policy)
+    load, ejections = Load(registry, conversations.log.running), Ejections(registry)
+    carrier = Relay(registry, pool, load, ejections, settings=settings, outward=outward)
     observer = Observer(
         registry, envoy, pool, carrier, Outlets(registry, audit, _limits(settings)), conversations.log
     )
@@ -422,7 +422,7 @@ async def _http(server: Any, path: Path) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            server.should_exit = True
+            server.end()
             await task
             _clear(path)
 

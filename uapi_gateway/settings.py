@@ -122,6 +122,12 @@ class Settings(BaseSettings):
             )
         if self.pool_endpoint and not self.pool_endpoint.startswith("https://"):
             raise InvalidArgument(f"UAPI_GATEWAY_POOL_ENDPOINT is '{self.pool_endpoint}'; write https://host:port")
+        if not self.conversations.startswith(("sqlite:///", "postgresql://")):
+            # Not shown: there may be a password in it.
+            raise InvalidArgument(
+                "UAPI_GATEWAY_CONVERSATIONS_URL is none that conversations can be kept at; write "
+                "postgresql://user:password@host/name, or leave it out"
+            )
         if self.tls_require_client_cert and self.sources.callers is None:
             raise InvalidArgument(
                 "--require-client-cert needs the authority that signs callers' certificates: --ca FILE"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# A report that is older says nothing any more. They come every half second.
+# A report that is older says nothing any more. They come every half second, or every second while nobody calls.
 STALE_S = 3.0
 
 

@@ -13,9 +13,10 @@ from agentruntime.conversation import ChatMessage
 
 from agent_worker.admission import of_its_handler
 from agent_worker.conversations.context import ConversationContext
+from agent_worker.conversations.endings import failed
 from agent_worker.conversations.log import LogClient
 from agent_worker.conversations.mailbox import Mailbox
-from agent_worker.conversations.message import Message, failed
+from agent_worker.conversations.message import Message
 
 _log = log.get("agent_worker.conversations")
 # Of a failure: the log of the worker has all of it.

@@ -18,14 +18,13 @@ from agentruntime._proto.uapi.v1 import event_log_pb2 as wire
 from agentruntime.launch import ConversationSpec
 
 from agent_worker.admission import Slots
+from agent_worker.conversations import endings
 from agent_worker.conversations.log import LogClient, error_of, is_away
-from agent_worker.conversations.message import Elsewhere, Message, failed
+from agent_worker.conversations.message import Elsewhere, Message
 from agent_worker.conversations.outbox import Outbox, Write
 
 # That wait in one conversation; a person waits for one.
 _MOST_WAITING = 100
-# Workers that a message may end, until it is set aside.
-MOST_ATTEMPTS = 3
 # Until it is tried again to open a conversation whose store was away.
 _PAUSE_S = 0.25
 # What requests call `when_busy`, by the agent's word for it.
@@ -157,12 +156,10 @@ class Mailbox:
         message.first_sequence, message.before = info.first_sequence, last_sequence
         self.messages[message.message_id] = message
         begun = info.status == proto.MESSAGE_STATUS_RUNNING
-        if begun and info.attempts >= MOST_ATTEMPTS:
-            self._end(
-                message, failed(_set_aside(lost), message.message_id, "\n".join(each.traceback for each in lost))
-            )
+        if begun and info.attempts >= endings.MOST_ATTEMPTS:
+            self._end(message, endings.set_aside(message, lost))
         elif begun and self._around.spec.on_worker_lost == "report":
-            self._end(message, failed(_ambiguous(lost), message.message_id))
+            self._end(message, endings.ambiguous(message, lost))
         else:
             self.waiting.append(message)
 
@@ -207,7 +204,7 @@ class Mailbox:
             return  # it is seen when it is
         if message is self.current:
             if message.cancelled is not None:
-                self.outbox.put(self._write(message, _cancellation(message)))
+                self.outbox.put(self._write(message, endings.cancellation(message)))
                 message.cancelled.set()
                 self._cut_later(message)
         elif message in self.waiting:
@@ -229,7 +226,7 @@ class Mailbox:
         if message.cancelled is not None:
             message.cancelled.set()
         if message.is_cancelled or self._around.spec.on_worker_lost == "report":
-            end = _cancelled(message) if message.is_cancelled else failed(_ambiguous(()), message.message_id)
+            end = endings.cancelled(message) if message.is_cancelled else endings.ambiguous(message, ())
             self._end(message, end)
         else:
             interruption = proto.Event(message_id=message.message_id, interruption=proto.Interruption())
@@ -305,7 +302,7 @@ class Mailbox:
     def _start(self, message: Message) -> None:
         message.is_stored = True
         if message.is_cancelled:
-            self._finish(message, _cancellation(message), _cancelled(message))
+            self._finish(message, endings.cancellation(message), endings.cancelled(message))
             return
         message.cancelled = asyncio.Event()
         # Nobody sent here what another worker left.
@@ -316,7 +313,7 @@ class Mailbox:
         try:
             last = await self._around.handle(self, message)
         except asyncio.CancelledError:
-            last = _cancelled(message)
+            last = endings.cancelled(message)
         # Here, not in a callback of the task: with the last piece of the reply it is one write.
         if message is self.current:
             self._finish(message, last)
@@ -346,7 +343,7 @@ class Mailbox:
 
     def _drop_waiting(self, message: Message) -> None:
         self.waiting.remove(message)
-        self._end(message, _cancellation(message), _cancelled(message))
+        self._end(message, endings.cancellation(message), endings.cancelled(message))
 
     def _next(self) -> None:
         """Begins the next message, if one may be begun now; else the slot is free for others."""
@@ -399,7 +396,7 @@ class Mailbox:
             return
         if message.task is not None:
             message.task.cancel()
-        self._finish(message, failed(error, message.message_id))
+        self._finish(message, endings.failed(error, message.message_id))
 
     def _unwritable(self, message: Message, again: bool, error: errors.AgentError | None) -> None:
         """Its end was refused: a short failure in place of it, and if not even that, nothing."""
@@ -407,7 +404,7 @@ class Mailbox:
             return
         message.end = None
         if not again:
-            self._end(message, failed(error, message.message_id), again=True)
+            self._end(message, endings.failed(error, message.message_id), again=True)
             return
         _log.error("the end of a message cannot be written", conversation=self.conversation_id, error=error.message)
         self.messages.pop(message.message_id, None)
@@ -475,30 +472,6 @@ class Mailbox:
         for opener in openers:
             if not opener.done():
                 opener.set_result(None)
-
-
-def _cancellation(message: Message) -> proto.Event:
-    return proto.Event(message_id=message.message_id, cancellation=proto.Cancellation())
-
-
-def _cancelled(message: Message) -> proto.Event:
-    return failed(errors.Cancelled("the message was cancelled, or interrupted by a later one"), message.message_id)
-
-
-def _set_aside(lost: Sequence[wire.LostWorker]) -> errors.AgentError:
-    reasons = "; ".join(each.reason for each in lost)
-    return errors.MessageSetAside(
-        f"the message was begun {MOST_ATTEMPTS} times, and each time its worker ended; it is not handled again"
-        + (f": {reasons}" if reasons else "; `agent logs` has what the workers said")
-    )
-
-
-def _ambiguous(lost: Sequence[wire.LostWorker]) -> errors.AgentError:
-    reasons = "; ".join(each.reason for each in lost)
-    return errors.MessageAmbiguous(
-        "the worker ended while it handled the message, which may have had effects; send another one to go on"
-        + (f" ({reasons})" if reasons else "")
-    )
 
 
 def _ignore(_reply: wire.LogReply | None) -> None:

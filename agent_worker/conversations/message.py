@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextvars import Context
 
-from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 
 
@@ -105,15 +104,3 @@ def _wake(waiting: list[asyncio.Future[None]]) -> None:
         if not each.done():
             each.set_result(None)
     waiting.clear()
-
-
-def failed(error: errors.AgentError, message_id: str, traceback: str = "") -> proto.Event:
-    """The failure of a message."""
-    failure = proto.Failure(
-        code=status.code_of(error).value[0],
-        reason=error.reason,
-        message=error.message,
-        metadata=error.metadata,
-        traceback=traceback,
-    )
-    return proto.Event(message_id=message_id, failure=failure)

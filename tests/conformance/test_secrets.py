@@ -128,6 +128,7 @@ def _live(stage: Stage, said: list[str], values: list[str]) -> None:
     said.append(failed.value.message)
     pool.UpdateAgent(pb.UpdateAgentRequest(name="secretive", settings=pb.AgentSettings(env={"AT_START": "pass"})))
     pool.ScaleAgent(pb.ScaleAgentRequest(agent="secretive", replicas=0))
+    until(lambda: not stage.workers("secretive"))
     assert stage.ask("secretive", _READ.format("key")) == values[0]
     said.append(str(pool.ListRevisions(pb.ListRevisionsRequest(agent="secretive"))))
     said.append(str(stage.worker("secretive-01")))

@@ -12,7 +12,7 @@ from agentruntime import Client, errors
 
 from tests.integration.conftest import Platform
 
-pytestmark = [pytest.mark.integration, pytest.mark.root]
+pytestmark = [pytest.mark.integration, pytest.mark.root, pytest.mark.timeout(300)]
 
 CODE = """
 from agentruntime import Agent

@@ -1,13 +1,15 @@
-"""An agent that thinks with the embedded model, by a system call."""
+"""An agent that thinks with the embedded model, by a system call; in a conversation, too."""
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 from agentruntime import Client, errors
-from agentruntime._proto.uapi.v1 import text_generation_pb2
+from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from agentruntime._proto.uapi.v1 import conversation_service_pb2_grpc, text_generation_pb2
 
 from tests.integration.conftest import Platform
 from tests.waiting import until
@@ -32,6 +34,10 @@ class Thinker(Agent):
             yield await context.model.generate(prompt, max_tokens=max_tokens)
             return
         async for piece in context.model.generate(prompt, model=model, max_tokens=max_tokens):
+            yield piece
+
+    async def on_message(self, message, ctx):
+        async for piece in ctx.model.generate(message.text, max_tokens=1900):
             yield piece
 """
 
@@ -71,6 +77,17 @@ def test_an_agent_thinks_and_ends_what_it_leaves(thinker: Platform) -> None:
         model = psutil.Process(worker["pid"])
         assert _cpu_s(model) > 0.1
         story.cancel()
+        until(lambda: _cpu_s(model) < 0.03, timeout_s=10)
+        conversations = client.stub(conversation_service_pb2_grpc.ConversationServiceStub, agent="thinker")
+        to = (("x-uapi-conversation", "one"),)
+        said = proto.ChatMessage(parts=[proto.Part(text="Write a long story.")])
+        message = proto.StreamMessageRequest(conversation_id="one", message_id="m", message=said)
+        events = conversations.StreamMessage(message, metadata=to, timeout=60)
+        assert any(each.event.HasField("chunk") for each in events)
+        cancel = proto.CancelMessageRequest(conversation_id="one", message_id="m")
+        conversations.CancelMessage(cancel, metadata=to, timeout=10)
+        *_, last = events
+        assert last.event.failure.code == grpc.StatusCode.CANCELLED.value[0]
         until(lambda: _cpu_s(model) < 0.03, timeout_s=10)
     denied = thinker.agent("audit", "--principal", "agent:thinker").stdout
     assert "denied  agent:thinker (thinker-01)  model large: permissions" in denied

@@ -22,7 +22,7 @@ from tests.agent_pool.harness import RunningPool
 from tests.integration.conftest import AGENT, ROOT
 from tests.waiting import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.root]
+pytestmark = [pytest.mark.integration, pytest.mark.root, pytest.mark.timeout(300)]
 
 # Saves one state after the other, and says so of each that is on disk. One interpreter, a fork for each kill.
 _SAVER = """

@@ -1,5 +1,7 @@
 """Calls counted once each, by Envoy's reports and the relay."""
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
@@ -18,11 +20,11 @@ def said(cluster: str, in_progress: int, issued: int, priority: int = 0) -> Any:
     return load_report_pb2.ClusterStats(cluster_name=cluster, upstream_locality_stats=[place])
 
 
-def load() -> Load:
+def load(running: Callable[[], Counter[str]] = Counter) -> Load:
     registry = Registry()
     registry.put_pool_agent(agent("a", "a-01"))
     registry.put_pool_agent(agent("b", "b-01"))
-    return Load(registry)
+    return Load(registry, running)
 
 
 def reported(counted: Load) -> dict[str, tuple[int, int, int]]:
@@ -49,6 +51,12 @@ def test_calls_to_a_worker_are_its_agents_and_calls_to_the_relay_are_not_envoys(
     assert reported(counted) == {"a": (3, 6, 0)}
     counted.take(lrs_pb2.LoadStatsRequest())
     assert reported(counted) == {}
+
+
+def test_messages_that_run_are_load_without_their_callers() -> None:
+    counted = load(lambda: Counter({"a": 2, "b": 1}))
+    counted.take(lrs_pb2.LoadStatsRequest(cluster_stats=[said("agent/a", 3, 3)]))
+    assert reported(counted) == {"a": (3, 3, 0), "b": (1, 0, 0)}
 
 
 def test_what_envoy_carried_is_gone_with_it() -> None:

@@ -13,6 +13,7 @@ from tests.uapi_gateway.pool_service import PoolStandIn
 from tests.uapi_gateway.test_load import said
 from tests.uapi_gateway.test_registry import agent
 from tests.waiting import eventually
+from uapi_gateway import load_report
 from uapi_gateway.admin import Admin
 from uapi_gateway.ejections import Ejections
 from uapi_gateway.load import Load
@@ -71,6 +72,25 @@ async def test_reports_go_to_the_pool_there_is(home: Home, reporting: tuple[Load
     async with second.serving(home):
         await eventually(reported)
         assert second.load("a").in_flight == 3
+
+
+async def test_that_nobody_calls_is_not_said_each_time(
+    home: Home, reporting: tuple[Load, Ejections], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_report, "_SILENCE_S", 60.0)
+    load, _ = reporting
+    pool = PoolStandIn()
+    async with pool.serving(home):
+        for number, calls in enumerate((0, 2, 2, 0), 1):
+            load.take(lrs_pb2.LoadStatsRequest(cluster_stats=[said("agent/a", calls, 0)]))
+            await eventually(lambda number=number: len(pool.reports) == number)  # type: ignore[misc]  # of this round
+            assert pool.load("a").in_flight == calls
+        for _ in range(2):
+            load.take(lrs_pb2.LoadStatsRequest(cluster_stats=[said("agent/a", 0, 0)]))
+            await eventually(lambda: not load.due.is_set())
+        load.take(lrs_pb2.LoadStatsRequest(cluster_stats=[said("agent/a", 0, 1)]))
+        await eventually(lambda: pool.load("a").begun == 1)
+        assert len(pool.reports) == 5
 
 
 async def test_an_ejection_that_no_pool_heard_of_is_said_to_the_next(

@@ -66,3 +66,11 @@ def test_the_development_authority_vouches_for_callers_only_beside_its_own_certi
 def test_values_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
         Settings(**wrong)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_where_conversations_are_kept(tmp_path: Path) -> None:
+    assert Settings(root=tmp_path).conversations == f"sqlite:///{tmp_path}/state/conversations.db"
+    Settings(root=tmp_path, conversations_url="postgresql://me:secret@host/name").check()
+    with pytest.raises(InvalidArgument, match="UAPI_GATEWAY_CONVERSATIONS_URL") as caught:
+        Settings(root=tmp_path, conversations_url="mysql://me:secret@host/name").check()
+    assert "secret" not in caught.value.message

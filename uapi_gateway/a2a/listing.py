@@ -8,6 +8,7 @@ from typing import Any
 
 from a2a.types import a2a_pb2 as a2a
 from a2a.utils.errors import InvalidParamsError
+from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 
 from uapi_gateway.a2a.core import Reads
@@ -55,7 +56,8 @@ async def _conversations(
 ) -> AsyncGenerator[tuple[str, proto.Conversation], None]:
     """Conversations, each with the token of the page that it is."""
     if context_id:
-        yield token, await log.find(Key(principal, agent, context_id))
+        with contextlib.suppress(errors.ConversationNotFound):
+            yield token, await log.find(Key(principal, agent, context_id))
         return
     while True:
         page = await log.list(principal, agent, 1, token)
@@ -71,12 +73,14 @@ async def _views(log: Reads, principal: str, agent: str, conversation: proto.Con
     key = Key(principal, agent, conversation.conversation_id)
     views: dict[str, TaskView] = {}
     watched: Any = log.watch(key, max(0, conversation.first_sequence - 1))
-    async with contextlib.aclosing(watched) as events:
-        async for event in events:
-            if event.HasField("message"):
-                views[event.message_id] = TaskView(key.conversation_id, event.message_id)
-            if event.message_id in views:
-                views[event.message_id].add(event)
+    # One that was deleted or cut meanwhile is not there.
+    with contextlib.suppress(errors.ConversationNotFound, errors.EventsExpired):
+        async with contextlib.aclosing(watched) as events:
+            async for event in events:
+                if event.HasField("message"):
+                    views[event.message_id] = TaskView(key.conversation_id, event.message_id)
+                if event.message_id in views:
+                    views[event.message_id].add(event)
     return list(reversed(views.values()))
 
 

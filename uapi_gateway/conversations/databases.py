@@ -49,8 +49,12 @@ Read = Callable[[Connection, Sequence[tuple[Any, ...]]], Sequence[Any]]
 # Threads that read SQLite beside each other; connections to PostgreSQL.
 READERS = 4
 CONNECTIONS = 8
+# All statements on the way of a message look rows up. A plan that was made while the tables were small, and kept,
+# would read all of them, until they are analysed.
+_BY_INDEX = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 # A statement or a connection that takes longer is given up.
 PATIENCE_S = 20
+_SYNCED = "PRAGMA synchronous = FULL"
 _BUSY = f"PRAGMA busy_timeout = {PATIENCE_S * 1000}"
 # Rows in one of SQLite's statements: far from its 32766 parameters (https://sqlite.org/limits.html).
 _ROWS = 256
@@ -64,8 +68,12 @@ class Database(Protocol):
     # Whether rows must be locked by whoever reads them to write them.
     locks: bool
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], *, synced: bool = True) -> T:
         """Does work in a transaction, which is on disk when this returns; nothing of it is if the work raises.
+
+        Args:
+            work: what is to be done.
+            synced: False if it may be undone when the machine goes down, with all who know of it.
 
         Raises:
             StoreUnavailable: the database cannot be reached, has no room, or did not do it now.
@@ -107,29 +115,26 @@ class Sqlite:
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="conversations-writer")
         self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="conversations-reader")
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], *, synced: bool = True) -> T:
         """As in the protocol. Goes on if the caller is cancelled."""
-        return await asyncio.get_running_loop().run_in_executor(self._writing, self._write, work)
+        return await asyncio.get_running_loop().run_in_executor(self._writing, self._write, work, synced)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """As in the protocol."""
         return await asyncio.get_running_loop().run_in_executor(self._reading, self._read, work)
 
-    def _write(self, work: Callable[[Connection], T]) -> T:
+    def _write(self, work: Callable[[Connection], T], synced: bool) -> T:
         if not self._path.exists():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self._path, os.O_CREAT, 0o600))
         with _telling(), self._writer.connect() as connection:
-            # One that reads first could not get to write.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            if synced:
+                return _transaction(connection, work)
+            connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
             try:
-                result = work(connection)
-                connection.exec_driver_sql("COMMIT")
-            except BaseException:
-                with contextlib.suppress(DBAPIError):  # after some errors SQLite itself has rolled back
-                    connection.exec_driver_sql("ROLLBACK")
-                raise
-            return result
+                return _transaction(connection, work)
+            finally:
+                connection.exec_driver_sql(_SYNCED)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         with _telling(), self._reader.connect() as connection:
@@ -191,12 +196,12 @@ class Postgresql:
             pool_size=CONNECTIONS,
             max_overflow=0,
             pool_timeout=PATIENCE_S,
-            connect_args={"timeout": PATIENCE_S, "command_timeout": PATIENCE_S},
+            connect_args={"timeout": PATIENCE_S, "command_timeout": PATIENCE_S, "server_settings": _BY_INDEX},
         )
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
-        """As in the protocol."""
+    async def write(self, work: Callable[[Connection], T], *, synced: bool = True) -> T:
+        """As in the protocol. Always synced: a server may go down alone."""
         with _telling():
             async with self._engine.begin() as connection:
                 return await connection.run_sync(work)
@@ -278,6 +283,19 @@ def _telling() -> Iterator[None]:
         raise StoreUnavailable(f"conversations cannot be read or written now: {inner}") from error
 
 
+def _transaction(connection: Connection, work: Callable[[Connection], T]) -> T:
+    # One that reads first could not get to write.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+        connection.exec_driver_sql("COMMIT")
+    except BaseException:
+        with contextlib.suppress(DBAPIError):  # after some errors SQLite itself has rolled back
+            connection.exec_driver_sql("ROLLBACK")
+        raise
+    return result
+
+
 def _sqlite_engine(url: URL, connections: int, pragma: str) -> Engine:
     # Transactions are begun and ended by statements of ours.
     engine = create_engine(
@@ -296,7 +314,7 @@ def _sqlite_engine(url: URL, connections: int, pragma: str) -> Engine:
         for statement in (
             _BUSY,
             "PRAGMA journal_mode = WAL",
-            "PRAGMA synchronous = FULL",
+            _SYNCED,
             "PRAGMA temp_store = MEMORY",
             pragma,
         ):

@@ -4,7 +4,7 @@ What decides is the token in the store; this table spares the asking, and knows 
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -58,6 +58,8 @@ class Hold:
     over: bool = False
     # Messages whose end was asked for.
     cancelled: set[str] = field(default_factory=set)
+    # Of the table: those in which a message runs.
+    at_work: set["Hold"] = field(default_factory=set)
     # Called as soon as nothing is to be written any more.
     drained: list[Callable[[], None]] = field(default_factory=list)
 
@@ -77,6 +79,10 @@ class Hold:
                     self.cancelled.discard(event.message_id)
                 case "state":
                     self.state_version += 1
+        if self.running:
+            self.at_work.add(self)
+        else:
+            self.at_work.discard(self)
 
     @property
     def running(self) -> str:
@@ -108,9 +114,14 @@ class Leases:
 
     def __init__(self) -> None:
         self._places: dict[Key, _Place] = {}
+        self._at_work: set[Hold] = set()
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def running(self) -> Counter[str]:
+        """In how many conversations of each agent a message runs."""
+        return Counter(hold.key.agent for hold in self._at_work)
 
     def get(self, key: Key) -> Hold | None:
         """Who has it."""
@@ -177,7 +188,9 @@ class Leases:
         """Whoever took it has it."""
         place = self._places[key]
         unended = {info.message_id: info.status == proto.MESSAGE_STATUS_RUNNING for info, _ in lease.messages}
-        place.hold = Hold(key, holder, lease.token, lease.last_sequence, unended, lease.state_version)
+        place.hold = Hold(
+            key, holder, lease.token, lease.last_sequence, unended, lease.state_version, at_work=self._at_work
+        )
         place.taken = False
         place.settle()
         if place.waiting:
@@ -191,11 +204,14 @@ class Leases:
         if place is None or place.hold is None:
             return None
         hold, place.hold, place.taken = place.hold, None, True
+        self._at_work.discard(hold)
         return hold
 
     def give_up(self, key: Key) -> None:
         """It is the next one's who waits."""
         place = self._places[key]
+        if place.hold is not None:
+            self._at_work.discard(place.hold)
         place.hold, place.taken = None, False
         place.settle()
         while place.waiting:

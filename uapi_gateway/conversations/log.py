@@ -6,6 +6,7 @@ by the methods of `EventLog`.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -87,6 +88,10 @@ class EventLog:
     def figures(self) -> Figures:
         """As they are now."""
         return replace(self._writer.figures, open=len(self._leases), watchers=len(self._watchers))
+
+    def running(self) -> Counter[str]:
+        """In how many conversations of each agent a message runs at a worker."""
+        return self._leases.running()
 
     async def run(self) -> None:
         """Opens the store and writes, until cancelled."""
@@ -393,6 +398,9 @@ class EventLog:
             await self._leases.take(key)
         try:
             await store.delete(key)
+        except StoreUnavailable:
+            self._tell_left(key)
+            raise
         finally:
             self._leases.give_up(key)
         self._gone(key)

@@ -108,7 +108,8 @@ class SqlStore:
                     found.append((_message(row).info(row.message_id), event.message))
             return Lease(token_of(head.id, head.leases), head.last_sequence, state, head.state_version, tuple(found))
 
-        return await self._database.write(work)
+        # A token is in no event before an append has synced it, too.
+        return await self._database.write(work, synced=False)
 
     async def append(self, batch: Sequence[Append], now_ns: int) -> list[Appended | AgentError]:
         """As in `Store`. A handful of statements, however many appends there are."""

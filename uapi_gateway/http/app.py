@@ -1,5 +1,6 @@
 """The HTTP port: health, metrics, and the APIs that it is given."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,25 @@ def _health(document: dict[str, object]) -> Response:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn in an event loop that has its own handling of signals."""
+    """Uvicorn in an event loop that has its own handling of signals; it rests while nobody asks.
+
+    Its own loop looks ten times a second whether it is to end.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ends = asyncio.Event()
+
+    def end(self) -> None:
+        """Has `serve` return, when the requests under way are answered."""
+        self.should_exit = True
+        self._ends.set()
+
+    async def main_loop(self) -> None:
+        # Each look sets the date that answers have.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ends.wait(), 1.0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -83,8 +83,9 @@ _SAFE = "connect-failure,refused-stream,reset-before-request"
 # One that drains says that it has not begun it. The relay, where patient routes lead, has tried others already.
 _REFUSED = "retriable-headers"
 
-# The gateway is back within a second; these are some four, for a delay is anything up to the interval.
-_PATIENT_RETRIES = 40
+# The gateway is back within a second, on a busy machine within some; these are ten, for a delay is anything up to the
+# interval.
+_PATIENT_RETRIES = 80
 _PATIENT_BACK_OFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentruntime import errors
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
@@ -127,12 +129,21 @@ class _Spinner:
 
 
 def as_data(message: "Message") -> dict[str, Any]:
-    """A message in protobuf's JSON form by its field names, defaults included, with 64-bit integers as numbers."""
+    """A message in protobuf's JSON form by its field names, defaults included, with 64-bit integers as numbers.
+
+    Raises:
+        OutOfRange: an agent put a number into it that JSON does not have.
+    """
     from google.protobuf import json_format  # noqa: PLC0415 — because init and version do without protobuf
 
-    data: dict[str, Any] = json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    try:
+        data: dict[str, Any] = json_format.MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+    except json_format.SerializeToJsonError:
+        raise errors.OutOfRange(
+            "what an agent said holds an infinite number, or none, which JSON cannot write; read it over gRPC"
+        ) from None
     return _with_numbers(data, message.DESCRIPTOR)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.conversation import to_value
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 
 from tests.agentruntime.cli.conftest import Agent
 from tests.agentruntime.conversation_service import Log, said
@@ -79,6 +79,14 @@ def test_an_export_loses_nothing(agent: Agent, first: list[proto.Event]) -> None
     result = agent("conversations", "export", "helper", "first", "-o", "nowhere/first.jsonl")
     assert (result.status, result.err.count("\n")) == (13, 1)
     assert "nowhere/first.jsonl cannot be written" in result.err
+
+
+def test_numbers_that_json_does_not_have(agent: Agent, log: Log) -> None:
+    parts = [proto.Part(data=struct_pb2.Value(number_value=float("inf")))]
+    log.append("odd", "m-1", completion=proto.ChatMessage(parts=parts))
+    result = agent("conversations", "export", "helper", "odd", "-o", "odd.jsonl")
+    assert (result.status, result.err.count("\n"), Path("odd.jsonl").exists()) == (21, 1, False)
+    assert "assistant: Infinity" in agent("conversations", "show", "helper", "odd").out
 
 
 def test_delete(agent: Agent, first: list[proto.Event], record: Record) -> None:

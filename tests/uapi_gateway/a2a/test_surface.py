@@ -175,6 +175,7 @@ async def test_tasks_are_listed_by_pages(gateway: Speaking, binding: str) -> Non
     )
     assert [task.id for task in (*first.tasks, *rest.tasks)] == ["c.m2", "c.m1", "c.m0"]
     assert rest.total_size == 3
+    assert not (await client.list_tasks(a2a.ListTasksRequest(context_id="none"))).tasks
     failed = await client.list_tasks(a2a.ListTasksRequest(context_id="c", status=a2a.TASK_STATE_FAILED))
     assert not failed.tasks
     for wrong in (a2a.ListTasksRequest(page_token="x"), a2a.ListTasksRequest(page_size=101)):

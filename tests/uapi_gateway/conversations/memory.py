@@ -152,6 +152,7 @@ class MemoryStore:
         ]
 
     async def delete(self, key: Key) -> None:
+        self._trouble()
         self._get(key)
         del self.kept[key]
 

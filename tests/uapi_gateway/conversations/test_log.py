@@ -6,7 +6,14 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
-from agentruntime.errors import AgentError, ConversationNotFound, Internal, LeaseLost, MessageNotFound
+from agentruntime.errors import (
+    AgentError,
+    ConversationNotFound,
+    Internal,
+    LeaseLost,
+    MessageNotFound,
+    StoreUnavailable,
+)
 
 from tests.uapi_gateway.conversations.memory import Holding, MemoryStore
 from tests.waiting import eventually
@@ -175,6 +182,17 @@ async def test_the_store_decides_who_may_write() -> None:
             await append(log, hold, said("m"))
         assert holder.told == [("lost", "first")]
         assert not log.held(KEY)
+
+
+async def test_what_runs_is_counted() -> None:
+    async with running() as (log, _):
+        holder = Holding("a-01")
+        hold = await opened(log, holder)
+        for event, runs in ((said("m"), 0), (begun("m"), 1), (over("m"), 0), (said("n"), 0), (begun("n"), 1)):
+            await append(log, hold, event)
+            assert log.running()["a"] == runs
+        end(log, holder, hold)
+        assert not log.running()
 
 
 async def test_a_lost_connection_frees_its_leases_and_is_remembered() -> None:
@@ -348,6 +366,20 @@ async def test_deleting_takes_it_away_first() -> None:
         assert (fresh.last_sequence, fresh.unended) == (0, {})
         with pytest.raises(ConversationNotFound):
             await log.delete(Key("local", "a", "none"))
+
+
+async def test_what_could_not_be_deleted_is_gone_on_with() -> None:
+    async with running() as (log, store):
+        left: list[Key] = []
+        log.left.append(left.append)
+        hold = await opened(log, Holding())
+        await append(log, hold, said("m"), begun("m"))
+        store.troubles = ["away"]
+        with pytest.raises(StoreUnavailable):
+            await log.delete(KEY)
+        assert left == [KEY]
+        assert not log.figures.open
+        assert store.kept[KEY].messages
 
 
 async def test_what_has_expired_is_taken_away() -> None:

@@ -7,16 +7,22 @@ import itertools
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import asyncpg
 import pytest
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from sqlalchemy import event
 
+from tests.postgresql import Server
 from tests.waiting import eventually, until
+from uapi_gateway.conversations import tables
+from uapi_gateway.conversations.databases import Sqlite
 from uapi_gateway.conversations.sql import SqlStore
 from uapi_gateway.conversations.store import Append, Appended, Key, Lease
 
@@ -26,12 +32,23 @@ SECRET = "the-owl-flies-at-midnight"
 Make = Callable[[], SqlStore]
 
 
+@pytest.fixture(scope="module")
+def postgresql_url(postgresql_server: Server) -> str:
+    """Of a database that the tests use one after the other."""
+    return postgresql_server.database()
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty database."""
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database without conversations."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/state/conversations.db"
-    made: str = request.getfixturevalue("postgresql_server").database()
+    made: str = request.getfixturevalue("postgresql_url")
+    connection = await asyncpg.connect(made)
+    for table in reversed(tables.metadata.sorted_tables):
+        with contextlib.suppress(asyncpg.UndefinedTableError):  # the first test makes them
+            await connection.execute(f"TRUNCATE {table.name}")
+    await connection.close()
     return made
 
 
@@ -407,6 +424,62 @@ def test_other_databases_are_refused(tmp_path: Path) -> None:
 async def test_a_conversation_has_a_name(store: SqlStore, name: str) -> None:
     with pytest.raises(errors.InvalidArgument):
         await store.acquire(Key("alice", "helper", name), "", 1)
+
+
+async def message_s_way(store: SqlStore) -> None:
+    """All that is done for a message, as often as PostgreSQL needs to settle on plans."""
+    for number in range(12):
+        lease = await store.acquire(KEY, "", 1)
+        await store.append([append(lease, said(f"m{number}"), begun(f"m{number}"))], 1)
+        await store.acquire(KEY, "", 1, token=lease.token)
+        await store.append([Append(KEY, lease.token, (state(), completed(f"m{number}")), b"1")], 1)
+        await store.events(KEY, 3, 9)
+        await store.events(KEY, 0, 9, message_id="m0")
+        await store.events(KEY, 0, 9, backwards=True)
+        await store.find(KEY)
+        await store.find(KEY, "m0")
+
+
+async def test_sqlite_looks_everything_up(tmp_path: Path) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path}/conversations.db", tmp_path / "blobs")
+    await store.open()
+    assert isinstance(store._database, Sqlite)
+    statements: list[str] = []
+    for engine in (store._database._reader, store._database._writer):
+        event.listen(engine, "checkout", lambda driver, *_: driver.set_trace_callback(statements.append))
+    await message_s_way(store)
+    with contextlib.closing(sqlite3.connect(tmp_path / "conversations.db")) as connection:
+        plans = {
+            (statement, step[3])
+            for statement in statements
+            if statement.startswith(("SELECT", "INSERT", "UPDATE", "WITH"))
+            for step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")
+        }
+    assert len(plans) > 20
+    assert not [plan for plan in plans if plan[1].startswith("SCAN conversation")]
+    await store.close()
+
+
+@pytest.mark.integration
+async def test_postgresql_looks_everything_up(postgresql_server: Server, tmp_path: Path) -> None:
+    url = postgresql_server.database()
+    store = SqlStore(url, tmp_path)
+    await store.open()
+    await message_s_way(store)
+    await store.close()
+    connection = await asyncpg.connect(url)
+
+    async def told() -> list[asyncpg.Record]:
+        # To make an index its table is read.
+        wanted = "SELECT relname, seq_scan - (SELECT count(*) FROM pg_index WHERE indrelid = relid) AS read, idx_scan"
+        rows = await connection.fetch(f"{wanted} FROM pg_stat_user_tables WHERE relname = ANY($1)", names)
+        return rows if all(row["idx_scan"] for row in rows) else []
+
+    names = [table.name for table in (tables.conversations, tables.events, tables.messages)]
+    # A connection tells it when it ends.
+    found = await eventually(told, timeout_s=30)
+    await connection.close()
+    assert {row["relname"]: row["read"] for row in found} == dict.fromkeys(names, 0)
 
 
 async def test_what_no_database_has_harms_nobody(store: SqlStore) -> None:

@@ -21,5 +21,5 @@ async def served(app: ASGIApp) -> AsyncIterator[str]:
         try:
             yield f"http://127.0.0.1:{bound.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            server.end()
             await task

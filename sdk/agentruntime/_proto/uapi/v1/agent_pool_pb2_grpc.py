@@ -223,7 +223,8 @@ class AgentPoolServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportLoad(self, request_iterator, context):
-        """The gateway says, about every half second and for as long as the stream lasts, how much the agents are called.
+        """The gateway says, about every half second (every second while nobody calls) and for as long as the stream lasts, how
+        much the agents are called.
         The pool scales by it, and puts to sleep what is idle; an agent is not idle while nobody reports.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -92,7 +92,8 @@ class AgentPoolStub:
     ListRevisions: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.ListRevisionsRequest, _agent_pool_pb2.ListRevisionsResponse]
     """The revisions of an agent that are kept, newest first. Does not block. Errors: NOT_FOUND."""
     ReportLoad: _grpc.StreamUnaryMultiCallable[_agent_pool_pb2.ReportLoadRequest, _agent_pool_pb2.ReportLoadResponse]
-    """The gateway says, about every half second and for as long as the stream lasts, how much the agents are called.
+    """The gateway says, about every half second (every second while nobody calls) and for as long as the stream lasts, how
+    much the agents are called.
     The pool scales by it, and puts to sleep what is idle; an agent is not idle while nobody reports.
     """
     DebugWorker: _grpc.StreamStreamMultiCallable[_agent_pool_pb2.DebugWorkerRequest, _agent_pool_pb2.DebugWorkerResponse]
@@ -186,7 +187,8 @@ class AgentPoolAsyncStub(AgentPoolStub):
     ListRevisions: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.ListRevisionsRequest, _agent_pool_pb2.ListRevisionsResponse]  # type: ignore[assignment]
     """The revisions of an agent that are kept, newest first. Does not block. Errors: NOT_FOUND."""
     ReportLoad: _aio.StreamUnaryMultiCallable[_agent_pool_pb2.ReportLoadRequest, _agent_pool_pb2.ReportLoadResponse]  # type: ignore[assignment]
-    """The gateway says, about every half second and for as long as the stream lasts, how much the agents are called.
+    """The gateway says, about every half second (every second while nobody calls) and for as long as the stream lasts, how
+    much the agents are called.
     The pool scales by it, and puts to sleep what is idle; an agent is not idle while nobody reports.
     """
     DebugWorker: _aio.StreamStreamMultiCallable[_agent_pool_pb2.DebugWorkerRequest, _agent_pool_pb2.DebugWorkerResponse]  # type: ignore[assignment]
@@ -331,7 +333,8 @@ class AgentPoolServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_agent_pool_pb2.ReportLoadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pool_pb2.ReportLoadResponse, _abc.Awaitable[_agent_pool_pb2.ReportLoadResponse]]:
-        """The gateway says, about every half second and for as long as the stream lasts, how much the agents are called.
+        """The gateway says, about every half second (every second while nobody calls) and for as long as the stream lasts, how
+        much the agents are called.
         The pool scales by it, and puts to sleep what is idle; an agent is not idle while nobody reports.
         """
 
