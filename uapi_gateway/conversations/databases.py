@@ -285,7 +285,8 @@ def _telling() -> Iterator[None]:
         if full or (isinstance(inner, OSError) and inner.errno == errno.ENOSPC):
             # It passes, as an outage does, and workers keep meanwhile what they have.
             raise StoreUnavailable("the disk that conversations are kept on is full; free some of it") from error
-        raise StoreUnavailable(f"conversations cannot be read or written now: {inner}") from error
+        why = str(inner) or "no answer in time"
+        raise StoreUnavailable(f"conversations cannot be read or written now: {why}") from error
 
 
 def _transaction(connection: Connection, work: Callable[[Connection], T]) -> T:

@@ -3,7 +3,16 @@
 import asyncio
 from collections.abc import Callable
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_ENDS = {
+    "error": {
+        "code": "UNAVAILABLE",
+        "reason": "UNAVAILABLE",
+        "message": "the gateway ends; ask again, by the same message id if a message was sent",
+    }
+}
 
 
 class Later:
@@ -20,4 +29,17 @@ class Later:
             self._made = asyncio.ensure_future(asyncio.to_thread(self._make))
         # Whoever asked first may hang up.
         application = await asyncio.shield(self._made)
-        await application(scope, receive, send)
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await application(scope, receive, sending)
+        except asyncio.CancelledError:
+            # Only uvicorn does that, when the gateway ends; it would say then that the application has failed.
+            # A stream that has begun is cut.
+            if not started:
+                await JSONResponse(_ENDS, status_code=503)(scope, receive, send)
