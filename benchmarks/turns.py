@@ -24,8 +24,8 @@ _AT_ONCE = (1, 16, 256)
 _TURNS = {1: 300, 16: 2000, 256: 8000}
 _WARM_UP = 512
 _ROUNDS = 3
-# Of one conversation: a turn has three events (message, attempt and completion), and a piece.
-_GROWN_EVENTS, _EVENTS_A_TURN = 10_000, 4
+# Of one conversation: a turn has three events, message, attempt and completion.
+_GROWN_EVENTS, _EVENTS_A_TURN = 10_000, 3
 _MEASURED_TURNS = 200
 _TIMEOUT_S = 60
 _MICRO, _MILLI = 1e6, 1e3

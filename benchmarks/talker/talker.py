@@ -1,7 +1,6 @@
 """An agent that gives back what it is told: at once, or word by word where the message says "stream" or "slowly"."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 from agentruntime import Agent
 from agentruntime.conversation import ChatMessage, Context
@@ -11,11 +10,11 @@ _PAUSES_S = {"stream": 0.0, "slowly": 0.02}
 
 
 class Talker(Agent):
-    async def on_message(self, message: ChatMessage, ctx: Context) -> AsyncIterator[str]:
+    async def on_message(self, message: ChatMessage, ctx: Context) -> str | None:
         first, _, words = message.text.partition(" ")
         if first not in _PAUSES_S:
-            yield message.text
-            return
+            return message.text
         for word in words.split():
-            yield f"{word} "
+            await ctx.reply(f"{word} ")
             await asyncio.sleep(_PAUSES_S[first])
+        return None
