@@ -47,7 +47,7 @@ async def _log(platform: Platform, conversation: str) -> list[tuple[str, str]]:
     async with AsyncClient(platform.grpc_address, token="") as client:
         events = [event async for event in client.conversation(AGENT, conversation).watch()]
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-    happened = []
+    happened: list[tuple[str, str]] = []
     for event in events:
         kind = event.WhichOneof("content") or ""
         content = getattr(event, kind)
@@ -57,7 +57,7 @@ async def _log(platform: Platform, conversation: str) -> list[tuple[str, str]]:
 
 
 def _expected(*messages: str) -> list[tuple[str, str]]:
-    happened = []
+    happened: list[tuple[str, str]] = []
     for number, text in enumerate(messages, 1):
         pieces = [f"{number}: ", *(f"{word} " for word in text.split())]
         happened += [("message", text), ("attempt", ""), *(("chunk", piece) for piece in pieces)]
