@@ -215,9 +215,9 @@ class Mailbox:
         if not message.is_stored:
             return  # it is seen when it is
         if message is self.current:
-            # At once: whoever takes it up after this worker's death does not begin it again.
-            self.outbox.put(self._write(message, endings.cancellation(message)))
             if message.cancelled is not None:
+                # At once: whoever takes it up after this worker's death does not begin it again.
+                self.outbox.put(self._write(message, endings.cancellation(message)))
                 message.cancelled.set()
                 self._cut_later(message)
         elif message in self.waiting:
@@ -319,13 +319,11 @@ class Mailbox:
         write.done = partial(self._start, message)
 
     def _start(self, message: Message) -> None:
-        was_stored, message.is_stored = message.is_stored, True
+        message.is_stored = True
         if message is not self.current:
             return  # it was given up meanwhile
         if message.is_cancelled:
-            # Of one that was on disk before, `cancel` said so.
-            said = () if was_stored else (endings.cancellation(message),)
-            self._finish(message, *said, endings.cancelled(message))
+            self._finish(message, endings.cancellation(message), endings.cancelled(message))
             return
         message.cancelled = asyncio.Event()
         # Nobody sent here what another worker left.

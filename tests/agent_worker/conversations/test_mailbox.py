@@ -151,7 +151,7 @@ async def test_a_lease_whose_log_is_not_as_it_was_left_is_given_back(tmp_path: P
 
 @pytest.mark.parametrize("when_busy", ["interrupt", "reject"])
 async def test_repeating_what_has_ended_disturbs_nobody(tmp_path: Path, when_busy: str) -> None:
-    async with serving(Held, tmp_path, when_busy=when_busy, cancel_grace_s=0.05) as (worker, _):
+    async with serving(Held, tmp_path, when_busy=when_busy, cancel_grace_s=0.05) as (worker, log):
         Held.go.set()
         ended = await worker.send("0", message="m0")
         Held.go.clear()
@@ -159,6 +159,7 @@ async def test_repeating_what_has_ended_disturbs_nobody(tmp_path: Path, when_bus
         await eventually(lambda: Held.begun == ["0", "1"])
         assert await worker.send("0", message="m0") == ended
         assert kinds(await worker.events("0", message="m0")) == ["message", "attempt", "completion"]
+        assert "cancellation" not in log.texts(KEY)
         # One that is new does.
         if when_busy == "reject":
             with pytest.raises(errors.ConversationBusy):
@@ -211,7 +212,7 @@ async def test_no_message_runs_beside_one_that_cannot_be_written(tmp_path: Path)
 
 
 async def test_cancelling_is_on_the_log_at_once(tmp_path: Path) -> None:
-    """Also of a message whose beginning is not on disk yet."""
+    """With its end, where its beginning was not on disk yet: it is not begun."""
     async with serving(Held, tmp_path, cancel_grace_s=20) as (worker, log):
         first = asyncio.create_task(worker.send("1", message="m1"))
         await eventually(lambda: Held.begun == ["1"])
