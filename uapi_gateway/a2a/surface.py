@@ -32,6 +32,7 @@ from uapi_gateway.a2a.handler import CALL, Call, Handler
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.policy import Caller
 from uapi_gateway.http.codes import http_status
+from uapi_gateway.http.json_nodes import check_nodes
 
 _PATH = "/agents/{agent}/a2a"
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -153,10 +154,11 @@ def _check_readable(body: bytes) -> None:
 
     Raises:
         InvalidArgument: it is no text, or JSON that lies deeper than can be read.
+        MessageTooLarge: it is JSON of too many values.
     """
     try:
         # Of bytes it would let half characters pass.
-        json.loads(body.decode() or "{}")
+        check_nodes(json.loads(body.decode() or "{}"))
     except UnicodeDecodeError:
         raise errors.InvalidArgument("the body is not UTF-8", reason="INVALID_DATA") from None
     except RecursionError:
