@@ -32,7 +32,7 @@ from uapi_gateway.a2a.handler import CALL, Call, Handler
 from uapi_gateway.a2a.refusals import refusal
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.policy import Caller
-from uapi_gateway.http.json_nodes import check_nodes
+from uapi_gateway.http import bounds
 
 _PATH = "/agents/{agent}/a2a"
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -154,11 +154,12 @@ def _check_readable(body: bytes) -> None:
 
     Raises:
         InvalidArgument: it is no text, or JSON that lies deeper than can be read.
-        MessageTooLarge: it is JSON of too many values.
+        MessageTooLarge: it has more values than anything is made of.
     """
+    bounds.check_body(body)
     try:
         # Of bytes it would let half characters pass.
-        check_nodes(json.loads(body.decode() or "{}"))
+        read = json.loads(body.decode() or "{}")
     except UnicodeDecodeError:
         raise errors.InvalidArgument("the body is not UTF-8", reason="INVALID_DATA") from None
     except RecursionError:
@@ -166,3 +167,4 @@ def _check_readable(body: bytes) -> None:
     except ValueError:
         # It has a name in each of the protocols.
         return
+    bounds.check(read)
