@@ -325,6 +325,7 @@ async def test_a_workers_processes_are_one_worker() -> None:
         workers = [Worker(door) for _ in range(5)]
         for number, worker in enumerate(workers):
             worker.peer = replace(worker.peer, pid=number + 1)
+        for worker in workers:
             await worker.connect()
         await asyncio.wait_for(workers[4].serving, 10)
         for worker in workers:
