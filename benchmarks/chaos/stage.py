@@ -43,7 +43,7 @@ class Plan:
 
 
 FULL = Plan(calm_s=4, workers_s=24, kill_every_s=2, each_s=5.5, envoy_s=5.5, update_s=10, grace_s=2)
-SHORT = Plan(calm_s=0.5, workers_s=2, kill_every_s=1, each_s=1, envoy_s=2.5, update_s=2, grace_s=0.3)
+SHORT = Plan(calm_s=0.5, workers_s=2, kill_every_s=1, each_s=1, envoy_s=4, update_s=2, grace_s=0.3)
 PHASES = ("calm", "workers", "pool", "gateway", "envoy", "template", "update")
 
 
