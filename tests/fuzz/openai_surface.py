@@ -11,6 +11,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from tests.fuzz.target import Target, is_said, text
+from uapi_gateway.http.codes import http_status
 from uapi_gateway.http.openai import identifiers, messages, refusals, requests
 from uapi_gateway.http.openai.chat import Completion
 from uapi_gateway.http.openai.identifiers import Place
@@ -31,7 +32,7 @@ def _refused(act: Callable[[], object]) -> None:
     is_said(wrong.message)
     answer = json.loads(bytes(refusals.response(wrong).body))
     assert answer["error"].keys() == {"message", "type", "param", "code"}
-    assert 400 <= refusals.http_status(wrong) < 500, wrong
+    assert 400 <= http_status(wrong) < 500, wrong
 
 
 def chat(data: bytes) -> None:

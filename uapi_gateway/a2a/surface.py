@@ -31,6 +31,7 @@ from uapi_gateway.a2a.failures import Refused
 from uapi_gateway.a2a.handler import CALL, Call, Handler
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.policy import Caller
+from uapi_gateway.http import bounds
 from uapi_gateway.http.codes import http_status
 
 _PATH = "/agents/{agent}/a2a"
@@ -153,10 +154,12 @@ def _check_readable(body: bytes) -> None:
 
     Raises:
         InvalidArgument: it is no text, or JSON that lies deeper than can be read.
+        MessageTooLarge: it has more values than anything is made of.
     """
+    bounds.check_body(body)
     try:
         # Of bytes it would let half characters pass.
-        json.loads(body.decode() or "{}")
+        read = json.loads(body.decode() or "{}")
     except UnicodeDecodeError:
         raise errors.InvalidArgument("the body is not UTF-8", reason="INVALID_DATA") from None
     except RecursionError:
@@ -164,6 +167,7 @@ def _check_readable(body: bytes) -> None:
     except ValueError:
         # It has a name in each of the protocols.
         return
+    bounds.check(read)
 
 
 def _refusal(error: errors.AgentError, **more: Any) -> Response:

@@ -1,5 +1,6 @@
 """A message to an agent that holds no conversations but generates text: its prompt. Nothing is kept of it."""
 
+import math
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
 from agentruntime import errors, status
@@ -10,6 +11,8 @@ from grpc import aio
 
 from uapi_gateway.registry import Agent
 
+# `max_tokens` is an int32.
+_NO_NUMBER = 2**31
 SERVICE = text.DESCRIPTOR.services_by_name["TextGenerationService"].full_name
 
 
@@ -65,14 +68,18 @@ async def generate(
         temperature=_number(said, "temperature"),
         max_tokens=int(_number(said, "max_tokens")),
     )
-    yield proto.Event(message_id=request.message_id, message=request.message)
+    begun = proto.Event(message_id=request.message_id, message=request.message)
     stub: text_generation_pb2_grpc.TextGenerationServiceAsyncStub = (
         text_generation_pb2_grpc.TextGenerationServiceStub(through)
     )
     call = stub.StreamText(asked, metadata=metadata, timeout=timeout_s)
-    pieces, tokens = [], 0
+    pieces: list[str] = []
+    tokens = 0
     try:
         async for piece in call:
+            # Not before: a call that fails until then is refused, and may be repeated.
+            if not pieces:
+                yield begun
             pieces.append(piece.text)
             tokens = piece.tokens_used
             yield proto.Event(message_id=request.message_id, chunk=proto.Part(text=piece.text))
@@ -80,6 +87,8 @@ async def generate(
         raise status.decode(error) from error
     finally:
         call.cancel()
+    if not pieces:
+        yield begun
     reply = proto.ChatMessage(
         role="assistant",
         parts=[proto.Part(text="".join(pieces))],
@@ -90,6 +99,12 @@ async def generate(
 
 def _number(said: Mapping[str, str], name: str) -> float:
     try:
-        return float(said.get(name, 0))
+        number = float(said.get(name, 0))
     except ValueError:
-        raise errors.InvalidArgument(f"'{said[name]}' is no {name}; write a number", reason="INVALID_DATA") from None
+        number = math.nan
+    # NaN is not within anything.
+    if not 0 <= number < _NO_NUMBER:
+        raise errors.InvalidArgument(
+            f"'{said[name]}' is no {name}; write a number from 0 to below 2147483648", reason="INVALID_DATA"
+        )
+    return number

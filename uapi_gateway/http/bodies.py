@@ -2,16 +2,16 @@
 
 import base64
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import InvalidArgument
 from google.protobuf import json_format
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from uapi_gateway.conversations import plain
 from uapi_gateway.conversations.sending import Reply, converses
-from uapi_gateway.http import json_form
+from uapi_gateway.http import bounds, json_form
 from uapi_gateway.registry import Agent
 
 LARGEST_PAGE = 1000
@@ -25,6 +25,8 @@ _WHEN_BUSY = {
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    _few = model_validator(mode="before")(bounds.few)
 
 
 class Part(_Body):
@@ -58,6 +60,7 @@ class Part(_Body):
             except ValueError:
                 raise InvalidArgument("a part's blob is no base64", reason="INVALID_DATA") from None
         else:
+            # What lies too deep for it is refused already (bounds.py).
             json_format.ParseDict(self.data, made.data)
         return made
 
@@ -66,8 +69,10 @@ class Message(_Body):
     """What somebody says."""
 
     role: Literal["user", "assistant", "system"] = "user"
-    content: str | list[Part]
-    metadata: dict[str, str] = Field(default={}, description="For the agent; kept as it is.")
+    content: str | Annotated[list[Part], Field(fail_fast=True, max_length=bounds.MOST_PARTS)]
+    metadata: Annotated[dict[str, str], BeforeValidator(bounds.few)] = Field(
+        default={}, description="For the agent; kept as it is."
+    )
 
     def message(self) -> proto.ChatMessage:
         said = [Part(text=self.content)] if isinstance(self.content, str) else self.content
@@ -83,7 +88,7 @@ class RunRequest(_Body):
     message_id: str = Field(
         default="", description="Made if it is not given. Repeating a request with it does nothing twice."
     )
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(fail_fast=True, min_length=1, max_length=bounds.MOST_MESSAGES)
     stream: bool = Field(default=False, description="Answer with server-sent events.")
     when_busy: Literal["queue", "reject", "interrupt"] | None = Field(
         default=None, description="While another message runs; what the agent says if it is not given."
@@ -91,6 +96,12 @@ class RunRequest(_Body):
     timeout_s: float | None = Field(
         default=None, gt=0, description="How long to wait for the reply; the message goes on after that."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, given: Any) -> Any:
+        bounds.check(given)
+        return given
 
     def message(self, agent: str) -> proto.StreamMessageRequest:
         """Raises:

@@ -1,8 +1,8 @@
-"""The HTTP status of each error, as google.rpc.Code has them."""
+"""The HTTP status of each error: that which google.rpc.Code has for it, with two exceptions."""
 
 import grpc
 from agentruntime import status
-from agentruntime.errors import AgentError
+from agentruntime.errors import AgentError, ConversationFull, MessageTooLarge
 
 _CODES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -20,8 +20,10 @@ _CODES = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
+# Where waiting does not help, unlike with others of their code.
+_OF_REASON = {MessageTooLarge.reason: 413, ConversationFull.reason: 400}
 
 
 def http_status(error: AgentError) -> int:
     """The status of a response that says the error."""
-    return _CODES.get(status.code_of(error), 500)
+    return _OF_REASON.get(error.reason) or _CODES.get(status.code_of(error), 500)

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from uapi_gateway.http.codes import http_status
 
 _log = log.get("uapi_gateway.http")
-_NOT_FOUND = 404
+_UNAUTHENTICATED, _NOT_FOUND = 401, 404
 # In a request's scope: its error was logged and answered, which Starlette raises all the same.
 TOLD = "uapi.told"
 
@@ -26,7 +26,9 @@ def document(error: AgentError) -> dict[str, Any]:
 
 
 def response(error: AgentError) -> Response:
-    return JSONResponse(document(error), status_code=http_status(error))
+    code = http_status(error)
+    headers = {"www-authenticate": "Bearer"} if code == _UNAUTHENTICATED else None
+    return JSONResponse(document(error), status_code=code, headers=headers)
 
 
 def tell(application: FastAPI) -> None:
@@ -38,8 +40,8 @@ def tell(application: FastAPI) -> None:
 
     async def unreadable(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        # Of several, because a thing may have several forms, the one that got furthest.
-        found = max(error.errors(), key=lambda each: len(each["loc"]))
+        # Of several, because a thing may have several forms, the one that got furthest; a list is one, however long.
+        found = max(error.errors(), key=lambda each: (len(each["loc"]), each["type"] == "too_long"))
         where = ".".join(str(part) for part in found["loc"] if part != "body")
         said = f"{where}: {found['msg']}" if where else f"the body is not what this takes: {found['msg']}"
         return response(InvalidArgument(said, reason="INVALID_DATA"))

@@ -1,22 +1,24 @@
 """The HTTP API of agents and their conversations. Imported when it is first asked: FastAPI takes its time."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from importlib.metadata import version
 from typing import Annotated, Any
 
 from agentruntime import trace
 from agentruntime._proto.uapi.v1 import access_pb2 as access
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
-from fastapi import FastAPI, Header, Path, Query
+from fastapi import Depends, FastAPI, Header, Path, Query
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from uapi_gateway.conversations.sending import checked_id, shown
-from uapi_gateway.http import bodies, description, event_stream, failures
+from uapi_gateway.conversations.sending import checked_id, converses, shown
+from uapi_gateway.http import bodies, bounds, description, event_stream, failures, presence
 from uapi_gateway.http.core import Core
 from uapi_gateway.http.event_stream import EventStream
+from uapi_gateway.registry import Agent
 
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"content": {event_stream.MEDIA_TYPE: {"schema": {"type": "string"}}}, "description": "JSON, or events"},
@@ -38,6 +40,7 @@ def application(core: Core) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
+    made.router.route_class = _Bounded
     failures.tell(made)
     _agents(made, core)
     _conversations(made, core)
@@ -55,6 +58,9 @@ def _agents(made: FastAPI, core: Core) -> None:
         found = core.agents(core.caller(request))
         return bodies.AgentList(agents=[bodies.AgentEntry.of(agent) for agent in found])
 
+    async def admitted(request: Request, agent_name: _AgentName) -> Agent:
+        return core.sender.admit(core.caller(request), agent_name)
+
     @made.post(
         "/agents/{agent_name}/run",
         responses=_EVENTS,
@@ -65,20 +71,27 @@ def _agents(made: FastAPI, core: Core) -> None:
     async def run(
         request: Request,
         agent_name: _AgentName,
+        # Before anything is made of the body.
+        agent: Annotated[Agent, Depends(admitted)],
         body: bodies.RunRequest,
+        *,
         accept: _Accept = "",
         last_event_id: _LastEventId = "",
     ) -> Any:
         caller, asked = core.caller(request), body.message(agent_name)
         if not (body.stream or event_stream.wanted(accept)):
-            reply = await core.sender.collect(caller, agent_name, asked, timeout_s=body.timeout_s)
-            return bodies.RunResponse.of(reply)
-        # Without an id it is a new message, of which nothing was told.
-        after = event_stream.last_id(last_event_id) if body.message_id else 0
+            collecting = core.sender.collect(caller, agent_name, asked, timeout_s=body.timeout_s)
+            return bodies.RunResponse.of(await presence.while_there(request, collecting))
+        # Without an id it is a new message, of which nothing was told; where nothing is kept, nothing was numbered.
+        after = event_stream.last_id(last_event_id) if body.message_id and converses(agent) else 0
         responses = core.sender.stream(caller, agent_name, asked, timeout_s=body.timeout_s, after=after)
         events = _events_of(responses)
-        # A refusal is told by the status; whoever goes on has had its first event.
-        first = None if after else await anext(events, None)
+        # A refusal is told by the status. Whoever goes on has had its first event, and may have to wait for the next.
+        if after:
+            checked_id(asked.conversation_id, "conversation's id")
+            checked_id(asked.message_id, "message's id")
+            return EventStream(asked.conversation_id, events)
+        first = await presence.while_there(request, anext(events, None))
         return EventStream(asked.conversation_id, events, first)
 
 
@@ -167,6 +180,19 @@ async def _shown(watched: Any, operates: bool) -> AsyncGenerator[proto.Event, No
     async with contextlib.aclosing(watched) as events:
         async for event in events:
             yield shown(event, operates)
+
+
+class _Bounded(APIRoute):
+    """A route whose body is looked at before it is parsed."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            bounds.check_body(await request.body())
+            return await handle(request)
+
+        return bounded
 
 
 class _Entrance:

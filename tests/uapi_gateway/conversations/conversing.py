@@ -173,7 +173,7 @@ class Worker:
     async def StreamMessage(
         self, request: proto.StreamMessageRequest, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[proto.StreamMessageResponse]:
-        done: Any = self._done
+        done: Any = self.over
         context.add_done_callback(done)
         self.calls.append({**dict(context.invocation_metadata() or ()), "request": request})
         if self.refuses:
@@ -202,7 +202,8 @@ class Worker:
             if place == f"told {event.WhichOneof('content')}":
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
 
-    def _done(self, _: Any) -> None:
+    def over(self, _: Any) -> None:
+        """A call is."""
         self.ended += 1
 
     async def _handle(self, key: Key, events: list[proto.Event]) -> None:
@@ -212,12 +213,20 @@ class Worker:
             await self.log.append(key, event)
 
 
+@dataclass
 class Plain:
-    """Generates its prompt, in two pieces."""
+    """Generates its prompt, in two pieces, as far as the worker lets it."""
+
+    worker: Worker
 
     async def StreamText(
         self, request: text.StreamTextRequest, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[text.StreamTextResponse]:
+        done: Any = self.worker.over
+        context.add_done_callback(done)
+        if self.worker.refuses:
+            raise self.worker.refuses
+        await self.worker.gate.wait()
         half = len(request.prompt) // 2
         for tokens, piece in enumerate((request.prompt[:half], request.prompt[half:]), 1):
             yield text.StreamTextResponse(text=piece, tokens_used=tokens)
@@ -229,7 +238,7 @@ def worker_server(worker: Worker, address: str) -> aio.Server:
     server.add_generic_rpc_handlers(
         [
             _handler(SERVICE, "StreamMessage", worker.StreamMessage, proto.StreamMessageRequest),
-            _handler(plain.SERVICE, "StreamText", Plain().StreamText, text.StreamTextRequest),
+            _handler(plain.SERVICE, "StreamText", Plain(worker).StreamText, text.StreamTextRequest),
         ]
     )
     server.add_insecure_port(address)

@@ -182,6 +182,22 @@ async def test_an_agent_that_only_generates_is_prompted(sending: Standing) -> No
     assert reply.usage.completion_tokens == 2
 
 
+async def test_nothing_is_told_of_a_prompt_that_is_refused(sending: Standing) -> None:
+    sending.worker.refuses = errors.AgentNotReady("none is ready")
+    responses = sending.sender.stream(LOCAL, "plain", asked("Hello"))
+    with pytest.raises(errors.AgentNotReady):
+        await anext(responses)
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "3e9", "-1", "many"])
+async def test_options_that_are_no_numbers(sending: Standing, number: str) -> None:
+    for name in ("max_tokens", "temperature"):
+        request = asked("Hello")
+        request.message.metadata[name] = number
+        with pytest.raises(errors.InvalidArgument, match=f"'{number}' is no {name}"):
+            await sending.sender.collect(LOCAL, "plain", request)
+
+
 async def test_an_agent_that_does_neither_says_so(sending: Standing) -> None:
     with pytest.raises(errors.NoConversations):
         await sending.sender.collect(LOCAL, "other", asked())

@@ -11,6 +11,8 @@ from uapi_gateway.http.codes import http_status
     [
         (errors.AgentNotFound("a"), 404),
         (errors.QueueFull("a"), 429),
+        (errors.MessageTooLarge("a"), 413),
+        (errors.ConversationFull("a"), 400),
         (errors.AgentNotReady("a"), 503),
         (errors.Internal("a"), 500),
         (errors.AgentError("a"), 500),

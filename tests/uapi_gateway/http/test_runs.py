@@ -23,6 +23,7 @@ from uapi_gateway.http.core import Core
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ANONYMOUS = {"x-uapi-principal": "anonymous"}
 KINDS = ["message", "attempt", "chunk", "chunk", "chunk", "completion"]
+TOO_LARGE = (413, "MESSAGE_TOO_LARGE")
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -253,15 +254,41 @@ async def test_an_agent_that_only_generates_keeps_nothing(api: Api) -> None:
         ("/agents/helper/run", {**HI, "message_id": "ü"}, (400, "INVALID_ID"), "ASCII"),
         ("/agents/helper/run", {"messages": [{"content": [{}]}]}, (400, "INVALID_DATA"), "exactly one"),
         ("/agents/helper/run", {"messages": [{"content": [{"blob": "?"}]}]}, (400, "INVALID_DATA"), "base64"),
+        ("/agents/helper/run", {"messages": [1] * 40_000}, (400, "INVALID_DATA"), "messages.0"),
+        ("/agents/helper/run", {"messages": [{"content": ""}] * 1002}, (400, "INVALID_DATA"), "at most 1001"),
+        (
+            "/agents/helper/run",
+            {"messages": [{"content": [{"text": ""}] * 1001}]},
+            (400, "INVALID_DATA"),
+            "at most 1000",
+        ),
+        ("/agents/helper/run", {str(n): 1 for n in range(40_000)}, (400, "INVALID_DATA"), "1000 keys"),
+        (
+            "/agents/helper/run",
+            {"messages": [{"content": "", "metadata": {str(n): 1 for n in range(40_000)}}]},
+            (400, "INVALID_DATA"),
+            "1000 keys",
+        ),
+        ("/agents/helper/run", {"messages": [{"content": [{"data": [1] * 50_000}]}]}, TOO_LARGE, "50000 values"),
+        ("/agents/helper/run", {"messages": [[]] * 1_400_000}, TOO_LARGE, "50000 values"),
+        (
+            "/agents/helper/run",
+            {"messages": [{"content": [{"data": json.loads("[" * 40 + "]" * 40)}]}]},
+            (400, "INVALID_DATA"),
+            "deeper",
+        ),
+        ("/agents/helper/run", {"messages": [{"content": "\ud800"}]}, (400, "INVALID_DATA"), "half a character"),
         ("/agents/helper/nothing", HI, (404, "NOT_FOUND"), "/docs"),
         ("/agents", HI, (405, "HTTP"), "/docs"),
     ],
 )
 async def test_refusals_say_why(api: Api, path: str, body: Any, expected: tuple[int, str], words: str) -> None:
     for more in ({}, {"stream": True}):
-        response = await api.client.post(path, json={**body, **more})
+        # As ASCII, for it may have half characters.
+        said, headers = json.dumps({**body, **more}), {"content-type": "application/json"}
+        response = await api.client.post(path, content=said, headers=headers)
         error = response.json()["error"]
-        assert (response.status_code, error["reason"]) == expected
+        assert (response.status_code, error["reason"]) == expected, error
         assert words in error["message"]
 
 
@@ -269,6 +296,42 @@ async def test_who_may_not_call_the_agent_is_told_by_the_status(api: Api) -> Non
     for path in ("/agents/helper/run", "/agents/helper/conversations/c/messages/m/cancel"):
         response = await api.client.post(path, json=HI, headers=ANONYMOUS)
         assert (response.status_code, response.json()["error"]["reason"]) == (401, "CREDENTIAL_MISSING")
+        assert response.headers["www-authenticate"] == "Bearer"
+    # Nobody looks at what it sends.
+    response = await api.client.post("/agents/helper/run", json={"messages": 1}, headers=ANONYMOUS)
+    assert response.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("agent", "more", "expected"),
+    [
+        ("nobody", {}, (404, "AGENT_NOT_FOUND")),
+        ("other", {}, (400, "NO_CONVERSATIONS")),
+        ("helper", {"message_id": "ü"}, (400, "INVALID_ID")),
+        ("helper", {"conversation_id": "ü"}, (400, "INVALID_ID")),
+    ],
+)
+async def test_whoever_goes_on_is_refused_by_the_status_too(
+    api: Api, agent: str, more: dict[str, str], expected: tuple[int, str]
+) -> None:
+    body = {**HI, "message_id": "m", "stream": True, **more}
+    response = await api.client.post(f"/agents/{agent}/run", json=body, headers={"last-event-id": "3"})
+    assert (response.status_code, response.json()["error"]["reason"]) == expected
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whoever_hangs_up_ends_what_is_generated_for_nobody_else(api: Api, stream: bool) -> None:
+    api.behind.worker.gate.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        await api.client.post("/agents/plain/run", json={**HI, "stream": stream}, timeout=0.5)
+    await eventually(lambda: api.behind.worker.ended == 1)
+    assert not api.behind.worker.gate.is_set()
+
+
+async def test_an_agent_that_only_generates_and_is_not_there_is_an_error_of_the_request(api: Api) -> None:
+    api.behind.worker.refuses = errors.AgentNotReady("none is ready")
+    response = await api.client.post("/agents/plain/run", json={**HI, "stream": True})
+    assert (response.status_code, response.json()["error"]["reason"]) == (503, "AGENT_NOT_READY")
 
 
 async def test_what_the_agent_fails_with(api: Api) -> None:

@@ -31,9 +31,10 @@ class Completion:
         self._streams = streams
         self._with_usage = with_usage
         self._created = int(time.time())
-        # What the caller has, and what this attempt has said so far.
-        self._sent = ""
-        self._said = ""
+        # What the caller has, in pieces, and how much of that this attempt has said so far.
+        self._sent: list[str] = []
+        self._sent_length = 0
+        self._said_length = 0
         self._reply: proto.ChatMessage | None = None
 
     @property
@@ -52,11 +53,13 @@ class Completion:
                     self._created = event.time.seconds
                 return [self._chunk({"role": "assistant", "content": ""})]
             case "attempt":
-                self._said = ""
+                self._said_length = 0
             case "chunk":
-                return self._more(self._said + whole_text([event.chunk]))
+                return self._more(whole_text([event.chunk]))
             case "completion":
                 self._reply = event.completion
+                # It says all of it once more.
+                self._said_length = 0
                 chunks = self._more(whole_text(event.completion.parts))
                 chunks.append(self._chunk({}, finish_reason="stop"))
                 if self._with_usage:
@@ -76,19 +79,26 @@ class Completion:
             "usage": self._usage().of_completion(),
         }
 
-    def _more(self, said: str) -> list[dict[str, Any]]:
-        self._said = said
+    def _more(self, text: str) -> list[dict[str, Any]]:
+        """What of the next text the caller does not have."""
         if not self._streams:
             return []
-        if said.startswith(self._sent):
-            delta, self._sent = said[len(self._sent) :], said
-            return [self._chunk({"content": delta})] if delta else []
-        if self._sent.startswith(said) and self._reply is None:
-            return []
-        raise Aborted(
-            "a worker was lost, and the agent that began again says something else; send the messages again",
-            reason="REPLY_RESTARTED",
-        )
+        if self._said_length < self._sent_length:
+            again = self._again()[self._said_length :]
+            if again.startswith(text) and (self._reply is None or text == again):
+                self._said_length += len(text)
+                return []
+            if not text.startswith(again):
+                raise _restarted()
+            text = text[len(again) :]
+        self._sent.append(text)
+        self._sent_length = self._said_length = self._sent_length + len(text)
+        return [self._chunk({"content": text})] if text else []
+
+    def _again(self) -> str:
+        """All that the caller has."""
+        self._sent = ["".join(self._sent)]
+        return self._sent[0]
 
     def _usage(self) -> Usage:
         assert self._reply is not None
@@ -107,3 +117,10 @@ class Completion:
         choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}]
         told: dict[str, Any] = {"usage": None} if self._with_usage else {}
         return {**self._head("chat.completion.chunk"), "choices": choices if delta is not None else [], **told}
+
+
+def _restarted() -> Aborted:
+    return Aborted(
+        "a worker was lost, and the agent that began again says something else; send the messages again",
+        reason="REPLY_RESTARTED",
+    )

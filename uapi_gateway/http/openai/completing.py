@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`: a message in a conversation of its own, or in one that the request names."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import AgentError, Unavailable
@@ -13,6 +13,7 @@ from uapi_gateway.http.openai.chat import Completion
 from uapi_gateway.http.openai.requests import ChatRequest
 from uapi_gateway.http.openai.surface import Exchange, Surface
 from uapi_gateway.http.openai.usage import text_bytes
+from uapi_gateway.http.presence import while_there
 
 # A client may name its conversation there.
 _CONVERSATION = "conversation_id"
@@ -25,6 +26,7 @@ class Completions:
         self._on = on
 
     async def create(self, request: Request) -> Response:
+        self._on.reader(request)
         asked = requests.read(ChatRequest, await surface.body_of(request))
         caller = self._on.caller(request)
         agent = self._on.admit(caller, asked.model)
@@ -32,6 +34,7 @@ class Completions:
             request, (asked.metadata or {}).get(_CONVERSATION, ""), f"metadata.{_CONVERSATION}"
         )
         key = surface.idempotency_key(request)
+        requests.check_storing(asked.store, key)
         earlier, last = messages.history(asked.messages, "messages")
         last.metadata.update({**(asked.metadata or {}), **asked.options()})
         message = proto.StreamMessageRequest(
@@ -41,14 +44,15 @@ class Completions:
             earlier=earlier,
         )
         unstored = asked.store is False and not named
-        sent = await surface.send(self._on, caller, message, agent, unstored=unstored)
+        sent = await while_there(request, surface.send(self._on, caller, message, agent, unstored=unstored))
         with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         completion = Completion(
             sent.place, text_bytes([*earlier, last]), streams=bool(asked.stream), with_usage=with_usage
         )
         if asked.stream:
-            return surface.event_stream(_stream(sent, completion), sent.place.written(identifiers.COMPLETION))
-        return await _whole(sent, completion)
+            request_id = sent.place.written(identifiers.COMPLETION)
+            return surface.EventStream(_stream(sent, completion), request_id, sent)
+        return await while_there(request, _whole(sent, completion))
 
 
 async def _whole(sent: Exchange, completion: Completion) -> Response:
@@ -64,7 +68,7 @@ async def _whole(sent: Exchange, completion: Completion) -> Response:
     return JSONResponse(completion.whole(), headers=headers)
 
 
-async def _stream(sent: Exchange, completion: Completion) -> AsyncIterator[bytes]:
+async def _stream(sent: Exchange, completion: Completion) -> AsyncGenerator[bytes, None]:
     with surface.foreseen() as wrong:
         async with contextlib.aclosing(sent.all()) as events:
             async for event in events:

@@ -10,19 +10,12 @@ from agentruntime import errors
 from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
-from uapi_gateway.http import codes
+from uapi_gateway.http.codes import http_status
 
-# Where waiting does not help, unlike with others of their code.
-_OF_REASON = {errors.MessageTooLarge.reason: 413, errors.ConversationFull.reason: 400}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # The official client obeys it; else it repeats 409, 429 and 5xx twice.
 _RETRY = "x-should-retry"
 _LONGEST = 500
-
-
-def http_status(error: errors.AgentError) -> int:
-    """The HTTP status of an error."""
-    return _OF_REASON.get(error.reason) or codes.http_status(error)
 
 
 def body(error: errors.AgentError) -> dict[str, Any]:

@@ -7,8 +7,18 @@ would heed and a caller could rely on (tools, forms of the answer, several choic
 import json
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+)
 
+from uapi_gateway.http import bounds
 from uapi_gateway.http.openai.refusals import invalid, malformed, unsupported
 
 # Of what a request says of itself; https://platform.openai.com/docs/api-reference has the same bounds.
@@ -16,6 +26,7 @@ _Metadata = dict[
     Annotated[str, StringConstraints(max_length=64)],
     Annotated[str, StringConstraints(max_length=512)],
 ]
+_Few = Annotated[list[str], Field(fail_fast=True, max_length=bounds.MOST_PARTS)]
 # Options among a message's metadata: those that every surface has, and before the names of the others.
 TEMPERATURE, MAX_TOKENS, PREFIX = "temperature", "max_tokens", "openai."
 # Among the metadata of the system message that a request's `instructions` are.
@@ -89,7 +100,8 @@ def _kind(content: Any) -> str:
 
 
 _Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[ContentPart], Tag("parts"), Field(min_length=1)],
+    Annotated[str, Tag("text")]
+    | Annotated[list[ContentPart], Tag("parts"), Field(fail_fast=True, min_length=1, max_length=bounds.MOST_PARTS)],
     Discriminator(_kind),
 ]
 
@@ -121,7 +133,7 @@ class _Request(_Model):
     """What both have."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    metadata: Annotated[_Metadata, Field(max_length=16)] | None = None
+    metadata: Annotated[_Metadata, BeforeValidator(bounds.few), Field(max_length=16)] | None = None
     stream: bool | None = None
     store: bool | None = None
     user: Annotated[str, StringConstraints(max_length=512)] | None = None
@@ -150,12 +162,12 @@ class _Request(_Model):
 
 
 class ChatRequest(_Request):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=bounds.MOST_MESSAGES)]
     stream_options: _StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | _Few | None = None
     seed: int | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -163,7 +175,7 @@ class ChatRequest(_Request):
     verbosity: str | None = None
     logprobs: bool | None = None
     response_format: _Format | None = None
-    modalities: list[str] | None = None
+    modalities: _Few | None = None
     audio: Any = None
     functions: list[Any] | None = None
     web_search_options: Any = None
@@ -205,7 +217,9 @@ class OtherItem(_Model):
 
 _Item = Annotated[Annotated[Message, Tag("message")] | Annotated[OtherItem, Tag("other")], Discriminator(_item_kind)]
 _Input = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[_Item], Tag("parts"), Field(min_length=1)], Discriminator(_kind)
+    Annotated[str, Tag("text")]
+    | Annotated[list[_Item], Tag("parts"), Field(fail_fast=True, min_length=1, max_length=bounds.MOST_MESSAGES)],
+    Discriminator(_kind),
 ]
 
 
@@ -251,11 +265,15 @@ def read(kind: type[_AnyRequest], raw: bytes) -> _AnyRequest:
 
     Raises:
         InvalidArgument: it is none, or asks for what there is not; names the field.
+        MessageTooLarge: it has more values than anything is made of.
     """
+    bounds.check_body(raw)
+    parsed = _parsed(raw)
+    bounds.check(parsed)
     try:
         request = kind.model_validate_json(raw)
     except ValidationError as error:
-        raise malformed(error, _parsed(raw)) from None
+        raise malformed(error, parsed) from None
     _check(request)
     if isinstance(request, ChatRequest):
         _check_chat(request)
@@ -298,6 +316,14 @@ def _check_chat(request: ChatRequest) -> None:
         raise unsupported("modalities", "agents answer in text here")
     if request.web_search_options is not None:
         raise unsupported("web_search_options", "an agent brings its own tools and calls them itself")
+
+
+def check_storing(store: bool | None, key: str) -> None:
+    """Raises:
+    InvalidArgument: what is not stored is to be found again by an idempotency key.
+    """
+    if store is False and key:
+        raise unsupported("store", "an Idempotency-Key finds what was stored; leave out one of both")
 
 
 def _check_response(request: ResponseRequest) -> None:

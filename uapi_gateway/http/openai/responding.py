@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from agentruntime import errors
@@ -20,6 +20,7 @@ from uapi_gateway.http.openai.identifiers import Place
 from uapi_gateway.http.openai.requests import INSTRUCTIONS, ResponseRequest
 from uapi_gateway.http.openai.responses import ResponseBuilder
 from uapi_gateway.http.openai.surface import Exchange, Surface
+from uapi_gateway.http.presence import while_there
 from uapi_gateway.registry import Agent
 
 # A handler that is cancelled has 5 s to end.
@@ -34,6 +35,7 @@ class Responses:
         self._on = on
 
     async def create(self, request: Request) -> Response:
+        self._on.reader(request)
         asked = requests.read(ResponseRequest, await surface.body_of(request))
         caller = self._on.caller(request)
         agent = self._on.admit(caller, asked.model)
@@ -41,12 +43,12 @@ class Responses:
             raise refusals.unsupported("background", f"agent '{agent.agent_id}' keeps no conversations")
         message, own = await self._message(request, asked, caller, agent)
         unstored = asked.store is False and own
-        sent = await surface.send(self._on, caller, message, agent, unstored=unstored)
+        sent = await while_there(request, surface.send(self._on, caller, message, agent, unstored=unstored))
         builder = ResponseBuilder(sent.place, time.time())
         if asked.stream:
-            return surface.event_stream(_told(sent.all(), builder, -1), sent.place.response_id)
+            return surface.EventStream(_told(sent.all(), builder, -1), sent.place.response_id, sent)
         if not asked.background:
-            return await _whole(sent, builder)
+            return await while_there(request, _whole(sent, builder))
         builder.on(sent.first)
         await sent.close()
         return _document(builder, sent.place)
@@ -57,7 +59,7 @@ class Responses:
         if request.query_params.get("stream") in ("true", "1"):
             # Before anything is said: whether there is such a message.
             events = await self._watched(key, place, follow=True)
-            return surface.event_stream(_told(events, ResponseBuilder(place, time.time()), after), place.response_id)
+            return surface.EventStream(_told(events, ResponseBuilder(place, time.time()), after), place.response_id)
         return _document(await self._read(key, place), place)
 
     async def cancel(self, request: Request) -> Response:
@@ -106,6 +108,7 @@ class Responses:
         else:
             earlier, last = messages.history(messages.of_input(asked.input), "input")
         key = surface.idempotency_key(request)
+        requests.check_storing(asked.store, key)
         named = surface.named_conversation(request, asked.conversation_id, "conversation")
         if asked.previous_response_id is not None:
             named, before = await self._continued(asked.previous_response_id, caller, agent)
@@ -142,17 +145,31 @@ class Responses:
         return "", await self._said(key, place, conversation.first_sequence)
 
     async def _said(self, key: Key, place: Place, first_sequence: int) -> list[proto.ChatMessage]:
-        """What was said until a message was answered."""
+        """What was said until a message was answered.
+
+        Raises:
+            MessageTooLarge: it is more than goes with a message.
+        """
         said: dict[str, list[proto.ChatMessage]] = {"": []}
+        size_bytes = 0
         async with contextlib.aclosing(surface.events_of(self._on, key, first_sequence - 1)) as events:
             async for event in events:
                 match event.WhichOneof("content"):
                     case "earlier":
                         said[""].append(event.earlier)
+                        size_bytes += event.earlier.ByteSize()
                     case "message":
                         said[event.message_id] = [event.message]
+                        size_bytes += event.message.ByteSize()
                     case "completion" if event.message_id in said:
                         said[event.message_id].append(event.completion)
+                        size_bytes += event.completion.ByteSize()
+                if size_bytes > surface.LONGEST_BYTES:
+                    raise errors.MessageTooLarge(
+                        f"what was said until that response is larger than {surface.LONGEST_BYTES // 2**20} MiB; "
+                        "go on with the latest response of its conversation",
+                        metadata={"param": "previous_response_id"},
+                    )
                 if event.message_id == place.message_id and ended(event):
                     break
         upto = list(said).index(place.message_id)
@@ -176,9 +193,10 @@ class Responses:
         return True
 
     def _found(self, request: Request) -> tuple[Place, Key]:
-        principal = self._on.reader(request)
+        self._on.reader(request)
         place = identifiers.place_of(request.path_params["id"])
-        return place, Key(principal, place.agent, place.conversation_id)
+        # Whoever may not call the agent (any more) reads nothing of what it said either.
+        return place, self._on.key(request, place.agent, place.conversation_id)
 
     async def _conversation(self, key: Key, place: Place) -> proto.Conversation:
         """The conversation that has a response, with its message."""
@@ -242,7 +260,7 @@ async def _whole(sent: Exchange, builder: ResponseBuilder) -> Response:
 
 async def _told(
     events: AsyncGenerator[proto.Event, None], builder: ResponseBuilder, after: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The stream, from the event after a sequence number on."""
     with surface.foreseen() as wrong:
         async with contextlib.aclosing(events):

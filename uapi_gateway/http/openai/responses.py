@@ -50,7 +50,7 @@ class ResponseBuilder:
         self._number = 0
         # Of the output item that is open, or comes next.
         self._index = 0
-        self._text: str | None = None
+        self._pieces: list[str] | None = None
         self._output: list[dict[str, Any]] = []
 
     @property
@@ -120,7 +120,7 @@ class ResponseBuilder:
         return [input_item(said, f"{stem}_{index}") for index, said in items]
 
     def _begun(self) -> list[dict[str, Any]]:
-        left = self._close("incomplete") if self._text is not None else []
+        left = self._close("incomplete") if self._pieces is not None else []
         if left:
             self._index += 1
         self._output = []
@@ -130,15 +130,15 @@ class ResponseBuilder:
         return [*left, self._told("response.in_progress")]
 
     def _more(self, text: str) -> list[dict[str, Any]]:
-        opened = self._open() if self._text is None else []
-        assert self._text is not None
-        self._text += text
+        opened = self._open() if self._pieces is None else []
+        assert self._pieces is not None
+        self._pieces.append(text)
         if not text:
             return opened
         return [*opened, self._event("response.output_text.delta", **self._where(), delta=text, logprobs=[])]
 
     def _open(self) -> list[dict[str, Any]]:
-        self._text = ""
+        self._pieces = []
         item = {**self._item("in_progress"), "content": []}
         return [
             self._event("response.output_item.added", output_index=self._index, item=item),
@@ -148,22 +148,23 @@ class ResponseBuilder:
     def _close(self, status: str) -> list[dict[str, Any]]:
         """Ends the output item that is open."""
         item = self._item(status)
-        text, part = self._text, item["content"][0]
+        part = item["content"][0]
         told = [
-            self._event("response.output_text.done", **self._where(), text=text, logprobs=[]),
+            self._event("response.output_text.done", **self._where(), text=part["text"], logprobs=[]),
             self._event("response.content_part.done", **self._where(), part=part),
             self._event("response.output_item.done", output_index=self._index, item=item),
         ]
-        self._text = None
+        self._pieces = None
         return told
 
     def _done(self, event: proto.Event) -> list[dict[str, Any]]:
         reply = event.completion
         text = whole_text(reply.parts)
-        rest = text.removeprefix(self._text or "") if text.startswith(self._text or "") else ""
+        said = "".join(self._pieces or ())
+        rest = text.removeprefix(said) if text.startswith(said) else ""
         told = self._more(rest)
         # The completion is what the agent said, whatever its pieces were.
-        self._text = text
+        self._pieces = [text]
         self._output = [self._item("completed")]
         told += self._close("completed")
         self._usage = usage(reply.metadata, text_bytes([self._message] if self._message else ()), text)
@@ -171,7 +172,7 @@ class ResponseBuilder:
 
     def _failed(self, event: proto.Event) -> list[dict[str, Any]]:
         told: list[dict[str, Any]] = []
-        if self._text is not None:
+        if self._pieces is not None:
             self._output = [self._item("incomplete")]
             told = self._close("incomplete")
         error = failure_of(event.failure)
@@ -188,15 +189,19 @@ class ResponseBuilder:
 
     def _item(self, status: str) -> dict[str, Any]:
         return {
-            "id": f"{self._place.written('msg_')}_{self._index}",
+            "id": self._item_id,
             "type": "message",
             "role": "assistant",
             "status": status,
-            "content": [output_text(self._text or "")],
+            "content": [output_text("".join(self._pieces or ()))],
         }
 
+    @property
+    def _item_id(self) -> str:
+        return f"{self._place.written('msg_')}_{self._index}"
+
     def _where(self) -> dict[str, Any]:
-        return {"item_id": self._item("")["id"], "output_index": self._index, "content_index": 0}
+        return {"item_id": self._item_id, "output_index": self._index, "content_index": 0}
 
     def _told(self, kind: str) -> dict[str, Any]:
         return self._event(kind, response=self.document())

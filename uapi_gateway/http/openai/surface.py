@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from agentruntime._proto.uapi.v1 import access_pb2
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from uapi_gateway.access.callers import refusal
 from uapi_gateway.access.policy import Caller
@@ -25,8 +26,8 @@ from uapi_gateway.registry import Agent
 from uapi_gateway.xds.routes import CONVERSATION_HEADER
 
 _log = log.get("uapi_gateway.openai")
-# As Envoy has it (xds/limits.py), for those who come without.
-_LONGEST_BODY_BYTES = 4 * 2**20
+# Of a request, as Envoy has it (xds/limits.py), for those who come without.
+LONGEST_BYTES = 4 * 2**20
 _IDEMPOTENCY_HEADER = "idempotency-key"
 # By which the official client names a request in its errors.
 REQUEST_ID = "x-request-id"
@@ -105,9 +106,14 @@ class Exchange:
             async for answer in self.events:
                 yield answer.event
         finally:
-            await self.close()
-            if self.unstored is not None:
-                await self.surface.forget(self.unstored)
+            await self.end()
+
+    async def end(self) -> None:
+        """Hears no more of it, and keeps no more than was asked for."""
+        await self.close()
+        forgotten, self.unstored = self.unstored, None
+        if forgotten is not None:
+            await self.surface.forget(forgotten)
 
     async def close(self) -> None:
         """Hears no more of it."""
@@ -130,12 +136,18 @@ async def send(
         AgentError: it is not accepted.
     """
     events = surface.sender.stream(caller, agent.agent_id, request)
-    answer = await anext(events, None)
+    place = identifiers.Place(agent.agent_id, request.conversation_id, request.message_id)
+    key = Key(caller.principal, place.agent, place.conversation_id) if unstored else None
+    try:
+        answer = await anext(events, None)
+    except asyncio.CancelledError:
+        # Its caller has gone; it may be on the log by now.
+        if key is not None:
+            await surface.forget(key)
+        raise
     if answer is None:
         raise errors.Unavailable(f"agent '{agent.agent_id}' did not answer; try again", reason="WORKER_LOST")
-    place = identifiers.Place(agent.agent_id, request.conversation_id, request.message_id)
-    key = Key(caller.principal, place.agent, place.conversation_id)
-    return Exchange(place, answer.event, events, key if unstored else None, surface)
+    return Exchange(place, answer.event, events, key, surface)
 
 
 def events_of(
@@ -183,8 +195,8 @@ async def body_of(request: Request) -> bytes:
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > _LONGEST_BODY_BYTES:
-            raise errors.MessageTooLarge(f"the request is larger than {_LONGEST_BODY_BYTES // 2**20} MiB")
+        if len(body) > LONGEST_BYTES:
+            raise errors.MessageTooLarge(f"the request is larger than {LONGEST_BYTES // 2**20} MiB")
     return bytes(body)
 
 
@@ -202,10 +214,30 @@ def guarded(endpoint: Endpoint) -> Endpoint:
     return answer
 
 
-def event_stream(pieces: AsyncIterator[bytes], request_id: str) -> Response:
-    """An answer of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-    headers = {REQUEST_ID: request_id, "cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(pieces, media_type="text/event-stream", headers=headers)
+class EventStream(StreamingResponse):
+    """An answer of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+    Args:
+        pieces: the events, written.
+        request_id: for the header.
+        exchange: what they come of; ended with the stream, also where nobody has read of it.
+    """
+
+    def __init__(
+        self, pieces: AsyncGenerator[bytes, None], request_id: str, exchange: Exchange | None = None
+    ) -> None:
+        self._pieces = pieces
+        self._exchange = exchange
+        headers = {REQUEST_ID: request_id, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(pieces, media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with contextlib.aclosing(self._pieces):
+                await super().__call__(scope, receive, send)
+        finally:
+            if self._exchange is not None:
+                await self._exchange.end()
 
 
 def sse(content: Mapping[str, Any], *, name: str = "") -> bytes:

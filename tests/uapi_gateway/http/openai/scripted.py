@@ -51,8 +51,8 @@ def echo(request: proto.StreamMessageRequest) -> list[proto.Event | asyncio.Even
 class Scripted(Sender):
     """Writes on the log what a script says, and sends it on."""
 
-    def __init__(self, registry: Registry, policy: Policy, log: MemoryLog) -> None:
-        super().__init__(registry, lambda: policy, log, None)  # type: ignore[arg-type] # nothing goes through
+    def __init__(self, registry: Registry, policy: Callable[[], Policy], log: MemoryLog) -> None:
+        super().__init__(registry, policy, log, None)  # type: ignore[arg-type] # nothing goes through
         self.log = log
         self.script: Script = echo
         self.requests: list[proto.StreamMessageRequest] = []
@@ -111,7 +111,7 @@ class World:
     def __post_init__(self) -> None:
         for name, service in (("helper", SERVICE), ("other", SERVICE), ("silent", "my.Service")):
             self.registry.put_pool_agent(Agent(name, (service,), (Endpoint("unix:/x", ready=True),)))
-        self.sender = Scripted(self.registry, self.policy, self.log)
+        self.sender = Scripted(self.registry, lambda: self.policy, self.log)
         self.surface = Surface(self.sender, self.log, self.registry, lambda: self.policy)
         self.app = Starlette(routes=routes(self.surface))
 

@@ -71,6 +71,25 @@ async def test_demands_of_an_agent_hold_here_too() -> None:
         assert (await client.responses.create(model="helper", input="Hi")).output_text == "You said Hi"
 
 
+@pytest.mark.parametrize("why", ["grants", "demands"])
+async def test_whoever_may_not_call_the_agent_reads_no_response_of_it(why: str) -> None:
+    keyed = {"x-uapi-principal": "key:ci", "x-uapi-caller-key": "k1"}
+    world = World(policy=Policy(keys={"k1": a_key("helper", "other")}, anonymous=False))
+    async with world.client(**keyed) as client:
+        made = await client.responses.create(model="helper", input="Hi")
+        if why == "grants":
+            world.policy = Policy(keys={"k1": a_key("other")}, anonymous=False)
+        else:
+            world.policy = Policy(keys=world.policy.keys, demands={"helper": Demands(tls=True)}, anonymous=False)
+        for call in (client.responses.retrieve(made.id), client.responses.retrieve(made.id, stream=True),
+                     client.responses.cancel(made.id), client.responses.delete(made.id),
+                     client.responses.input_items.list(made.id)):  # fmt: skip
+            with pytest.raises(openai.PermissionDeniedError) as failure:
+                await call
+            assert failure.value.code == "NOT_PERMITTED"
+    assert len(world.log.events) == 1
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", "/v1/files"), ("POST", "/v1/models"), ("GET", "/v1/chat/completions"), ("POST", "/v1/embeddings")],

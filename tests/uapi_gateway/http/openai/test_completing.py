@@ -1,16 +1,20 @@
 """Chat completions, by the official client."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import openai
 import pytest
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
+from starlette.requests import ClientDisconnect
 
 from tests.uapi_gateway.http.openai.scripted import World, attempt, done, echo, failed, piece
 from tests.waiting import eventually
+from uapi_gateway.access.callers import caller_of
 from uapi_gateway.conversations.store import Key
+from uapi_gateway.http.openai import surface
 
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
@@ -134,6 +138,62 @@ async def test_what_is_not_to_be_stored_is_not() -> None:
         answer = await client.chat.completions.create(model="helper", messages=HI, store=False)
     assert answer.choices[0].message.content == "You said Hi"
     assert world.log.events == {}
+
+
+async def test_what_is_not_stored_cannot_be_repeated() -> None:
+    async with World().client() as client:
+        with pytest.raises(openai.BadRequestError, match="Idempotency-Key") as failure:
+            await client.chat.completions.create(
+                model="helper", messages=HI, store=False, extra_headers={"Idempotency-Key": "k"}
+            )
+        assert failure.value.param == "store"
+
+
+async def test_whoever_hangs_up_is_not_waited_for() -> None:
+    world, gate = World(), asyncio.Event()
+    world.sender.script = lambda request: [*echo(request)[:2], gate, *echo(request)[2:]]
+    body = b'{"model":"helper","store":false,"messages":[{"role":"user","content":"Hi"}]}'
+    told: list[dict[str, object]] = [{"type": "http.request", "body": body}]
+
+    async def receive() -> dict[str, object]:
+        if told:
+            return told.pop()
+        await eventually(lambda: bool(world.log.events))
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, object]) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+             "headers": [(b"x-uapi-principal", b"anonymous")], "asgi": {"spec_version": "2.3"}}  # fmt: skip
+    async with asyncio.timeout(20):
+        await world.app(scope, receive, send)  # type: ignore[arg-type] # plain dicts
+    assert not world.log.events
+
+
+async def test_an_exchange_ends_with_its_stream_though_nobody_read_of_it() -> None:
+    world = World()
+    key = Key("anonymous", "helper", "c")
+    request = proto.StreamMessageRequest(conversation_id="c", message_id="m")
+    world.sender.script = lambda _: [attempt(), done("x")]
+    caller = caller_of(world.headers.items(), world.policy)
+    sent = await surface.send(world.surface, caller, request, world.registry.require("helper").agent, unstored=True)
+    assert key in world.log.events
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        async for _ in sent.all():
+            yield b""
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, object]) -> None:
+        raise OSError
+
+    stream = surface.EventStream(pieces(), "r", sent)
+    with pytest.raises(ClientDisconnect):
+        await stream({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)  # type: ignore[arg-type] # plain dicts
+    await eventually(lambda: not world.log.events)
 
 
 async def test_a_lost_worker_is_not_seen_as_long_as_the_answer_is_the_same() -> None:

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from agentruntime.errors import InvalidArgument
+from agentruntime.errors import InvalidArgument, MessageTooLarge
+from pydantic import ValidationError
 
 from uapi_gateway.http.openai import messages
 from uapi_gateway.http.openai.requests import ChatRequest, ResponseRequest, read
@@ -105,3 +106,30 @@ def test_messages_that_are_none(message: dict[str, Any], param: str, said: str) 
     with pytest.raises(InvalidArgument, match=said) as failure:
         messages.history(request.messages, "messages")
     assert failure.value.metadata["param"] == param
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"messages": [1] * 40_000},
+        {"messages": [{"role": "user", "content": ""}] * 1002},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 1001}]},
+        {"messages": [{"role": "user", "content": [1] * 40_000}]},
+        {"stop": [1] * 40_000},
+        {"modalities": [1] * 40_000},
+        {"metadata": {str(n): 1 for n in range(40_000)}},
+    ],
+)
+def test_many_mistakes_are_one(more: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as failure:
+        ChatRequest.model_validate_json(_chat(**more))
+    assert failure.value.error_count() <= 2
+
+
+def test_many_values() -> None:
+    large: list[dict[str, Any]] = [{"tools": [1] * 50_001}, {"messages": [{}] * 50_001}]
+    for more in large:
+        with pytest.raises(MessageTooLarge):
+            read(ChatRequest, _chat(**more))
+    with pytest.raises(InvalidArgument, match="at most 1001"):
+        read(ResponseRequest, _response(input=[{"role": "user", "content": ""}] * 1002))

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from tests.uapi_gateway.http.openai.scripted import World, attempt, done, echo, failed, piece
 from tests.waiting import eventually
 from uapi_gateway.conversations.store import Key
+from uapi_gateway.http.openai import surface
 
 _EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 WHOLE = [
@@ -132,6 +133,19 @@ async def test_a_conversation_branches_from_an_earlier_response() -> None:
     assert other.conversation != one.conversation
     said = [(said.role, said.parts[0].text) for said in world.last.earlier]
     assert said == [("system", "Be brief."), ("user", "One"), ("assistant", "You said One")]
+
+
+async def test_what_was_said_before_is_not_more_than_a_message_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surface, "LONGEST_BYTES", 1000)
+    world = World()
+    async with world.client() as client:
+        one = await client.responses.create(model="helper", input="One")
+        two = await client.responses.create(model="helper", input="2" * 600, previous_response_id=one.id)
+        await client.responses.create(model="helper", input="Three", previous_response_id=two.id)
+        await client.responses.create(model="helper", input="Other", previous_response_id=one.id)
+        with pytest.raises(openai.APIStatusError, match="larger than") as failure:
+            await client.responses.create(model="helper", input="Other", previous_response_id=two.id)
+    assert (failure.value.status_code, failure.value.code) == (413, "MESSAGE_TOO_LARGE")
 
 
 async def test_the_input() -> None:
