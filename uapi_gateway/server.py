@@ -43,7 +43,7 @@ from uapi_gateway.access.guard import Guard
 from uapi_gateway.access.identity import IdentityProviders, identity_providers
 from uapi_gateway.access.operators import PoolHandler
 from uapi_gateway.access.service import AccessService
-from uapi_gateway.access.shares import Shares
+from uapi_gateway.access.shares import InFlight, Shares
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.access_log import keep_access_log_small
 from uapi_gateway.conversations.part import Conversations
@@ -139,8 +139,8 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         for part in (audit, pool, service, carrier, conversations):
             stack.push_async_callback(part.close)
         stack.callback(book.close)
-        checks = Checks(registry, lambda: book.policy, audit)
-        control = _control_server(registry, service, registrar, watch, checks)
+        checks, in_flight = Checks(registry, lambda: book.policy, audit), InFlight()
+        control = _control_server(registry, service, registrar, watch, checks, in_flight=in_flight)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(audit), control)
         access_pb2_grpc.add_AccessServiceServicer_to_server(AccessService(book, discovery.guarded, identity), control)
         conversations.add_to(control, checks, audit)
@@ -169,7 +169,7 @@ async def _run(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(envoy.stop, settings.drain_s)
         await envoy.start()
         await stack.enter_async_context(
-            _http(http_server(observer, _door(settings, ports), routes), sockets.http_socket(home))
+            _http(http_server(observer, _door(settings, ports), in_flight, routes), sockets.http_socket(home))
         )
         loops = (
             watch.run(),
@@ -367,10 +367,17 @@ def _relay_server(carrier: Relay) -> aio.Server:
 
 
 def _control_server(
-    registry: Registry, service: GatewayService, registrar: RegistryService, watch: PoolWatch, checks: Checks
+    registry: Registry,
+    service: GatewayService,
+    registrar: RegistryService,
+    watch: PoolWatch,
+    checks: Checks,
+    *,
+    in_flight: InFlight,
 ) -> aio.Server:
     """The gateway's own services."""
-    server = aio.server(interceptors=[ServerInterceptor(), Shares(), IntakeInterceptor(_HELD_BYTES), Guard(checks)])
+    interceptors = [ServerInterceptor(), Shares(in_flight), IntakeInterceptor(_HELD_BYTES), Guard(checks)]
+    server = aio.server(interceptors=interceptors)
     agent_gateway_pb2_grpc.add_AgentGatewayServicer_to_server(service, server)
     agent_registry_pb2_grpc.add_AgentRegistryServicer_to_server(registrar, server)
     health_pb2_grpc.add_HealthServicer_to_server(

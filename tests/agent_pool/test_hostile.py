@@ -20,8 +20,8 @@ from agent_worker.server import WorkerServer
 
 genuine = WorkerServer.start
 
-async def start(self, loaded, address):
-    await genuine(self, loaded, address)
+async def start(self, loaded, address, *more):
+    await genuine(self, loaded, address, *more)
     socket = address.removeprefix("unix:")
     os.unlink(socket)
     os.symlink("../../../pool.sock", socket)

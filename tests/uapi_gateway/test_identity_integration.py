@@ -15,6 +15,7 @@ import openai
 import pytest
 import pytest_asyncio
 import yaml
+from a2a.types import a2a_pb2
 from agentruntime._proto.uapi.v1 import (
     access_pb2,
     access_pb2_grpc,
@@ -31,6 +32,7 @@ from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
 from tests.uapi_gateway.stand_ins import Gateway, generate, private_home
 from tests.waiting import eventually
+from uapi_gateway import descriptors
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 INTERVAL_S = 0.3
@@ -122,6 +124,23 @@ async def test_scopes_of_the_providers_own_tokens(
 ) -> None:
     token = stage.provider.token(scope)
     assert [await stage.call(token, agent) for agent in ("alpha", "beta")] == [alpha, beta]
+
+
+async def test_a2a_over_grpc_looks_at_the_token_of_who_names_the_agent_in_the_metadata(stage: Stage) -> None:
+    async def listed(scope: str, *more: tuple[str, str]) -> grpc.StatusCode:
+        call = stage.channel.unary_unary(
+            f"/{descriptors.A2A}/ListTasks", a2a_pb2.ListTasksRequest.SerializeToString, lambda read: read
+        )
+        request = a2a_pb2.ListTasksRequest() if more else a2a_pb2.ListTasksRequest(tenant="alpha")
+        try:
+            await call(request, metadata=(("authorization", f"Bearer {stage.provider.token(scope)}"), *more))
+        except aio.AioRpcError as error:
+            return error.code()
+        return OK
+
+    for more in ((), (("x-uapi-agent", "alpha"),)):
+        assert await listed("uapi.call:alpha", *more) is OK
+        assert await listed("uapi.call:beta", *more) is DENIED
 
 
 async def test_claims(stage: Stage) -> None:

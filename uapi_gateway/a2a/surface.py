@@ -15,7 +15,7 @@ from a2a.server.routes.jsonrpc_routes import create_jsonrpc_routes
 from a2a.server.routes.rest_routes import create_rest_routes
 from a2a.types import a2a_pb2
 from a2a.utils.errors import A2AError
-from agentruntime import errors, status
+from agentruntime import errors
 from google.protobuf.json_format import MessageToDict
 from grpc import aio
 from starlette.applications import Starlette
@@ -29,10 +29,10 @@ from uapi_gateway.a2a.cards import Addresses
 from uapi_gateway.a2a.core import CARD_PATH, Core
 from uapi_gateway.a2a.failures import Refused
 from uapi_gateway.a2a.handler import CALL, Call, Handler
+from uapi_gateway.a2a.refusals import refusal
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.policy import Caller
 from uapi_gateway.http import bounds
-from uapi_gateway.http.codes import http_status
 
 _PATH = "/agents/{agent}/a2a"
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -78,11 +78,11 @@ class Surface:
                 self._core.sender.admit(call.caller, call.agent)
                 _check_readable(await request.body())
             except errors.AgentError as error:
-                return _refusal(error)
+                return refusal(error)
             request.state.call = call
             response = await endpoint(request)
             # REST has a status for what A2A has no name for; of JSON-RPC the status is always 200.
-            return _refusal(call.refused) if call.refused and response.status_code >= 400 else response
+            return refusal(call.refused) if call.refused and response.status_code >= 400 else response
 
         return answer
 
@@ -94,7 +94,7 @@ class Surface:
                     f"agent '{agent.agent_id}' takes no messages, so it has no card", reason="NO_CONVERSATIONS"
                 )
         except errors.AgentError as error:
-            return _refusal(error)
+            return refusal(error)
         return JSONResponse(MessageToDict(cards.card(agent, self._addresses(request), self._core.policy())))
 
     async def _only_card(self, request: Request) -> Response:
@@ -114,7 +114,7 @@ class Surface:
         reason = (
             f"several agents are here, each has a card: {', '.join(where)}" if where else "no agent takes messages"
         )
-        return _refusal(errors.NotFound(reason, reason="CARD_NOT_FOUND"), cards=where)
+        return refusal(errors.NotFound(reason, reason="CARD_NOT_FOUND"), cards=where)
 
     def _caller(self, request: Request) -> Caller:
         return caller_of(request.headers.items(), self._core.policy())
@@ -168,17 +168,3 @@ def _check_readable(body: bytes) -> None:
         # It has a name in each of the protocols.
         return
     bounds.check(read)
-
-
-def _refusal(error: errors.AgentError, **more: Any) -> Response:
-    """An error outside of A2A's own, in the form of google.rpc.Status."""
-    info = {
-        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-        "reason": error.reason,
-        "domain": status.DOMAIN,
-        "metadata": error.metadata,
-    }
-    code = http_status(error)
-    said = {"code": code, "status": status.code_of(error).name, "message": error.message, "details": [info]}
-    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.Unauthenticated) else None
-    return JSONResponse({"error": said, **more}, status_code=code, headers=headers)

@@ -19,6 +19,7 @@ from agentruntime.errors import (
     AgentError,
     Cancelled,
     ConversationNotFound,
+    InvalidArgument,
     LeaseLost,
     MessageNotFound,
     StoreUnavailable,
@@ -253,9 +254,11 @@ class EventLog:
         """Conversations of a principal (None: of all) and an agent ("": of all), those that changed last first.
 
         Raises:
-            InvalidArgument: the token is none of ours.
+            InvalidArgument: the size is negative, or the token none of ours.
             StoreUnavailable: the store cannot be reached.
         """
+        if page_size < 0:
+            raise InvalidArgument(f"page_size is {page_size}; it is 1 at least, or 0 for as many as there may be")
         store = await self._opened()
         return await store.list(
             principal=principal,
@@ -291,6 +294,7 @@ class EventLog:
 
         Raises:
             ConversationNotFound: there is none, or none any more.
+            MessageNotFound: what comes of a message is wanted, and the conversation has none of that id.
             EventsExpired: the next event is not kept any more.
             StoreUnavailable: the store cannot be reached.
         """
@@ -332,11 +336,12 @@ class EventLog:
             self._watchers.remove(key, watcher)
 
     async def _over(self, store: Store, key: Key, message_id: str, after: int) -> bool:
-        """Whether that message has ended, and its end is not after that sequence number."""
-        if not message_id:
-            return False
-        messages = (await store.find(key, message_id)).messages
-        return bool(messages) and 0 < messages[0].last_sequence <= after
+        """Whether that message has ended, and its end is not after that sequence number.
+
+        Raises:
+            MessageNotFound: there is none, so that nothing can come of it.
+        """
+        return bool(message_id) and 0 < wanted(await store.find(key, message_id), message_id).last_sequence <= after
 
     async def cancel(self, key: Key, message_id: str = "") -> proto.MessageStatus.ValueType:
         """Asks for the end of a message, or of the one that runs; its status once it has ended, or before that.

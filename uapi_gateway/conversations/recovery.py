@@ -99,7 +99,9 @@ class Recovery:
                 full = len(self._asking) >= _MOST
                 next_s = None if full or not self._due else max(0.0, self._due[0].at_s - _now_s())
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), next_s)
+                    # Not wait_for, which before Python 3.12 may take no notice of being cancelled.
+                    async with asyncio.timeout(next_s):
+                        await self._news.wait()
         finally:
             for task in self._asking:
                 task.cancel()

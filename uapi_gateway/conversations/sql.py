@@ -377,10 +377,14 @@ def _token(changed_ns: int, number: int) -> str:
     return base64.urlsafe_b64encode(f"{changed_ns}:{number}".encode()).decode()
 
 
+def _bounded(number: int) -> int:
+    return max(-_LARGEST, min(number, _LARGEST))
+
+
 def _read_token(token: str) -> tuple[int, int]:
     try:
         changed_ns, number = base64.urlsafe_b64decode(token).decode().split(":")
         # Numbers that a database has.
-        return min(int(changed_ns), _LARGEST), min(int(number), _LARGEST)
+        return _bounded(int(changed_ns)), _bounded(int(number))
     except (ValueError, binascii.Error) as error:
         raise errors.InvalidArgument("page_token is not one that an answer had; leave it empty to begin") from error

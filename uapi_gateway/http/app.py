@@ -12,12 +12,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from uapi_gateway.access.shares import InFlight
 from uapi_gateway.http import health, metrics
 from uapi_gateway.http.guard import Door, Guard
 from uapi_gateway.http.observation import Observer
+from uapi_gateway.http.shares import HttpShares
 
 
-def application(observer: Observer, door: Door, more: Sequence[BaseRoute] = ()) -> Starlette:
+def application(observer: Observer, door: Door, in_flight: InFlight, more: Sequence[BaseRoute] = ()) -> Starlette:
     """The ASGI application, with more routes than its own."""
 
     async def platform_health(_request: Request) -> Response:
@@ -41,7 +43,7 @@ def application(observer: Observer, door: Door, more: Sequence[BaseRoute] = ()) 
             Route("/metrics", metrics_page),
             *more,
         ],
-        middleware=[Middleware(Guard, door=door)],
+        middleware=[Middleware(Guard, door=door), Middleware(HttpShares, in_flight=in_flight)],
     )
 
 
@@ -75,10 +77,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def server(observer: Observer, door: Door, more: Sequence[BaseRoute] = ()) -> Server:
+def server(observer: Observer, door: Door, in_flight: InFlight, more: Sequence[BaseRoute] = ()) -> Server:
     """A server behind that door; `serve(sockets=[bound])` runs it."""
     config = uvicorn.Config(
-        application(observer, door, more),
+        application(observer, door, in_flight, more),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -21,6 +21,7 @@ from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from google.protobuf import any_pb2, json_format
 
+from uapi_gateway import descriptors
 from uapi_gateway.access import headers, keys, policy
 from uapi_gateway.access.keys import Key
 from uapi_gateway.xds import resources
@@ -199,12 +200,15 @@ def authentication(known: Iterable[Key], providers: Sequence[tuple[str, dict[str
     told = {f"{name}told": {**config, "forward_payload_header": headers.CLAIMS} for name, config in providers}
     for_agent = {"prefix": "/", "headers": [{"name": "x-uapi-agent", "present_match": True}]}
     foreign = {"name": "authorization", "string_match": {"safe_regex": {"regex": _NO_TOKEN}}}
+    platform = _any_of(["keys", *told])
     content = {
         "providers": {**lean, **told},
         "rules": [
             {"match": {"prefix": _OPENAI, "headers": [foreign]}, "requires": _any_of(["keys"])},
+            # The gateway takes these, whatever agent they name.
+            {"match": {"prefix": f"/{descriptors.A2A}/"}, "requires": platform},
             {"match": for_agent, "requires": _any_of(lean)},
-            {"match": {"prefix": "/"}, "requires": _any_of(["keys", *told])},
+            {"match": {"prefix": "/"}, "requires": platform},
         ],
     }
     message = json_format.ParseDict(content, jwt_pb2.JwtAuthentication())

@@ -122,7 +122,8 @@ _NO_CONTROL = {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}}
 
 def http_mutations() -> list[dict[str, Any]]:
     """What every request to the HTTP pages loses."""
-    return [_NO_CONTROL]
+    # All of them are for the gateway, which needs to be told all that is known of the caller.
+    return [_NO_CONTROL, {"remove": AGENT_HEADER}]
 
 
 def grpc_mutations() -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def _stream(client: Client, agent: str, prompt: str, options: dict[str, Any]) ->
     ends_line = True
     try:
         for piece in client.stream_text(agent, prompt, **options):
-            sys.stdout.write(piece.text)
+            sys.stdout.write(output.shown(piece.text, sys.stdout))
             sys.stdout.flush()
             ends_line = piece.text.endswith("\n") if piece.text else ends_line
     finally:

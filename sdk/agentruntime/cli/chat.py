@@ -131,7 +131,7 @@ class _Talk:
                 self._printer.show(event)
             elif line := transcript.said(event):
                 role, text = line
-                print(transcript.harmless(text if role == "assistant" else f"> {text}"))
+                print(output.harmless(text if role == "assistant" else f"> {text}"))
         for info in found.messages:
             with _told():
                 self._follow(self._conversation.response(info.message_id, timeout_s=math.inf))

@@ -57,7 +57,7 @@ def show(
         for event in kept:
             line = _event_line(event) if events else _said_line(event)
             if line:
-                print(transcript.harmless(line))
+                print(output.harmless(line))
 
 
 def export(

@@ -16,6 +16,7 @@ from typer import Abort
 from typer.exceptions import TyperException
 
 from agentruntime import errors
+from agentruntime.cli import output
 from agentruntime.cli.verbs import MEANT
 from agentruntime.home import Home
 
@@ -86,9 +87,9 @@ def reader_gone() -> int:
 def _say(message: str, status: int, hint: str = "") -> int:
     """The first line is ours; what follows it, an agent's own traceback, stands below."""
     first, _, rest = message.strip().partition("\n")
-    print(f"error: {first}" + (f"; {hint}" if hint else ""), file=sys.stderr)
+    output.note(f"error: {first}" + (f"; {hint}" if hint else ""))
     if rest:
-        print(rest, file=sys.stderr)
+        output.note(rest)
     return status
 
 

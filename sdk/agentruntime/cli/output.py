@@ -1,12 +1,13 @@
 """What a command prints: JSON for programs, a table for people, and a sign of life where something takes long."""
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 _PROGRESS_AFTER_S = 1.0
+# What moves a terminal's cursor, changes its colours or turns its lines around: control characters but for the line
+# break and the tab, halves of characters, separators of lines and what changes the direction of writing.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Format(StrEnum):
@@ -41,9 +45,19 @@ def wants_json(output: Format | None) -> bool:
     return (output or _default) is Format.JSON
 
 
+def harmless(text: str) -> str:
+    """The text without what steers a terminal: it comes from elsewhere."""
+    return _STEERING.sub(lambda found: ("\\x%02x" if found[0] < "\u0100" else "\\u%04x") % ord(found[0]), text)
+
+
+def shown(text: str, stream: TextIO) -> str:
+    """A text as that stream gets it: harmless on a terminal, as it is elsewhere."""
+    return harmless(text) if stream.isatty() else text
+
+
 def print_json(data: Any) -> None:
     """One JSON document."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    print(_json(data, indent=2))
 
 
 def print_json_line(data: Any) -> None:
@@ -53,7 +67,13 @@ def print_json_line(data: Any) -> None:
 
 def json_line(data: Any) -> str:
     """A JSON document without a line break."""
-    return json.dumps(data, ensure_ascii=False)
+    return _json(data, indent=None)
+
+
+def _json(data: Any, *, indent: int | None) -> str:
+    # JSON may escape any character, and says the same then.
+    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -67,7 +87,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         # The last column may wrap: reasons and notes are sentences.
         table.add_column(column, no_wrap=number < len(columns) - 1, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(shown(cell, sys.stdout)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     with console.capture() as captured:
         console.print(table)
@@ -77,7 +97,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def note(text: str) -> None:
     """A remark for people: on stderr, so that it never mixes with results."""
-    print(text, file=sys.stderr)
+    print(shown(text, sys.stderr), file=sys.stderr)
 
 
 @contextmanager

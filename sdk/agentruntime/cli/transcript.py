@@ -27,11 +27,6 @@ def _readable(part: Part) -> str:
     return json.dumps(part.data, ensure_ascii=False)
 
 
-def harmless(text: str) -> str:
-    """The text without what moves a terminal's cursor or changes its colours: it comes from elsewhere."""
-    return "".join(each if each.isprintable() or each in "\n\t" else f"\\x{ord(each):02x}" for each in text)
-
-
 def text_of(message: proto.ChatMessage) -> str:
     """A message as text."""
     return readable(ChatMessage.of_proto(message).parts)
@@ -116,7 +111,7 @@ class Printer:
             case "chunk" if self._live:
                 self._write(readable([Part.of_proto(event.chunk)]))
             case "tool_call" if self._live and not (event.tool_call.HasField("result") or event.tool_call.error):
-                self._remark(harmless(f"({event.tool_call.name} …)"))
+                self._remark(output.harmless(f"({event.tool_call.name} …)"))
             case "completion":
                 text = text_of(event.completion)
                 # An agent that returns its reply sends no pieces of it.
@@ -140,5 +135,5 @@ class Printer:
         if text:
             self._printed += text
             self._line_begins = text.endswith("\n")
-            sys.stdout.write(harmless(text) if self._live else text)
+            sys.stdout.write(output.harmless(text) if self._live else text)
             sys.stdout.flush()

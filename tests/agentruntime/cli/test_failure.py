@@ -1,5 +1,6 @@
 """How commands fail."""
 
+import sys
 from typing import NoReturn
 
 import pytest
@@ -25,6 +26,14 @@ def test_an_agent_s_traceback_stands_below(capsys: pytest.CaptureFixture[str]) -
     first, *rest = capsys.readouterr().err.splitlines()
     assert first == "error: my-agent failed to import"
     assert rest == ["Traceback (most recent call last):", "ImportError: no"]
+
+
+def test_an_agent_s_failure_does_not_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    failure.guarded(lambda: raising(errors.AgentFailed("no\x1b[2J\nTraceback\x9b")))
+    assert capsys.readouterr().err == "error: no\\x1b[2J\nTraceback\\x9b\n"
 
 
 def test_what_nobody_foresaw_is_one_line_and_a_log(capsys: pytest.CaptureFixture[str]) -> None:

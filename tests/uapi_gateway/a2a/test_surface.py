@@ -25,6 +25,7 @@ from tests.uapi_gateway.a2a.speaking import BINDINGS, Speaking, said, speaking
 from tests.waiting import eventually
 from uapi_gateway.access.policy import Policy
 from uapi_gateway.conversations.store import Key
+from uapi_gateway.http.bounds import MOST_VALUES
 
 REPLY = "You said it"
 VERSION = {"A2A-Version": "1.0"}
@@ -296,6 +297,17 @@ async def test_rest_has_the_status_of_our_errors(gateway: Speaking) -> None:
         # What is no version of ours is refused, as the specification says of none.
         error = (await http.post(base, json=asked, headers={"A2A-Version": ""})).json()["error"]
         assert error["code"] == -32009
+
+
+async def test_json_of_too_many_values_is_refused_before_it_is_read(gateway: Speaking) -> None:
+    body = {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"data": [[]] * (MOST_VALUES + 1)}]}}
+    async with httpx.AsyncClient(base_url=f"{gateway.url}/agents/helper/a2a", headers=VERSION) as http:
+        response = await http.post("/message:send", json=body)
+        assert (response.status_code, response.json()["error"]["details"][0]["reason"]) == (413, "MESSAGE_TOO_LARGE")
+        # As ASCII, for it has half a character.
+        half = b'{"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "\\ud800"}]}}'
+        assert (await http.post("/message:send", content=half)).status_code == 400
+        assert not gateway.worker.calls
 
 
 async def test_bugs_are_hidden(gateway: Speaking, monkeypatch: pytest.MonkeyPatch) -> None:

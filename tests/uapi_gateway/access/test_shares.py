@@ -13,7 +13,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.waiting import eventually
-from uapi_gateway.access.shares import Shares
+from uapi_gateway.access.shares import InFlight, Shares
 from uapi_gateway.health_service import HealthService
 from uapi_gateway.registry import Registry
 
@@ -22,7 +22,7 @@ _WATCHED = health_pb2.HealthCheckRequest()
 
 @pytest.fixture
 async def health(tmp_path: Path) -> AsyncIterator[Any]:
-    server = aio.server(interceptors=[ServerInterceptor(), Shares(each=2, all_=3)])
+    server = aio.server(interceptors=[ServerInterceptor(), Shares(InFlight(each=2, all_=3))])
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(Registry(), lambda: True), server)
     server.add_insecure_port(f"unix:{tmp_path}/s")
     await server.start()

@@ -116,9 +116,12 @@ class MemoryLog:
                     yield event
                     if message_id and event.WhichOneof("content") in ("completion", "failure"):
                         return
-            ended = any(0 < info.last_sequence <= after for info in (await self.find(key, message_id)).messages)
+            found = (await self.find(key, message_id)).messages
+            ended = any(0 < info.last_sequence <= after for info in found)
             if not follow or (message_id and ended):
                 return
+            if message_id and not found:
+                raise errors.MessageNotFound(f"no message '{message_id}'")
             async with self.news:
                 if len(self.events[key]) == after:
                     await self.news.wait()

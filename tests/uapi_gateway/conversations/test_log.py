@@ -10,6 +10,7 @@ from agentruntime.errors import (
     AgentError,
     ConversationNotFound,
     Internal,
+    InvalidArgument,
     LeaseLost,
     MessageNotFound,
     StoreUnavailable,
@@ -305,8 +306,18 @@ async def test_watching_one_message_ends_with_it() -> None:
         # From behind its end, too.
         assert [e.sequence async for e in log.watch(KEY, 4, message_id="m", follow=True)] == []
         assert [e.sequence async for e in log.watch(KEY, 1)] == [2, 3, 4, 5]
+        # Nothing ever comes of one that is not there.
+        assert [e async for e in log.watch(KEY, message_id="none")] == []
+        with pytest.raises(MessageNotFound):
+            await asyncio.wait_for(anext(log.watch(KEY, message_id="none", follow=True)), 10)
         with pytest.raises(ConversationNotFound):
             await anext(log.watch(Key("local", "a", "none")))
+
+
+async def test_a_page_has_no_negative_size() -> None:
+    async with running() as (log, _):
+        with pytest.raises(InvalidArgument, match="page_size is -1"):
+            await log.list("local", "a", -1)
 
 
 async def test_cancelling_is_told_to_whoever_has_it() -> None:

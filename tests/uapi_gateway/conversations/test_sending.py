@@ -66,6 +66,28 @@ async def test_a_log_that_is_away_is_waited_for(sending: Standing) -> None:
     assert not sending.log.failures
 
 
+async def test_a_message_that_was_deleted_meanwhile_is_not_waited_for(
+    sending: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sending.worker.gate.clear()
+    sending.worker.breaks = ["told attempt"]
+    watch, times = sending.log.watch, 0
+
+    def watched(key: Key, *args: Any, **options: Any) -> Any:
+        nonlocal times
+        times += 1
+        if times > 1:
+            # Its conversation was begun anew before the Sender came to the log.
+            other = proto.Event(message_id="other", message=proto.ChatMessage(), sequence=1)
+            sending.log.events[key] = [other]
+        return watch(key, *args, **options)
+
+    monkeypatch.setattr(sending.log, "watch", watched)
+    with pytest.raises(errors.MessageNotFound):
+        await asyncio.wait_for(all_of(sending), 10)
+    sending.worker.gate.set()
+
+
 async def test_sent_again_by_its_id_it_is_told_again_and_not_handled_twice(sending: Standing) -> None:
     first = await all_of(sending)
     assert await all_of(sending) == first

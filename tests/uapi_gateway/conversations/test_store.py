@@ -489,6 +489,8 @@ async def test_what_no_database_has_harms_nobody(store: SqlStore) -> None:
     assert await store.events(KEY, 2**64 - 1, 9) == ([], False)
     far = base64.b64encode(f"{2**70}:{2**70}".encode()).decode()
     assert (await store.list(principal=None, agent="", page_size=1, page_token=far)).conversations
+    near = base64.b64encode(f"{-(2**70)}:{-(2**70)}".encode()).decode()
+    assert not (await store.list(principal=None, agent="", page_size=1, page_token=near)).conversations
     for wrong in (
         store.acquire(Key("a\0", "helper", "first"), "", 1),
         store.events(KEY, 0, 9, message_id="a\0"),
