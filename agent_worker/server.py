@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agentruntime.intake import LONGEST_MESSAGE_BYTES
@@ -55,12 +56,13 @@ class WorkerServer:
         self._agent: Any = None
         self._conversations: Mailboxes | None = None
 
-    async def start(self, loaded: LoadedAgent, address: str, event_log: str = "") -> None:
+    async def start(self, loaded: LoadedAgent, address: str, worker_id: str, event_log: str = "") -> None:
         """Instantiates the agent, lets it start, and serves.
 
         Args:
             loaded: the agent.
             address: where, "unix:/path" or "host:port".
+            worker_id: this worker's; the spec that it was made with may be of any.
             event_log: the path of the log's socket; "" where there is none.
 
         Raises:
@@ -81,7 +83,7 @@ class WorkerServer:
             from agent_worker.conversations import serving  # noqa: PLC0415 — as above
 
             self._conversations = serving.add_to(
-                self._server, self._agent, self._spec, self._admission.slots, event_log
+                self._server, self._agent, replace(self._spec, worker_id=worker_id), self._admission.slots, event_log
             )
         for name in ("", *loaded.services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -215,7 +215,8 @@ async def _serve(
 
     loop.add_signal_handler(signal.SIGTERM, terminate)
     loop.add_reader(channel.fileno(), hear)
-    starting: asyncio.Future[Any] = asyncio.ensure_future(server.start(loaded, readied.address, event_log))
+    starts = server.start(loaded, readied.address, spec.worker_id, event_log)
+    starting: asyncio.Future[Any] = asyncio.ensure_future(starts)
     await asyncio.wait(cast(list[asyncio.Future[Any]], [starting, drain]), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         return 0  # stopped before it was ready

@@ -31,7 +31,7 @@ from agentruntime.launch import WorkerSpec
 async def main():
     loaded = loader.load(sys.argv[1], "echo_agent:Echo", [])
     server = WorkerServer(WorkerSpec("echo-01", "echo", 1, 1), lag)
-    await server.start(loaded, f"unix:{sys.argv[2]}")
+    await server.start(loaded, f"unix:{sys.argv[2]}", "echo-01")
     await asyncio.Event().wait()
 lag = LagSelector()
 with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lag)) as runner:

@@ -25,6 +25,8 @@ from agent_worker.conversations.outbox import Outbox, Write
 
 # That wait in one conversation; a person waits for one.
 _MOST_WAITING = 100
+# And together: with the message that runs, and the state, they fit a frame of the log's to whoever opens it next.
+_MOST_WAITING_BYTES = 7 * 2**20
 # Until it is tried again to open a conversation whose store was away.
 _PAUSE_S = 0.25
 # What requests call `when_busy`, by the agent's word for it.
@@ -119,7 +121,7 @@ class Mailbox:
             for index, each in enumerate(opened.messages):
                 self._take_up(each, opened.last_sequence, opened.lost if index == 0 else ())
             self._tell_openers()
-            self._settle()
+            self.settle()
 
     def suspend(self) -> None:
         """The connection is lost: what is idle is forgotten, and the lease with it; the rest waits."""
@@ -132,7 +134,10 @@ class Mailbox:
         if reply is None:
             return  # `suspend` was called, and `open` will be
         self._opens = False
-        if reply.HasField("opened"):
+        if self.error is not None:
+            if reply.HasField("opened"):
+                self._release(reply.opened.token)
+        elif reply.HasField("opened"):
             if self.outbox.token not in (0, reply.opened.token):
                 self._around.replace(self, reply.opened)
             else:
@@ -179,6 +184,7 @@ class Mailbox:
         busy = self.current is not None or bool(self.waiting)
         if busy:
             self._meet(when_busy or _BUSY[self._around.spec.when_busy])
+            self._check_room(message)
         self._around.slots.check()
         message_id = message.message_id
         self.messages[message_id] = message
@@ -195,6 +201,12 @@ class Mailbox:
         self.outbox.put(write)
         return message
 
+    def would_disturb(self, message_id: str, when_busy: int) -> bool:
+        """Whether posting this message ends others, or is refused because of them."""
+        busy = self.current is not None or bool(self.waiting)
+        policy = when_busy or _BUSY[self._around.spec.when_busy]
+        return busy and message_id not in self.messages and policy != proto.WHEN_BUSY_QUEUE
+
     def cancel(self, message: Message) -> None:
         """Asks for the end of a message: its handler learns of it, and has some seconds."""
         if message.is_cancelled or self.messages.get(message.message_id) is not message:
@@ -204,6 +216,7 @@ class Mailbox:
             return  # it is seen when it is
         if message is self.current:
             if message.cancelled is not None:
+                # At once: whoever takes it up after this worker's death does not begin it again.
                 self.outbox.put(self._write(message, endings.cancellation(message)))
                 message.cancelled.set()
                 self._cut_later(message)
@@ -213,7 +226,7 @@ class Mailbox:
     def leave(self) -> None:
         """Gives the lease back when nothing runs; what waits another worker handles."""
         self.is_leaving = True
-        self._settle()
+        self.settle()
 
     def give_up(self) -> None:
         """The worker ends: what runs is cut, and left to another worker if the agent's messages may begin again."""
@@ -230,11 +243,13 @@ class Mailbox:
             self._end(message, end)
         else:
             interruption = proto.Event(message_id=message.message_id, interruption=proto.Interruption())
-            self.outbox.put(Write(message, [interruption], done=self._settle))
+            self.outbox.put(Write(message, [interruption], done=self.settle))
 
     def lose(self) -> None:
-        """The lease is gone."""
+        """The lease is gone, or of no use any more."""
         if self.error is None:
+            if self.outbox.token:
+                self._release(self.outbox.token)  # nothing else would end it, if it is not gone
             self._vanish(Elsewhere())
 
     def set_state(self, message: Message, state: bytes, expected_version: int | None) -> "asyncio.Future[int]":
@@ -263,7 +278,7 @@ class Mailbox:
 
     def _put(self, write: Write) -> None:
         """For the handler: what it says after its message has ended, nobody hears."""
-        if write.message is self.current:
+        if write.message is self.current and write.message.broken is None:
             self.outbox.put(write)
         elif write.refused:
             write.refused(errors.FailedPrecondition("the message has ended; nothing more can be said of it"))
@@ -283,10 +298,14 @@ class Mailbox:
         if when_busy == proto.WHEN_BUSY_INTERRUPT:
             for other in list(self.messages.values()):
                 self.cancel(other)
-        elif len(self.waiting) >= _MOST_WAITING:
+
+    def _check_room(self, message: Message) -> None:
+        """Raises TooManyMessages if it may not wait too."""
+        size_bytes = message.chat.ByteSize() + sum([each.chat.ByteSize() for each in self.waiting])
+        if len(self.waiting) >= _MOST_WAITING or size_bytes > _MOST_WAITING_BYTES:
             raise errors.TooManyMessages(
-                f"{_MOST_WAITING} messages wait in conversation '{self.conversation_id}', which is all that may; "
-                "send again when some have ended"
+                f"{len(self.waiting)} messages wait in conversation '{self.conversation_id}'; "
+                f"no more than {_MOST_WAITING} may, and {_MOST_WAITING_BYTES} bytes: send again when some have ended"
             )
 
     # What happens with them.
@@ -301,6 +320,8 @@ class Mailbox:
 
     def _start(self, message: Message) -> None:
         message.is_stored = True
+        if message is not self.current:
+            return  # it was given up meanwhile
         if message.is_cancelled:
             self._finish(message, endings.cancellation(message), endings.cancelled(message))
             return
@@ -316,7 +337,7 @@ class Mailbox:
             last = endings.cancelled(message)
         # Here, not in a callback of the task: with the last piece of the reply it is one write.
         if message is self.current:
-            self._finish(message, last)
+            self._finish(message, endings.failed(message.broken, message.message_id) if message.broken else last)
 
     def _finish(self, message: Message, *last: proto.Event) -> None:
         """The message that runs has ended, and the next one may run."""
@@ -332,14 +353,14 @@ class Mailbox:
 
     def _ended(self, message: Message) -> None:
         self.messages.pop(message.message_id, None)
-        self._settle()
+        self.settle()
 
     def _stored(self, message: Message) -> None:
         message.is_stored = True
         if message.is_cancelled and message in self.waiting:
             self._drop_waiting(message)
         else:
-            self._settle()
+            self.settle()
 
     def _drop_waiting(self, message: Message) -> None:
         self.waiting.remove(message)
@@ -360,19 +381,22 @@ class Mailbox:
         elif self.current is None:
             self._free_slot()
 
-    def _settle(self) -> None:
-        """Something has ended: what now?"""
+    def settle(self) -> None:
+        """Something has ended, or came to nothing: what now?"""
         if self.error is not None or not self.outbox.token:
             return
         self._next()
         if self.current is not None or not self.outbox.is_empty:
             return
         if self.is_leaving:
-            release = wire.ReleaseConversation(conversation_id=self.conversation_id, token=self.outbox.token)
-            self._around.client.request(wire.LogRequest(release=release, principal=self.principal), _ignore)
+            self._release(self.outbox.token)
             self._vanish(Elsewhere())
         elif not self.messages:
             self._around.rests(self)
+
+    def _release(self, token: int) -> None:
+        release = wire.ReleaseConversation(conversation_id=self.conversation_id, token=token)
+        self._around.client.request(wire.LogRequest(release=release, principal=self.principal), _ignore)
 
     # What goes wrong.
 
@@ -388,15 +412,19 @@ class Mailbox:
             self.current = None
         elif message in self.waiting:
             self.waiting.remove(message)
-        self._settle()
+        self.settle()
 
     def _broken(self, message: Message, error: errors.AgentError | None) -> None:
         """What happens with the message that runs cannot be written: it fails."""
         if message is not self.current or error is None or self.error is not None:
             return
-        if message.task is not None:
+        if message.task is None:
+            self._finish(message, endings.failed(error, message.message_id))
+        elif message.broken is None:
+            # It is the current one until its handler has ended: no other runs beside it.
+            message.broken = error
             message.task.cancel()
-        self._finish(message, endings.failed(error, message.message_id))
+            self._cut_later(message)
 
     def _unwritable(self, message: Message, again: bool, error: errors.AgentError | None) -> None:
         """Its end was refused: a short failure in place of it, and if not even that, nothing."""

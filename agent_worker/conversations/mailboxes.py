@@ -182,7 +182,9 @@ class Mailboxes:
             self._empty.set()
 
     def _replace(self, mailbox: Mailbox, opened: wire.Opened) -> None:
-        mailbox.lose()
         after = Mailbox(self._around, mailbox.principal, mailbox.conversation_id)
         self._mailboxes[mailbox.principal, mailbox.conversation_id] = after
+        mailbox.lose()
+        if self._drains:
+            after.leave()
         after.adopt(opened)

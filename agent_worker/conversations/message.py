@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextvars import Context
 
+from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 
 
@@ -21,7 +22,7 @@ class Message:
     """
 
     __slots__ = (
-        "_ends", "_error", "_news", "attempts", "before", "cancelled", "chat", "context", "end", "events",
+        "_ends", "_error", "_news", "attempts", "before", "broken", "cancelled", "chat", "context", "end", "events",
         "first_sequence", "is_cancelled", "is_stored", "message_id", "task",
     )  # fmt: skip
 
@@ -45,6 +46,8 @@ class Message:
         # What its handler sees of that.
         self.cancelled: asyncio.Event | None = None
         self.task: asyncio.Task[None] | None = None
+        # Why what its handler says cannot be written, until that has ended.
+        self.broken: errors.AgentError | None = None
         self._error: Exception | None = None
         # Who waits for more of it, and who for its end alone.
         self._news: list[asyncio.Future[None]] = []

@@ -158,9 +158,31 @@ class ConversationServicer(conversation_service_pb2_grpc.ConversationServiceServ
         return (await self._client.ask(wire.LogRequest(delete=request, principal=principal))).delete
 
     async def _post(self, sending: _Sending) -> Message:
-        mailbox = await self._mailboxes.at(sending.principal, sending.conversation_id)
-        message = Message(sending.message_id, sending.request.message, copy_context())
-        return mailbox.post(message, sending.request.when_busy, sending.request.earlier)
+        request, asked = sending.request, not sending.request.message_id
+        message = Message(sending.message_id, request.message, copy_context())
+        while True:
+            mailbox = await self._mailboxes.at(sending.principal, sending.conversation_id)
+            if asked or not mailbox.would_disturb(sending.message_id, request.when_busy):
+                break
+            # One that has ended long ago disturbs nobody by being repeated.
+            if known := await self._known(sending):
+                message.is_stored, message.first_sequence = True, known.first_sequence
+                message.part(Elsewhere())
+                return message
+            asked = True
+        try:
+            return mailbox.post(message, request.when_busy, request.earlier)
+        except errors.AgentError:
+            mailbox.settle()
+            raise
+
+    async def _known(self, sending: _Sending) -> proto.MessageInfo | None:
+        asked = proto.GetConversationRequest(conversation_id=sending.conversation_id, message_id=sending.message_id)
+        try:
+            found = await self._client.ask(wire.LogRequest(get=asked, principal=sending.principal))
+        except errors.NotFound:
+            return None
+        return next(iter(found.get.conversation.messages), None)
 
     async def _events(self, sending: _Sending) -> AsyncGenerator[proto.Event]:
         """Every event of a message, whoever handles it."""

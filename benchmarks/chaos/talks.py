@@ -184,6 +184,7 @@ def faults(seen: Evidence) -> dict[str, list[str]]:
         "gaps in a log": [],
         "tokens that became smaller": [],
         "leases of two workers": [],
+        "attempts of unknown workers": [],
         "messages that were ended twice": [],
         "streams with a gap, a repeat, or other events than the log": [],
     }
@@ -196,6 +197,8 @@ def faults(seen: Evidence) -> dict[str, list[str]]:
         for event in log:
             if event.HasField("attempt"):
                 holder = holders.setdefault((name, event.token), event.attempt.worker_id)
+                if not event.attempt.worker_id:
+                    found["attempts of unknown workers"].append(f"{name}, {event.sequence}")
                 if holder != event.attempt.worker_id:
                     found["leases of two workers"].append(f"{name}, {event.token}")
         order = [event.message_id for event in log if event.HasField("message")]

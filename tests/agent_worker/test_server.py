@@ -36,7 +36,7 @@ async def serving(lag: LagSelector | None = None, **settings: Any) -> AsyncItera
     server = WorkerServer(WorkerSpec("a-01", "a", 1, 1, **settings), lag or LagSelector())
     with tempfile.TemporaryDirectory(prefix="uapi-srv-") as directory:
         path = Path(directory, "s")
-        await server.start(LoadedAgent(Repeater, (), (), b""), f"unix:{path}")
+        await server.start(LoadedAgent(Repeater, (), (), b""), f"unix:{path}", "a-01")
         try:
             yield f"unix:{path}"
         finally:

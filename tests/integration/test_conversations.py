@@ -106,6 +106,8 @@ def test_a_message_outlives_its_worker(talk: Talk) -> None:
     assert text(events[-1]) == "2:lived"
     attempts = [event.attempt for event in events if event.HasField("attempt")]
     assert [each.number for each in attempts] == [1, 2]
+    # Also where the worker was a spare before.
+    assert all(each.worker_id.startswith("mortal-") for each in attempts), attempts
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     # One that ends three of them is set aside, and the conversation goes on.
     failure = talk.send("9 never")[-1].failure

@@ -17,6 +17,11 @@ from uapi_gateway.conversations.store import Key
 
 # A2A's own (specification, "List Tasks").
 _PAGE, _LARGEST_PAGE = 50, 100
+# A page ends early with so many bytes of tasks, or when so many were read for it: with the task, or the conversation,
+# that was too much, so that the next page goes on behind it.
+_MOST_BYTES, _MOST_READ_BYTES = 2**22, 2**26
+# What to find a conversation counts as, however little was said in it.
+_CONVERSATION_BYTES = 2**16
 
 
 async def tasks(log: Reads, principal: str, agent: str, params: a2a.ListTasksRequest) -> a2a.ListTasksResponse:
@@ -32,18 +37,24 @@ async def tasks(log: Reads, principal: str, agent: str, params: a2a.ListTasksReq
     size = _page_size(params)
     where, passed, before = parsed(params.page_token)
     found: list[a2a.Task] = []
+    read_bytes = found_bytes = 0
     async with contextlib.aclosing(_conversations(log, principal, agent, params.context_id, where)) as pages:
         async for page_token, conversation in pages:
             if _changed_ns(conversation) < params.status_timestamp_after.ToNanoseconds():
                 break
-            wanted = [view for view in await _views(log, principal, agent, conversation) if _asked_for(view, params)]
+            if read_bytes >= _MOST_READ_BYTES:
+                return _response(found, size, before + len(found) + 1, _token(page_token, 0, before + len(found)))
+            views, event_bytes = await _views(log, principal, agent, conversation, params)
+            read_bytes += event_bytes + _CONVERSATION_BYTES
+            wanted = [view for view in views if _asked_for(view, params)]
             skipped = passed if page_token == where else 0
             for number, view in enumerate(wanted[skipped:], start=skipped):
-                if len(found) == size:
-                    token = _token(page_token, number, before + size)
+                if len(found) == size or found_bytes >= _MOST_BYTES:
+                    token = _token(page_token, number, before + len(found))
                     more = len(wanted) - number if params.context_id else 1
-                    return _response(found, size, before + size + more, token)
-                found.append(view.task(_history(params), artifacts=params.include_artifacts))
+                    return _response(found, size, before + len(found) + more, token)
+                found.append(view.task(_history(params)))
+                found_bytes += found[-1].ByteSize()
     return _response(found, size, before + len(found), "")
 
 
@@ -68,20 +79,26 @@ async def _conversations(
         token = page.next_token
 
 
-async def _views(log: Reads, principal: str, agent: str, conversation: proto.Conversation) -> list[TaskView]:
-    """Its tasks, the newest first."""
+async def _views(
+    log: Reads, principal: str, agent: str, conversation: proto.Conversation, params: a2a.ListTasksRequest
+) -> tuple[list[TaskView], int]:
+    """Its tasks, the newest first, and how many bytes were read for them."""
     key = Key(principal, agent, conversation.conversation_id)
     views: dict[str, TaskView] = {}
+    read_bytes = 0
     watched: Any = log.watch(key, max(0, conversation.first_sequence - 1))
     # One that was deleted or cut meanwhile is not there.
     with contextlib.suppress(errors.ConversationNotFound, errors.EventsExpired):
         async with contextlib.aclosing(watched) as events:
             async for event in events:
+                read_bytes += event.ByteSize()
                 if event.HasField("message"):
-                    views[event.message_id] = TaskView(key.conversation_id, event.message_id)
+                    views[event.message_id] = TaskView(
+                        key.conversation_id, event.message_id, artifacts=params.include_artifacts
+                    )
                 if event.message_id in views:
                     views[event.message_id].add(event)
-    return list(reversed(views.values()))
+    return list(reversed(views.values())), read_bytes
 
 
 def _asked_for(view: TaskView, params: a2a.ListTasksRequest) -> bool:

@@ -29,9 +29,10 @@ ENDED = frozenset((a2a.TASK_STATE_COMPLETED, a2a.TASK_STATE_FAILED, a2a.TASK_STA
 
 
 class TaskView:
-    """A task, as the events so far make it."""
+    """A task, as the events so far make it; without `artifacts` nothing of its reply is kept."""
 
-    def __init__(self, conversation_id: str, message_id: str) -> None:
+    def __init__(self, conversation_id: str, message_id: str, *, artifacts: bool = True) -> None:
+        self._artifacts = artifacts
         self.context_id = conversation_id
         self.id = task_id(conversation_id, message_id)
         # Of the last event; 0 where none is on a log.
@@ -73,20 +74,21 @@ class TaskView:
                 later = event.attempt.number > 1 or self.state == a2a.TASK_STATE_WORKING
                 again = {"attempt": event.attempt.number} if later else {}
                 return [self._turned(a2a.TASK_STATE_WORKING, event.time, metadata=again)]
-            case "chunk":
+            case "chunk" if self._artifacts:
                 self._pieces.append(event.chunk)
                 return [self._artifact([part_out(event.chunk)], append=len(self._pieces) > 1)]
             case "completion":
-                return [*self._completed(event.completion), self._turned(a2a.TASK_STATE_COMPLETED, event.time)]
+                updates = self._completed(event.completion) if self._artifacts else []
+                return [*updates, self._turned(a2a.TASK_STATE_COMPLETED, event.time)]
             case "failure":
                 return [self._failed(event)]
         return []
 
-    def task(self, history_length: int | None = None, *, artifacts: bool = True) -> a2a.Task:
+    def task(self, history_length: int | None = None) -> a2a.Task:
         """The task as it is now, with at most so many messages of its history."""
         kept = self._history if history_length is None else self._history[:history_length]
         made = a2a.Task(id=self.id, context_id=self.context_id, status=self._status, history=kept)
-        if artifacts and self._pieces:
+        if self._pieces:
             made.artifacts.append(self._reply(map(part_out, joined(self._pieces))))
         return made
 

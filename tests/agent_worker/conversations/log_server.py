@@ -45,6 +45,10 @@ class LogServer:
         self.away = False
         # The next append is written, and the connection lost before it is answered.
         self.cut_after_append = False
+        # Why the next append that has a chunk is refused.
+        self.refusal: errors.AgentError | None = None
+        # Why no conversation can be opened.
+        self.unopenable: errors.AgentError | None = None
         # Set: nothing is answered until it is cleared.
         self.holds = asyncio.Event()
         self.holds.set()
@@ -134,8 +138,9 @@ class Connection:
 
     async def _open(self, request: wire.LogRequest) -> None:
         key = request.principal, request.open.conversation_id
-        if self._server.away:
-            reply = _error(errors.StoreUnavailable("the database is away"))
+        fault = errors.StoreUnavailable("the database is away") if self._server.away else self._server.unopenable
+        if fault:
+            reply = _error(fault)
             reply.id = request.id
             self.send(reply)
             return
@@ -165,6 +170,9 @@ class Connection:
                 return wire.LogReply(appended=wire.Appended(last_sequence=len(kept.events), known=known))
         if append.HasField("expected_state_version") and append.expected_state_version != kept.version:
             raise errors.StateConflict(f"the state has version {kept.version}")
+        if self._server.refusal and any(event.HasField("chunk") for event in append.events):
+            refusal, self._server.refusal = self._server.refusal, None
+            raise refusal
         now_ns = time.time_ns()
         for event in append.events:
             event.sequence, event.token = len(kept.events) + 1, append.token
@@ -200,9 +208,10 @@ class Connection:
             kept.state, kept.version = append.state, event.state.version
 
     def _release(self, request: wire.LogRequest) -> wire.LogReply:
-        kept = self._server.kept[request.principal, request.release.conversation_id]
-        if kept.token == request.release.token:
-            kept.holder = None
+        kept = self._server.kept.get((request.principal, request.release.conversation_id))
+        if kept is None or kept.token != request.release.token or kept.holder is not self:
+            raise errors.LeaseLost("another token is the latest")
+        kept.holder = None
         return wire.LogReply(released=wire.Released())
 
     def _found(self, principal: str, conversation_id: str) -> Kept:

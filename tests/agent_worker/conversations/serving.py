@@ -80,11 +80,10 @@ def kinds(events: list[proto.Event]) -> list[str]:
 async def working(agent: type[Agent], path: Path | str, name: str = "a-01", **settings: Any) -> AsyncIterator[Worker]:
     """A worker; `settings` of the WorkerSpec and of its ConversationSpec."""
     own = {key: settings.pop(key) for key in list(settings) if key in ConversationSpec.__dataclass_fields__}
-    server = WorkerServer(
-        WorkerSpec(name, "a", 1, 1, conversations=ConversationSpec(**own), **settings), LagSelector()
-    )
+    # As of a spare, which is made before it is known which worker it will be.
+    server = WorkerServer(WorkerSpec("", "a", 1, 1, conversations=ConversationSpec(**own), **settings), LagSelector())
     with tempfile.TemporaryDirectory(prefix="uapi-conv-") as directory:
-        await server.start(LoadedAgent(agent, (), (CONVERSATIONS,), b""), f"unix:{directory}/s", str(path))
+        await server.start(LoadedAgent(agent, (), (CONVERSATIONS,), b""), f"unix:{directory}/s", name, str(path))
         async with aio.insecure_channel(f"unix:{directory}/s") as channel:
             try:
                 yield Worker(server, channel, conversation_service_pb2_grpc.ConversationServiceStub(channel))

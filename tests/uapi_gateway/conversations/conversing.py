@@ -193,7 +193,7 @@ class Worker:
             handling = asyncio.create_task(self._handle(key, content_of(request)))
             self._tasks.add(handling)
             handling.add_done_callback(self._tasks.discard)
-            while key not in self.log.events:
+            while all(event.message_id != request.message_id for event in self.log.events.get(key, ())):
                 await asyncio.sleep(0)
         if place == "logged":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
