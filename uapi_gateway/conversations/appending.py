@@ -26,6 +26,8 @@ _ENDS = frozenset({"completion", "failure"})
 # What a message must be there and not at its end for, and what belongs to none.
 _FREE = frozenset({"earlier", "state"})
 _CANCELLED = 1  # google.rpc.Code
+# With a message's status, in its row: its end was asked for.
+_ASKED = 64
 
 
 def is_id(text: str) -> bool:
@@ -72,11 +74,16 @@ class Message:
     first_sequence: int
     last_sequence: int
 
+    @property
+    def cancelled(self) -> bool:
+        """Its end was asked for, and has not come."""
+        return bool(self.status & _ASKED)
+
     def info(self, message_id: str) -> proto.MessageInfo:
         """As callers see it."""
         return proto.MessageInfo(
             message_id=message_id,
-            status=proto.MessageStatus.ValueType(self.status),
+            status=proto.MessageStatus.ValueType(self.status & ~_ASKED),
             attempts=self.attempts,
             first_sequence=self.first_sequence,
             last_sequence=self.last_sequence,
@@ -185,7 +192,8 @@ class Plan:
         """The conversation's, if the append may write into it."""
         head = self.heads.get(append.key)
         if head is None:
-            raise errors.ConversationNotFound(append.key.conversation_id)
+            # Also one that somebody opened just before it was deleted: who opens it again goes on.
+            raise errors.LeaseLost(f"conversation '{append.key.conversation_id}' was deleted; open it again")
         head = self.changed_heads.get(head.id, head)
         if append.token != token_of(head.id, head.leases):
             raise errors.LeaseLost(
@@ -246,10 +254,14 @@ class Plan:
             raise errors.FailedPrecondition(f"message '{message_id}' has ended", reason="MESSAGE_ENDED")
         if kind == "attempt":
             number = event.attempt.number or message.attempts + 1
-            draft.messages[at] = Message(proto.MESSAGE_STATUS_RUNNING, number, message.first_sequence, 0)
+            status = proto.MESSAGE_STATUS_RUNNING | message.status & _ASKED
+            draft.messages[at] = Message(status, number, message.first_sequence, 0)
         elif kind == "interruption":
             number = max(0, message.attempts - 1)
-            draft.messages[at] = Message(proto.MESSAGE_STATUS_PENDING, number, message.first_sequence, 0)
+            status = proto.MESSAGE_STATUS_PENDING | message.status & _ASKED
+            draft.messages[at] = Message(status, number, message.first_sequence, 0)
+        elif kind == "cancellation":
+            draft.messages[at] = Message(message.status | _ASKED, message.attempts, message.first_sequence, 0)
         elif kind in _ENDS:
             status = proto.MESSAGE_STATUS_COMPLETED
             if kind == "failure":

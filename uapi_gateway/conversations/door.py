@@ -16,7 +16,7 @@ from typing import Any
 from agentruntime import log, status
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as conversations
 from agentruntime._proto.uapi.v1 import event_log_pb2 as proto
-from agentruntime.errors import AgentError, Internal, InvalidArgument, LeaseLost
+from agentruntime.errors import AgentError, Internal, InvalidArgument, LeaseLost, ResourceExhausted
 from google.protobuf.message import DecodeError
 
 from uapi_gateway.conversations.ends import Ends
@@ -29,15 +29,19 @@ from uapi_gateway.kernel.peers import Peer
 _log = log.get("uapi_gateway.conversations")
 _LENGTH = struct.Struct(">I")
 LONGEST_FRAME_BYTES = 16 * 2**20
-# Requests of a connection that are not answered yet, beyond which it is not read; those of a frame; and events that
-# are appended together.
-MOST_REQUESTS, MOST_IN_FRAME, MOST_EVENTS = 4096, 65_536, 1024
+# Requests of a connection that are not answered yet, beyond which it is not read; those of a frame, of which workers
+# send 1024; and events that are appended together.
+MOST_REQUESTS, MOST_IN_FRAME, MOST_EVENTS = 4096, 4096, 1024
+# Watches of a connection, and of all.
+MOST_WATCHES, _WATCHES_OF_ALL = 1024, 16_384
 # Of a worker; it needs one.
 _MOST_CONNECTIONS = 4
 # What one that does not read its answers may have waiting.
 _MOST_UNREAD_BYTES = 64 * 2**20
 # Answers are sent as soon as they have come to so much.
 _FULL_BYTES = 2**20
+# One answer, with what is around it.
+_LARGEST_REPLY_BYTES = LONGEST_FRAME_BYTES - 1024
 _LONGEST_ID, _LONGEST_PRINCIPAL = 200, 2048
 _Work = Callable[[proto.LogRequest], Coroutine[Any, Any, None]]
 
@@ -55,13 +59,16 @@ class LogDoor:
         self.log = log
         self.ends = ends
         self.allowance = Allowance(held_bytes)
+        # Counted, of which one agent has no more than it leaves, too.
+        self.watches = Allowance(_WATCHES_OF_ALL)
         # Connections that wait for room.
         self.blocked: list[Connection] = []
         self._connected: Counter[tuple[str, str, int]] = Counter()
 
     async def handle(self, connection: socket.socket, peer: Peer) -> None:
         """Serves one connection until it ends."""
-        worker = (peer.agent, peer.worker_id, peer.pid)
+        # A worker's processes are one worker.
+        worker = (peer.agent, peer.worker_id, 0 if peer.worker_id else peer.pid)
         if self._connected[worker] >= _MOST_CONNECTIONS:
             return
         self._connected[worker] += 1
@@ -123,12 +130,15 @@ class Connection(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
+        # Of the frame that is being received; 0 if there was no room for it yet.
+        self._admitted_bytes = 0
         self._blocked = False
         self._paused = False
         self._holds: dict[tuple[str, str], Hold] = {}
         # Requests that are not answered yet, and watches.
         self._requests: dict[int, _Charge] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._watches = 0
         self._replies = proto.LogReplies()
         self._replies_bytes = 0
         self._flushing = False
@@ -163,6 +173,9 @@ class Connection(asyncio.Protocol):
         self.ended = True
         for task in self._tasks.values():
             task.cancel()
+        if self._admitted_bytes:
+            self._door.give_back(self._peer.agent, self._admitted_bytes)
+            self._admitted_bytes = 0
         requests, self._requests = self._requests, {}
         for charge in requests.values():
             charge.drop()
@@ -190,14 +203,17 @@ class Connection(asyncio.Protocol):
         (size_bytes,) = _LENGTH.unpack_from(self._received)
         if not 0 < size_bytes <= LONGEST_FRAME_BYTES:
             raise _HostileError(f"a frame of {size_bytes} bytes")
-        if len(self._received) < _LENGTH.size + size_bytes:
-            self._read(True)
-            return False
-        if len(self._requests) >= MOST_REQUESTS or not self._door.allowance.take(self._peer.agent, size_bytes):
+        # Also what is there of a frame is held.
+        if not self._admitted_bytes and self._door.allowance.take(self._peer.agent, size_bytes):
+            self._admitted_bytes = size_bytes
+        if not self._admitted_bytes or len(self._requests) >= MOST_REQUESTS:
             self._door.blocked.append(self)
             self._read(False)
             return False
         self._read(True)
+        if len(self._received) < _LENGTH.size + size_bytes:
+            return False
+        self._admitted_bytes = 0
         with memoryview(self._received) as view:
             frame = bytes(view[_LENGTH.size : _LENGTH.size + size_bytes])
         del self._received[: _LENGTH.size + size_bytes]
@@ -313,7 +329,12 @@ class Connection(asyncio.Protocol):
             messages=[proto.OpenMessage(info=info, message=message) for info, message in lease.messages],
             lost=[self._door.ends.of(worker_id) for worker_id in self._log.lost(key)],
         )
-        self._answer(proto.LogReply(id=request.id, opened=opened), opened.ByteSize())
+        reply = proto.LogReply(id=request.id, opened=opened)
+        if reply.ByteSize() > _LARGEST_REPLY_BYTES:
+            # The store bounds all else.
+            del opened.lost[:]
+            reply = proto.LogReply(id=request.id, opened=opened)
+        self._answer(reply)
 
     async def _read_events(self, request: proto.LogRequest) -> None:
         asked = request.read
@@ -321,18 +342,25 @@ class Connection(asyncio.Protocol):
         events, more = await self._log.read(
             key, asked.after_sequence, asked.limit, message_id=asked.message_id, backwards=asked.backwards
         )
-        self._answer(*_events(request.id, events, more))
+        self._answer(_events(request.id, events, more))
 
     async def _watch(self, request: proto.LogRequest) -> None:
         asked = request.watch
         key = self._key(request.principal, asked.conversation_id)
         pages = self._log.pages(key, asked.after_sequence, message_id=asked.message_id, follow=True)
+        if self._watches >= MOST_WATCHES or not self._door.watches.take(self._peer.agent, 1):
+            raise ResourceExhausted("too many conversations are watched at this worker; watch fewer of them")
+        self._watches += 1
         # It lasts; what its request holds is small.
         self._settle(request.id)
-        async with aclosing(pages):
-            async for page in pages:
-                self._tell(*_events(request.id, page, True))
-                await self._writable.wait()
+        try:
+            async with aclosing(pages):
+                async for page in pages:
+                    self._tell(_events(request.id, page, True))
+                    await self._writable.wait()
+        finally:
+            self._watches -= 1
+            self._door.watches.give_back(self._peer.agent, 1)
         self._tell(proto.LogReply(id=request.id, ended=proto.Ended()))
 
     def _stop(self, watch_id: int) -> None:
@@ -357,7 +385,7 @@ class Connection(asyncio.Protocol):
             case "delete":
                 await self._log.delete(self._key(request.principal, request.delete.conversation_id))
                 reply.delete.SetInParent()
-        self._answer(reply, reply.ByteSize())
+        self._answer(reply)
 
     def _key(self, principal: str, conversation_id: str) -> Key:
         """Of its own agent's conversations, whatever it says."""
@@ -386,17 +414,22 @@ class Connection(asyncio.Protocol):
         reply.error.reason, reply.error.message = error.reason, error.message
         self._answer(reply)
 
-    def _answer(self, reply: proto.LogReply, size_bytes: int = 0) -> None:
+    def _answer(self, reply: proto.LogReply) -> None:
         self._settle(reply.id)
-        self._tell(reply, size_bytes)
+        self._tell(reply)
 
     def _settle(self, request_id: int) -> None:
         if (charge := self._requests.pop(request_id, None)) is not None:
             charge.answered()
 
-    def _tell(self, reply: proto.LogReply, size_bytes: int = 0) -> None:
+    def _tell(self, reply: proto.LogReply) -> None:
         if self.ended:
             return
+        size_bytes = reply.ByteSize()
+        if size_bytes > _LARGEST_REPLY_BYTES:
+            reply = proto.LogReply(id=reply.id, error=_TOO_LARGE)
+        if self._replies_bytes + size_bytes > _FULL_BYTES:
+            self._flush()
         self._replies.replies.append(reply)
         self._replies_bytes += size_bytes
         if self._replies_bytes >= _FULL_BYTES:
@@ -419,11 +452,18 @@ class Connection(asyncio.Protocol):
             self.leave()
 
 
-def _events(request_id: int, events: Sequence[conversations.Event], more: bool) -> tuple[proto.LogReply, int]:
+_TOO_LARGE = proto.LogError(
+    code=status.code_of(ResourceExhausted("")).value[0],
+    reason=ResourceExhausted.reason,
+    message=f"the event log's answer is larger than {LONGEST_FRAME_BYTES} bytes: delete the conversation",
+)
+
+
+def _events(request_id: int, events: Sequence[conversations.Event], more: bool) -> proto.LogReply:
     reply = proto.LogReply(id=request_id)
     reply.events.events.extend(events)
     reply.events.more = more
-    return reply, reply.ByteSize()
+    return reply
 
 
 def _named(key: Key) -> proto.ConversationKey:

@@ -19,8 +19,9 @@ async def keep_bounds(conversations: EventLog, registry: Registry, interval_s: f
         for agent in registry.agents():
             try:
                 await _keep(conversations, agent, time.time_ns())
-            except StoreUnavailable as error:
-                _log.warning("conversations could not be looked through; tried again", error=error.message)
+            except (StoreUnavailable, OSError) as error:
+                # OSError: a file of theirs cannot be removed.
+                _log.warning("conversations could not be looked through; tried again", error=str(error))
 
 
 async def _keep(conversations: EventLog, agent: Agent, now_ns: int) -> None:

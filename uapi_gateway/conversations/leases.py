@@ -72,14 +72,14 @@ class Hold:
                     self.unended[event.message_id] = False
                 case "attempt":
                     self.unended[event.message_id] = True
-                case "interruption":
-                    self.unended[event.message_id] = False
+                case "cancellation":
+                    self.cancelled.add(event.message_id)
                 case "completion" | "failure":
                     self.unended.pop(event.message_id, None)
                     self.cancelled.discard(event.message_id)
                 case "state":
                     self.state_version += 1
-        if self.running:
+        if self.running and not self.over:
             self.at_work.add(self)
         else:
             self.at_work.discard(self)
@@ -189,8 +189,9 @@ class Leases:
         place = self._places[key]
         unended = {info.message_id: info.status == proto.MESSAGE_STATUS_RUNNING for info, _ in lease.messages}
         place.hold = Hold(
-            key, holder, lease.token, lease.last_sequence, unended, lease.state_version, at_work=self._at_work
-        )
+            key, holder, lease.token, lease.last_sequence, unended, lease.state_version,
+            cancelled=set(lease.cancelled), at_work=self._at_work,
+        )  # fmt: skip
         place.taken = False
         place.settle()
         if place.waiting:

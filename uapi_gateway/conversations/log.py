@@ -7,8 +7,8 @@ by the methods of `EventLog`.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -150,26 +150,35 @@ class EventLog:
         held = self._leases.get(key)
         if held is not None and held.holder is holder:
             return held, await self._acquire(key, holder, held.token)
-        if not token:
-            await self._leases.take(key)
-        elif not self._leases.claim(key):
-            raise LeaseLost(f"another worker has conversation '{key.conversation_id}' by now")
-        try:
-            lease = await self._acquire(key, holder, token)
-        except BaseException:
-            self._leases.give_up(key)
-            raise
+        lease = await self._take(key, holder, token)
+        if lease.cancelled and lease.token != token:
+            # Whoever was to end them has gone, and this one is not to begin them again.
+            with suppress(ConversationNotFound):  # deleted by now; it is made anew
+                await self._end(key, lease.cancelled)
+            lease = await self._take(key, holder, token)
         hold = self._leases.enter(key, holder, lease)
         if holder.ended:
             self.release(hold)
         return hold, lease
 
-    async def _acquire(self, key: Key, holder: Holder, token: int) -> Lease:
+    async def _take(self, key: Key, holder: Holder, token: int) -> Lease:
+        """The lease is this one's to `enter`, or to `give_up`."""
+        if not token:
+            await self._leases.take(key)
+        elif not self._leases.claim(key):
+            raise LeaseLost(f"another worker has conversation '{key.conversation_id}' by now")
+        try:
+            return await self._acquire(key, holder, token)
+        except BaseException:
+            self._leases.give_up(key)
+            raise
+
+    async def _acquire(self, key: Key, holder: Holder, token: int, *, to_end: bool = False) -> Lease:
         store = await self._opened()
         until_s, delay_s = time.monotonic() + _PATIENCE_S, _FIRST_DELAY_S
         while True:
             try:
-                return await store.acquire(key, holder.name, self._now_ns(), token=token)
+                return await store.acquire(key, holder.name, self._now_ns(), token=token, to_end=to_end)
             except StoreUnavailable:
                 if time.monotonic() + delay_s > until_s:
                     raise
@@ -234,10 +243,11 @@ class EventLog:
     def _written(self, hold: Hold, append: Append, now_ns: int) -> None:
         self._watchers.publish(append, hold.last_sequence, hold.state_version, now_ns)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # What everybody may do.
 
@@ -359,15 +369,15 @@ class EventLog:
             await self._leases.take(key)
             await self._end(key, [found.message_id])
             return proto.MESSAGE_STATUS_CANCELLED
-        if found.message_id in hold.unended:
-            hold.cancelled.add(found.message_id)
-            hold.holder.cancelled(key, found.message_id)
+        # Also of one that is on disk and that the hold has not heard of yet.
+        hold.cancelled.add(found.message_id)
+        hold.holder.cancelled(key, found.message_id)
         return found.status
 
-    async def _end(self, key: Key, message_ids: Sequence[str]) -> None:
+    async def _end(self, key: Key, message_ids: Collection[str]) -> None:
         """Ends messages of a conversation that nobody else has, as cancelled; it was `take`n."""
         try:
-            lease = await self._acquire(key, self._own, 0)
+            lease = await self._acquire(key, self._own, 0, to_end=True)
         except BaseException:
             self._leases.give_up(key)
             self._tell_left(key)
@@ -384,9 +394,10 @@ class EventLog:
         ]
         if events:
             self._writer.add(hold, Append(key, lease.token, tuple(events)), _ignore)
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.release(hold, partial(over.set_result, None))
-        await over
+        # Not a future: whoever waits for it may have hung up by then.
+        over = asyncio.Event()
+        self.release(hold, over.set)
+        await over.wait()
 
     async def delete(self, key: Key) -> None:
         """Deletes a conversation with all there is of it; what runs in it ends first.
@@ -396,6 +407,12 @@ class EventLog:
             StoreUnavailable: the store cannot be reached.
         """
         store = await self._opened()
+        # Whoever hangs up meanwhile leaves nothing half done.
+        await asyncio.shield(self._start(self._delete(store, key)))
+
+    async def _delete(self, store: Store, key: Key) -> None:
+        # Who is about to have it would go on with what waits, however long that takes.
+        await self._leases.settled(key)
         if (hold := self._leases.seize(key)) is not None:
             self._writer.drop(hold)
             hold.holder.lost(key)
@@ -403,7 +420,9 @@ class EventLog:
             await self._leases.take(key)
         try:
             await store.delete(key)
-        except StoreUnavailable:
+        except ConversationNotFound:
+            raise
+        except BaseException:
             self._tell_left(key)
             raise
         finally:

@@ -8,7 +8,9 @@ that is asked for a conversation with messages that have not ended opens it, and
 import asyncio
 import contextlib
 import heapq
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import grpc
 from agentruntime import log
@@ -27,6 +29,8 @@ from uapi_gateway.xds.routes import AGENT_HEADER, CONVERSATION_HEADER
 _log = log.get("uapi_gateway.conversations")
 # Asked for at a time: waking takes a while, and workers have callers, too.
 _MOST = 16
+# Of them of one agent, whose workers may answer never: the others' are not to wait for it.
+_MOST_OF_AGENT, _TURN_S = 4, 1.0
 _LONGEST_DELAY_S = 60.0
 # An agent that sleeps may have to load a model first.
 _DEADLINE_S = 300.0
@@ -62,6 +66,7 @@ class Recovery:
         self._due: list[_Due] = []
         self._parked: dict[str, list[_Due]] = {}
         self._asking: set[asyncio.Task[None]] = set()
+        self._asking_of: Counter[str] = Counter()
         self._news = asyncio.Event()
         log.left.append(self._add)
         registry.listeners.append(self._changed)
@@ -116,13 +121,19 @@ class Recovery:
                 del self._left[due.key]
             elif not self._runs(due.key.agent):
                 self._parked.setdefault(due.key.agent, []).append(due)
+            elif self._asking_of[due.key.agent] >= _MOST_OF_AGENT:
+                self._push(replace(due, at_s=_now_s() + _TURN_S))
             else:
                 task = asyncio.create_task(self._ask_again(due))
                 self._asking.add(task)
-                task.add_done_callback(self._done)
+                self._asking_of[due.key.agent] += 1
+                task.add_done_callback(partial(self._done, due.key.agent))
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, agent: str, task: asyncio.Task[None]) -> None:
         self._asking.discard(task)
+        self._asking_of[agent] -= 1
+        if not self._asking_of[agent]:
+            del self._asking_of[agent]
         self._news.set()
         if not task.cancelled() and (error := task.exception()):
             _log.error("a conversation could not be taken up", exc_info=error)

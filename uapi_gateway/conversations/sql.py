@@ -9,7 +9,7 @@ from typing import Any
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import AgentError
-from sqlalchemy import Column, Connection, FromClause, Select, and_, bindparam, literal, select, tuple_
+from sqlalchemy import Column, Connection, FromClause, Select, and_, bindparam, func, literal, select, tuple_
 
 from . import tables
 from .appending import Head, Message, Plan, is_id, token_of
@@ -22,6 +22,9 @@ from .store import Append, Appended, Key, Lease, Page
 PAGE_BYTES = 4 * 1024 * 1024
 PAGE_EVENTS = 512
 PAGE_CONVERSATIONS = 1000
+# Of a lease, state and messages: it goes to the worker in one frame of 16 MiB. Each message has so much at most in it
+# besides what was said.
+LEASE_BYTES, _INFO_BYTES = 31 * 2**19, 256
 MAX_CONVERSATION_BYTES = 256 * 1024 * 1024
 _LARGEST = 2**63 - 1
 
@@ -82,31 +85,38 @@ class SqlStore:
         """As in `Store`."""
         await self._database.close()
 
-    async def acquire(self, key: Key, holder: str, now_ns: int, *, token: int = 0) -> Lease:
+    async def acquire(self, key: Key, holder: str, now_ns: int, *, token: int = 0, to_end: bool = False) -> Lease:
         """As in `Store`.
 
         Raises:
             InvalidArgument: the conversation's id cannot be one.
-            ConversationNotFound: the one that the token is of was deleted.
         """
         _check(key)
 
         def work(connection: Connection) -> Lease:
-            if token:
+            if token or to_end:
                 head = _take_again(connection, key, holder, token)
             else:
                 new = {**_names(key), "holder": holder, "created_ns": now_ns, "changed_ns": now_ns}
                 head = connection.execute(self._take, new).one()
             state = b""
-            if head.state_version:
+            if head.state_version and not to_end:
                 wanted = select(tables.states.c.body).where(tables.states.c.conversation == head.id)
                 state = connection.execute(wanted).scalar_one()
-            found = []
+            found, cancelled = [], []
             if head.unended:
-                for row in connection.execute(_UNENDED, {"its_id": head.id}).all():
-                    event = self._event(connection, head.id, row)
-                    found.append((_message(row).info(row.message_id), event.message))
-            return Lease(token_of(head.id, head.leases), head.last_sequence, state, head.state_version, tuple(found))
+                if not to_end:
+                    _check_size(connection, key, head)
+                for row in connection.execute(_ENDING if to_end else _UNENDED, {"its_id": head.id}).all():
+                    said = proto.ChatMessage() if to_end else self._event(connection, head.id, row).message
+                    message = _message(row)
+                    found.append((message.info(row.message_id), said))
+                    if message.cancelled:
+                        cancelled.append(row.message_id)
+            return Lease(
+                token_of(head.id, head.leases), head.last_sequence, state, head.state_version,
+                tuple(found), frozenset(cancelled),
+            )  # fmt: skip
 
         # A token is in no event before an append has synced it, too.
         return await self._database.write(work, synced=False)
@@ -246,16 +256,20 @@ _MESSAGE = (_m.status, _m.attempts, _m.first_sequence, _m.last_sequence)
 _CHANGED_HEAD = (_c.last_sequence, _c.bytes, _c.state_version, _c.state_bytes, _c.unended, _c.changed_ns, _c.id)
 _WHOLE: Select[Any] = select(tables.conversations)
 _OF_KEY = _WHOLE.where(*(column == bindparam(column.name) for column in _NAMES))
+_OF_UNENDED = and_(_m.conversation == bindparam("its_id"), _m.last_sequence == 0)
+_THEIR_FIRST = (
+    tables.messages,
+    tables.events,
+    and_(_e.conversation == _m.conversation, _e.sequence == _m.first_sequence),
+)
+_ENDING = select(_m.message_id, *_MESSAGE).where(_OF_UNENDED).order_by(_m.first_sequence)
 _UNENDED = (
     select(_m.message_id, *_MESSAGE, _e.body, _e.blob)
-    .join_from(
-        tables.messages,
-        tables.events,
-        and_(_e.conversation == _m.conversation, _e.sequence == _m.first_sequence),
-    )
-    .where(_m.conversation == bindparam("its_id"), _m.last_sequence == 0)
+    .join_from(*_THEIR_FIRST)
+    .where(_OF_UNENDED)
     .order_by(_m.first_sequence)
 )
+_UNENDED_BYTES = select(func.sum(_e.size)).join_from(*_THEIR_FIRST).where(_OF_UNENDED)
 
 
 def _make(connection: Connection) -> None:
@@ -304,6 +318,17 @@ def _take_again(connection: Connection, key: Key, holder: str, token: int) -> An
     if token != token_of(head.id, head.leases):
         taken = taken.values(leases=_c.leases + 1)
     return connection.execute(taken.returning(*_HEAD)).one()
+
+
+def _check_size(connection: Connection, key: Key, head: Any) -> None:
+    """Before what was said is read."""
+    said: int = connection.execute(_UNENDED_BYTES, {"its_id": head.id}).scalar() or 0
+    size = int(head.state_bytes + said + head.unended * _INFO_BYTES)
+    if size > LEASE_BYTES:
+        raise errors.ConversationFull(
+            f"what waits in conversation '{key.conversation_id}' has {size} bytes, more than the {LEASE_BYTES} that "
+            "a worker is told at once: cancel some of its messages, or delete it"
+        )
 
 
 def _events(conversation: int, after: int, *, backwards: bool) -> Select[Any]:

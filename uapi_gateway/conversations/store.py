@@ -31,6 +31,8 @@ class Lease:
     state_version: int
     # Messages that have not ended, in their order, with what was said.
     messages: tuple[tuple[proto.MessageInfo, proto.ChatMessage], ...]
+    # Those of them whose end was asked for.
+    cancelled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Store(Protocol):
     async def close(self) -> None:
         """Ends all connections."""
 
-    async def acquire(self, key: Key, holder: str, now_ns: int, *, token: int = 0) -> Lease:
+    async def acquire(self, key: Key, holder: str, now_ns: int, *, token: int = 0, to_end: bool = False) -> Lease:
         """Takes the lease, and makes the conversation if there is none.
 
         Args:
@@ -87,6 +89,11 @@ class Store(Protocol):
             holder: who writes from now on: a name of the worker's connection, for people who read the table.
             now_ns: Unix time.
             token: of a lease held before, which goes on if it is the latest; 0 for a new one.
+            to_end: only to end messages: none is made, and neither the state nor what was said is read.
+
+        Raises:
+            ConversationFull: state and messages are more than a worker is told at once.
+            ConversationNotFound: there is none, with `token` or `to_end`.
         """
 
     async def append(self, batch: Sequence[Append], now_ns: int) -> list[Appended | AgentError]:
@@ -94,8 +101,8 @@ class Store(Protocol):
 
         Returns:
             For each of them what became of it, or why nothing of it was written: `LeaseLost` (FAILED_PRECONDITION;
-            another token is the latest), `StateConflict` (ABORTED), `ConversationNotFound`, `ConversationFull`
-            (RESOURCE_EXHAUSTED).
+            another token is the latest, or the conversation was deleted), `StateConflict` (ABORTED),
+            `ConversationFull` (RESOURCE_EXHAUSTED).
         """
 
     async def events(

@@ -77,7 +77,7 @@ class Writer:
     def add(self, hold: Hold, append: Append, done: Done) -> None:
         """Has it written, after all that the conversation has to write already."""
         if hold.over or append.token != hold.token:
-            done(_lease_lost(hold), 0)
+            _call(done, _lease_lost(hold), 0)
             return
         hold.queue.append((append, done))
         if not hold.busy:
@@ -91,7 +91,7 @@ class Writer:
         dropped = list(hold.queue)
         hold.queue.clear()
         for _, done in dropped:
-            done(_lease_lost(hold), 0)
+            _call(done, _lease_lost(hold), 0)
         self.settle(hold)
 
     def settle(self, hold: Hold) -> None:
@@ -110,8 +110,8 @@ class Writer:
             now_ns = self._now_ns()
             results = await self._commit(store, [(hold, append) for hold, append, _ in batch], now_ns)
             for (hold, append, done), result in zip(batch, results, strict=True):
-                self._tell(hold, append, result, now_ns)
-                done(result, now_ns)
+                _call(self._tell, hold, append, result, now_ns)
+                _call(done, result, now_ns)
             for hold in holds:
                 if hold.queue:
                     self._due.append(hold)
@@ -145,7 +145,8 @@ class Writer:
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
                 # It may be on disk all the same.
-                appends = [replace(append, after=hold.last_sequence) for hold, append in batch]
+                batch = [(hold, replace(append, after=hold.last_sequence)) for hold, append in batch]
+                appends = [append for _, append in batch]
             except Exception:
                 _log.exception("conversations could not be written in an unforeseen way", appends=len(appends))
                 if len(batch) == 1:
@@ -160,7 +161,15 @@ class Writer:
 def _drained(hold: Hold) -> None:
     waiting, hold.drained = hold.drained, []
     for call in waiting:
-        call()
+        _call(call)
+
+
+def _call(told: Callable[..., None], *arguments: object) -> None:
+    """Whoever is told of one conversation ends the writer of all for no reason."""
+    try:
+        told(*arguments)
+    except Exception:
+        _log.exception("what was written of a conversation could not be told in an unforeseen way")
 
 
 def _lease_lost(hold: Hold) -> LeaseLost:

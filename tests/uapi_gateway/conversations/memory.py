@@ -40,6 +40,9 @@ class MemoryStore:
         # Cleared: appends wait.
         self.flowing = asyncio.Event()
         self.flowing.set()
+        # Cleared: who wants a lease, or to delete, waits.
+        self.giving = asyncio.Event()
+        self.giving.set()
         self.reads = 0
         self.closed = False
         self._tokens = itertools.count(1)
@@ -50,8 +53,11 @@ class MemoryStore:
     async def close(self) -> None:
         self.closed = True
 
-    async def acquire(self, key: Key, _holder: str, _now_ns: int, *, token: int = 0) -> Lease:
+    async def acquire(self, key: Key, _holder: str, _now_ns: int, *, token: int = 0, to_end: bool = False) -> Lease:
         self._trouble()
+        await self.giving.wait()
+        if to_end:
+            self._get(key)
         kept = self.kept.setdefault(key, Kept())
         if not token or token != kept.token:
             kept.token = next(self._tokens)
@@ -59,7 +65,9 @@ class MemoryStore:
         unended = tuple(
             (info, said[info.message_id]) for info in kept.messages.values() if info.status in (_RUNNING, _PENDING)
         )
-        return Lease(kept.token, kept.last, b"", 0, unended)
+        asked = {event.message_id for event in kept.events if event.HasField("cancellation")}
+        cancelled = frozenset(info.message_id for info, _ in unended if info.message_id in asked)
+        return Lease(kept.token, kept.last, b"", 0, unended, cancelled)
 
     async def append(self, batch: Sequence[Append], now_ns: int) -> list[Appended | AgentError]:
         await self.flowing.wait()
@@ -153,6 +161,7 @@ class MemoryStore:
 
     async def delete(self, key: Key) -> None:
         self._trouble()
+        await self.giving.wait()
         self._get(key)
         del self.kept[key]
 

@@ -75,7 +75,7 @@ def test_a_message_s_status_comes_from_its_events(events: list[proto.Event], is_
     [
         (append(said("b"), token=TOKEN - 1), errors.LeaseLost),
         (append(said("b"), token=TOKEN + 1), errors.LeaseLost),
-        (Append(Key("bob", "helper", "first"), TOKEN, (said("b"),)), errors.ConversationNotFound),
+        (Append(Key("bob", "helper", "first"), TOKEN, (said("b"),)), errors.LeaseLost),
         (append(state(), expected_state_version=1), errors.StateConflict),
         (append(proto.Event(state=proto.StateChange(version=2))), errors.StateConflict),
         (append(state(), state(), state=b"1"), errors.InvalidArgument),

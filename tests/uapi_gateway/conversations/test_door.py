@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as conversations
@@ -317,3 +318,93 @@ async def test_a_worker_has_few_connections() -> None:
         await asyncio.wait_for(workers[4].serving, 10)
         for worker in workers:
             await worker.close()
+
+
+async def test_a_workers_processes_are_one_worker() -> None:
+    async with _opened() as (door, _, _):
+        workers = [Worker(door) for _ in range(5)]
+        for number, worker in enumerate(workers):
+            worker.peer = replace(worker.peer, pid=number + 1)
+        for worker in workers:
+            await worker.connect()
+        await asyncio.wait_for(workers[4].serving, 10)
+        for worker in workers:
+            await worker.close()
+
+
+async def test_watches_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_module, "MOST_WATCHES", 2)
+    async with _opened() as (door, log, _), _worker(door) as worker:
+        await worker.open()
+        watches = [proto.LogRequest(watch=_read()) for _ in range(3)]
+        worker.send(*watches)
+        refused = await worker.reply()
+        assert (refused.id, refused.error.reason) == (watches[2].id, "RESOURCE_EXHAUSTED")
+        assert door.watches.held_bytes == 2
+        await worker.ask(proto.LogRequest(stop=watches[0].id))
+        await eventually(lambda: door.watches.held_bytes == 1)
+        worker.send(proto.LogRequest(watch=_read()))
+        await eventually(lambda: log.figures.watchers == 2)
+    await eventually(lambda: not door.watches.held_bytes)
+
+
+async def test_what_is_there_of_a_frame_is_held() -> None:
+    async with running() as (log, _):
+        door = LogDoor(log, Ends(Registry()), held_bytes=300_000)
+        async with _worker(door) as other:
+            worker = Worker(door, number=2)
+            await worker.connect()
+            worker.writer.write(_LENGTH.pack(140_000) + b"\x0a")
+            await eventually(lambda: door.allowance.held_bytes == 140_000)
+            # There is no room for another one of the agent, as long as the first is not there.
+            other.send(_open())
+            other.writer.write(_LENGTH.pack(20_000) + b"\x0a")
+            await eventually(lambda: door.blocked)
+            await worker.close()
+            await eventually(lambda: door.allowance.held_bytes == 20_000)
+        await eventually(lambda: not door.allowance.held_bytes)
+
+
+async def test_a_frame_has_no_more_requests_than_a_connection() -> None:
+    async with _opened() as (door, _, _):
+        worker = Worker(door)
+        await worker.connect()
+        worker.send(*(proto.LogRequest(read=_read()) for _ in range(door_module.MOST_IN_FRAME + 1)))
+        await asyncio.wait_for(worker.serving, 10)
+        await worker.close()
+        assert door_module.MOST_IN_FRAME <= door_module.MOST_REQUESTS
+        assert not door.allowance.held_bytes
+
+
+async def test_no_frame_is_larger_than_one_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_module, "LONGEST_FRAME_BYTES", 2**20)
+    monkeypatch.setattr(door_module, "_LARGEST_REPLY_BYTES", 2**20 - 1024)
+    monkeypatch.setattr(door_module, "_FULL_BYTES", 2**19)
+    async with _opened() as (door, _, _), _worker(door) as worker:
+        token = (await worker.open()).token
+        for name in ("m", "n"):
+            await worker.ask(_append(token, said(name, "x" * 600_000)))
+        frames = worker.frames
+        worker.send(*(proto.LogRequest(read=_read(message_id=name)) for name in ("m", "n")))
+        assert all([(await worker.reply()).events.events for _ in range(2)])
+        assert worker.frames == frames + 2
+        assert (await worker.ask(proto.LogRequest(read=_read()))).error.reason == "RESOURCE_EXHAUSTED"
+
+
+async def test_what_is_known_of_lost_workers_is_left_out_of_what_would_be_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry = Registry()
+    async with _opened(registry) as (door, _, _):
+        first = Worker(door)
+        await first.connect()
+        token = (await first.open()).token
+        await first.ask(_append(token, said("m"), begun("m")))
+        ended = Endpoint("", False, "a-01", failure="exit status 1", traceback="T" * 4096)
+        registry.put_pool_agent(Agent("a", (), (ended,)))
+        await first.close()
+        monkeypatch.setattr(door_module, "_LARGEST_REPLY_BYTES", 4096)
+        async with _worker(door, number=2) as second:
+            opened = await second.open()
+            assert len(opened.messages) == 1
+            assert not opened.lost

@@ -404,3 +404,146 @@ async def test_what_has_expired_is_taken_away() -> None:
         assert await log.expire("a", changed_ns + 1) == 1
         assert holder.told == [("lost", "first")]
         assert not log.figures.open
+
+
+def asked(message_id: str) -> proto.Event:
+    return proto.Event(message_id=message_id, cancellation=proto.Cancellation())
+
+
+async def hang_up(task: "asyncio.Task[object]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_who_hangs_up_while_a_message_is_ended_ends_nothing_else() -> None:
+    async with running() as (log, store):
+        holder = Holding()
+        hold = await opened(log, holder)
+        await append(log, hold, said("m"), begun("m"))
+        end(log, holder, hold)
+        store.flowing.clear()
+        cancelling: asyncio.Task[object] = asyncio.create_task(log.cancel(KEY, "m"))
+        await eventually(lambda: log.held(KEY))
+        await asyncio.sleep(0.01)
+        await hang_up(cancelling)
+        store.flowing.set()
+        await eventually(lambda: store.kept[KEY].messages["m"].status == proto.MESSAGE_STATUS_CANCELLED)
+        await append(log, await opened(log, Holding()), said("n"))
+
+
+async def test_who_cannot_be_told_does_not_end_the_writer() -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("broken")
+
+    async with running() as (log, _):
+        hold = await opened(log, Holding())
+        log.append(hold, Append(KEY, hold.token, (said("m"),)), broken)
+        log.release(hold, broken)
+        assert (await append(log, await opened(log, Holding()), said("n"))).last_sequence == 2
+
+
+async def test_what_is_deleted_while_it_is_written_keeps_nobody_awake() -> None:
+    async with running() as (log, store):
+        hold = await opened(log, Holding())
+        await append(log, hold, said("m"), begun("m"))
+        store.flowing.clear()
+        late = asyncio.create_task(append(log, hold, piece("m")))
+        await eventually(lambda: hold.busy and not hold.queue)
+        store.giving.clear()
+        deleting = asyncio.create_task(log.delete(KEY))
+        await eventually(lambda: hold.over)
+        store.flowing.set()
+        await late
+        store.giving.set()
+        await deleting
+        assert not log.running()
+
+
+async def test_what_was_cancelled_is_not_begun_again_when_its_worker_ends() -> None:
+    async with running() as (log, store):
+        holder = Holding()
+        hold = await opened(log, holder)
+        # A caller of the worker itself asked for it.
+        await append(log, hold, said("m"), begun("m"), asked("m"))
+        end(log, holder, hold)
+        await eventually(lambda: store.kept[KEY].messages["m"].status == proto.MESSAGE_STATUS_CANCELLED)
+
+
+@pytest.mark.parametrize("returns", [False, True])
+async def test_what_was_cancelled_before_the_gateway_started_is_not_begun_again(returns: bool) -> None:
+    store = MemoryStore()
+    async with running(store) as (log, _):
+        before = await opened(log, Holding())
+        await append(log, before, said("m"), begun("m"), asked("m"), said("n"))
+    async with running(store) as (log, _):
+        holder = Holding()
+        if returns:
+            # It knows of it, and is about to end it.
+            hold = await opened(log, holder, token=before.token)
+            assert list(hold.unended) == ["m", "n"]
+            end(log, holder, hold)
+        hold = await opened(log, Holding("a-02"))
+        assert hold.unended == {"n": False}
+        assert store.kept[KEY].messages["m"].status == proto.MESSAGE_STATUS_CANCELLED
+
+
+async def test_deleting_goes_on_when_its_caller_hangs_up() -> None:
+    async with running() as (log, store):
+        hold = await opened(log, Holding())
+        await append(log, hold, said("m"), begun("m"))
+        store.giving.clear()
+        deleting: asyncio.Task[object] = asyncio.create_task(log.delete(KEY))
+        await eventually(lambda: hold.over)
+        await hang_up(deleting)
+        store.giving.set()
+        await eventually(lambda: KEY not in store.kept)
+        await eventually(lambda: not log.figures.open)
+
+
+async def test_deleting_does_not_wait_for_what_somebody_is_about_to_begin() -> None:
+    async with running() as (log, store):
+        store.giving.clear()
+        opening = asyncio.create_task(opened(log, Holding()))
+        await eventually(lambda: log.figures.open)
+        deleting = asyncio.create_task(log.delete(KEY))
+        await asyncio.sleep(0.01)
+        store.giving.set()
+        assert (await opening).token
+        await asyncio.wait_for(deleting, 10)
+        assert KEY not in store.kept
+
+
+async def test_cancelling_makes_no_conversation_anew() -> None:
+    async with running() as (log, store):
+        holder = Holding()
+        hold = await opened(log, holder)
+        await append(log, hold, said("m"), begun("m"))
+        end(log, holder, hold)
+        store.giving.clear()
+        cancelling = asyncio.create_task(log.cancel(KEY, "m"))
+        await eventually(lambda: log.figures.open)
+        del store.kept[KEY]
+        store.giving.set()
+        with pytest.raises(ConversationNotFound):
+            await cancelling
+        assert not store.kept
+        assert not log.figures.open
+
+
+async def test_what_was_perhaps_written_is_not_written_twice_when_the_store_then_breaks() -> None:
+    async with running() as (log, store):
+        holds = [await opened(log, Holding(), Key("local", "a", str(n))) for n in range(2)]
+        store.troubles = ["lost", "broken"]
+        found = await asyncio.gather(*(append(log, hold, said("m"), begun("m")) for hold in holds))
+        assert [(each.last_sequence, each.known) for each in found] == [(2, None)] * 2
+
+
+async def test_cancelling_what_was_just_written_is_told() -> None:
+    async with running() as (log, _):
+        holder = Holding()
+        hold = await opened(log, holder)
+        await append(log, hold, said("m"))
+        # On disk, and the writer has not told the hold so yet.
+        hold.unended.clear()
+        assert await log.cancel(KEY, "m") == proto.MESSAGE_STATUS_PENDING
+        assert holder.told == [("cancelled", "m")]

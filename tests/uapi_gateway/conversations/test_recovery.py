@@ -20,6 +20,7 @@ from tests.waiting import eventually
 from uapi_gateway.conversations import recovery as recovery_module
 from uapi_gateway.conversations.log import EventLog
 from uapi_gateway.conversations.recovery import Recovery
+from uapi_gateway.conversations.store import Key
 from uapi_gateway.descriptors import CONVERSATIONS
 from uapi_gateway.registry import Agent, Registry
 
@@ -32,10 +33,15 @@ class _Worker(conversation_grpc.ConversationServiceServicer):
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self.away = 0
+        # Of that agent, nothing is answered before.
+        self.stuck, self.stuck_agent = asyncio.Event(), ""
         self.asked: list[dict[str, Any]] = []
 
     async def GetConversation(self, request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
         self.asked.append(dict(context.invocation_metadata() or ()))
+        if self.asked[-1]["x-uapi-agent"] == self.stuck_agent:
+            await self.stuck.wait()
+            raise Unavailable("away")
         if self.away:
             self.away -= 1
             raise Unavailable("away")
@@ -151,3 +157,25 @@ async def test_what_was_deleted_meanwhile_is_forgotten(tmp_path: Path) -> None:
         registry.put_pool_agent(_AGENT)
         await eventually(lambda: not recovery.waiting)
         assert not worker.asked
+
+
+async def test_an_agent_that_never_answers_keeps_nobody_elses_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery_module, "_TURN_S", 0.05)
+    registry = _registry()
+    registry.put_pool_agent(replace(_AGENT, agent_id="broken"))
+    async with _recovering(tmp_path, registry) as (log, store, _, worker):
+        worker.stuck, worker.stuck_agent = asyncio.Event(), "broken"
+        holder = Holding()
+        for number in range(20):
+            key = Key("local", "broken", str(number))
+            hold = await opened(log, holder, key)
+            await append(log, hold, said("m"))
+            log.release(hold)
+        await eventually(lambda: len(worker.asked) == 4)
+        await _left(log)
+        await eventually(_status(store))
+        assert [asked["x-uapi-agent"] for asked in worker.asked] == ["broken"] * 4 + ["a"]
+        worker.stuck.set()
+        await eventually(lambda: len({asked["x-uapi-conversation"] for asked in worker.asked}) == 21)

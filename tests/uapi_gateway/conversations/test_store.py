@@ -21,7 +21,7 @@ from sqlalchemy import event
 
 from tests.postgresql import Server
 from tests.waiting import eventually, until
-from uapi_gateway.conversations import tables
+from uapi_gateway.conversations import sql, tables
 from uapi_gateway.conversations.databases import Sqlite
 from uapi_gateway.conversations.sql import SqlStore
 from uapi_gateway.conversations.store import Append, Appended, Key, Lease
@@ -344,7 +344,7 @@ async def test_a_deleted_conversation_is_gone_and_may_begin_anew(store: SqlStore
         with pytest.raises(errors.ConversationNotFound):
             await gone
     [late] = await store.append([append(lease, said("b"))], 1)
-    assert isinstance(late, errors.ConversationNotFound)
+    assert isinstance(late, errors.LeaseLost)
     new = await store.acquire(KEY, "", 1)
     assert new.token > lease.token
     assert (new.last_sequence, new.state_version) == (0, 0)
@@ -611,3 +611,50 @@ async def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     await store._database.write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 100000"))
     await turn(store, lease, "a")
     await store.close()
+
+
+async def test_a_cancellation_is_known_as_long_as_its_message_has_not_ended(store: SqlStore, make: Make) -> None:
+    lease = await store.acquire(KEY, "", 1)
+    asked = proto.Event(message_id="a", cancellation=proto.Cancellation())
+    await store.append([append(lease, said("a"), begun("a"), asked, said("b"))], 1)
+    again = await make().acquire(KEY, "", 1)
+    assert again.cancelled == {"a"}
+    assert [info.status for info, _ in again.messages] == [proto.MESSAGE_STATUS_RUNNING, proto.MESSAGE_STATUS_PENDING]
+    assert [info.status for info in (await store.find(KEY)).messages] == [info.status for info, _ in again.messages]
+    interruption = proto.Event(message_id="a", interruption=proto.Interruption())
+    await store.append([append(again, interruption, begun("a"))], 1)
+    again = await store.acquire(KEY, "", 1)
+    assert again.cancelled == {"a"}
+    assert again.messages[0][0].status == proto.MESSAGE_STATUS_RUNNING
+    await store.append([append(again, failed("a", 1))], 1)
+    again = await store.acquire(KEY, "", 1)
+    assert (again.cancelled, [info.message_id for info, _ in again.messages]) == (frozenset(), ["b"])
+
+
+async def test_what_is_too_much_for_a_worker_can_only_be_ended(
+    store: SqlStore, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "LEASE_BYTES", 200_000)
+    lease = await store.acquire(KEY, "", 1)
+    for name in ("a", "b"):
+        await store.append([append(lease, said(name, "x" * 90_000))], 1)
+    assert len((await store.acquire(KEY, "", 1)).messages) == 2
+    lease = await store.acquire(KEY, "", 1)
+    await store.append([append(lease, said("c", "x" * 60_000))], 1)
+    monkeypatch.setattr(store, "_event", None)  # nothing of it is read
+    with pytest.raises(errors.ConversationFull, match="cancel"):
+        await store.acquire(KEY, "", 1)
+    # Not taken.
+    [answer] = await store.append([append(lease, begun("a"))], 1)
+    assert written(answer) == 4
+    to_end = await store.acquire(KEY, "", 1, to_end=True)
+    assert [info.message_id for info, _ in to_end.messages] == ["a", "b", "c"]
+    await store.append([append(to_end, failed("a", 1))], 1)
+    assert len((await make().acquire(KEY, "", 1)).messages) == 2
+
+
+async def test_who_only_ends_messages_makes_no_conversation(store: SqlStore) -> None:
+    with pytest.raises(errors.ConversationNotFound):
+        await store.acquire(KEY, "", 1, to_end=True)
+    with pytest.raises(errors.ConversationNotFound):
+        await store.find(KEY)
