@@ -32,7 +32,9 @@ from uapi_gateway.a2a.handler import CALL, Call, Handler
 from uapi_gateway.a2a.refusals import refusal
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.policy import Caller
+from uapi_gateway.conversations import sending
 from uapi_gateway.http import bounds
+from uapi_gateway.http.presence import while_there
 
 _PATH = "/agents/{agent}/a2a"
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -75,12 +77,20 @@ class Surface:
         async def answer(request: Request) -> Response:
             call = Call(self._caller(request), request.path_params["agent"])
             try:
-                self._core.sender.admit(call.caller, call.agent)
+                agent = self._core.sender.admit(call.caller, call.agent)
                 _check_readable(await request.body())
             except errors.AgentError as error:
                 return refusal(error)
             request.state.call = call
-            response = await endpoint(request)
+            answering = endpoint(request)
+            if sending.converses(agent):
+                # What was said goes on, whoever waits for it.
+                response = await answering
+            else:
+                try:
+                    response = await while_there(request, answering)
+                except errors.Cancelled as error:
+                    return refusal(error)
             # REST has a status for what A2A has no name for; of JSON-RPC the status is always 200.
             return refusal(call.refused) if call.refused and response.status_code >= 400 else response
 

@@ -330,3 +330,16 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind(gateway: Speaking) -
     await gateway.clients.aclose()
     await eventually(lambda: gateway.worker.ended == 1)
     gateway.worker.gate.set()
+
+
+async def test_a_client_that_hangs_up_ends_what_is_generated_for_nobody_else(gateway: Speaking) -> None:
+    gateway.worker.gate.clear()
+    body = {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "Hi"}]}}
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": body}
+    async with httpx.AsyncClient(base_url=f"{gateway.url}/agents/plain", headers=VERSION, timeout=0.5) as http:
+        for path, said in (("/a2a", asked), ("/a2a/message:send", body)):
+            gateway.worker.ended = 0
+            with pytest.raises(httpx.ReadTimeout):
+                await http.post(path, json=said)
+            await eventually(lambda: gateway.worker.ended == 1)
+    gateway.worker.gate.set()
