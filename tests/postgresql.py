@@ -78,7 +78,9 @@ class Server:
             "fsync=off",
         ]
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self.user, start_new_session=True)
+            self._process = subprocess.Popen(
+                [*_as(self.user), *command], stdout=log, stderr=log, start_new_session=True
+            )
         until(self._answers, timeout_s=60)
 
     def stop(self) -> None:
@@ -91,6 +93,11 @@ class Server:
         assert self._process is not None
         assert self._process.poll() is None, (self.directory / "log").read_text()
         return subprocess.run([self.programs / "pg_isready", "-q", "-h", self.directory], check=False).returncode == 0
+
+
+def _as(user: str | None) -> list[str | Path]:
+    """Before a command that is another user's. For Popen's `user` Python forks, and gRPC's threads here forbid that."""
+    return ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"] if user else []
 
 
 @contextlib.contextmanager
@@ -117,7 +124,7 @@ def serving() -> Iterator[Server]:
             "UTF8",
         ]
         subprocess.run(
-            [*make, "--no-locale", "--no-sync"], check=True, stdout=subprocess.DEVNULL, user=user, cwd=directory
+            [*_as(user), *make, "--no-locale", "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=directory
         )
         server = Server(directory, programs, user)
         server.start()
