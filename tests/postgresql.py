@@ -96,7 +96,7 @@ class Server:
 
 
 def _as(user: str | None) -> list[str | Path]:
-    """Before a command that is another user's. For Popen's `user` Python forks, and gRPC's threads here forbid that."""
+    """Before a command that is another user's: for Popen's `user` Python forks, which gRPC's threads here forbid."""
     return ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"] if user else []
 
 
