@@ -198,20 +198,26 @@ class Conversations(conversation_service_pb2_grpc.ConversationServiceServicer):
     ) -> Iterator[proto.Event]:
         limit, error = breaks
         context.add_callback(self._wake)
-        given = 0
-        while given != limit:
-            with self._log.changed:
-                while context.is_active() and self._next(conversation_id, message_id, after) is None:
-                    self._log.changed.wait()
-                event = self._next(conversation_id, message_id, after)
-            if not context.is_active() or event is None:
+        given, stays = 0, False
+        try:
+            while given != limit:
+                with self._log.changed:
+                    while context.is_active() and self._next(conversation_id, message_id, after) is None:
+                        self._log.changed.wait()
+                    event = self._next(conversation_id, message_id, after)
+                if not context.is_active() or event is None:
+                    return
+                yield event
+                given += 1
+                after = event.sequence
+                if message_id and event.WhichOneof("content") in _END:
+                    stays = True
+                    return
+            stays = True
+        finally:
+            # Also where the server asks for no more, for the caller has left meanwhile.
+            if not stays:
                 self._log.left.append("StreamMessage" if message_id else "WatchConversation")
-                return
-            yield event
-            given += 1
-            after = event.sequence
-            if message_id and event.WhichOneof("content") in _END:
-                return
         if error is not None:
             self._abort(context, error)
 
