@@ -1,14 +1,16 @@
 """Operators' calls on their way to the pool: who makes them is looked up here, and what they do is written down.
 
-Those of this user that only look come to the pool by its socket, past this. `RunAgent` is answered once Envoy knows
-the agent, so that it can be called at once.
+Those of this user that only look come to the pool by its socket, past this. What runs, scales or updates an agent is
+answered once Envoy knows it and its workers, so that they can be called at once.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from agentruntime import log, status, trace
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime.errors import AgentError, Unavailable
 from grpc import aio
 
@@ -16,11 +18,13 @@ from uapi_gateway.access import headers
 from uapi_gateway.access.checks import Checks, parsed
 from uapi_gateway.access.demand import POOL_NEEDS
 from uapi_gateway.forwarding import bytes_handler
-from uapi_gateway.xds.routes import RUN_AGENT
+from uapi_gateway.xds.routes import CHANGING
 
 _log = log.get("uapi_gateway.operators")
 # Envoy takes milliseconds. One that is being started again must not hold up an operator.
 _LONGEST_WAIT_S = 2.0
+# Of what changes something: what is answered by the agent as it is then.
+_DEPLOYING = frozenset(path for path in CHANGING if "deployment" in POOL_NEEDS[path][0].output_type.fields_by_name)
 _NOT_PASSED = frozenset((headers.PRINCIPAL, *headers.PRIVATE, "user-agent", "te", "content-type", trace.HEADER))
 
 
@@ -52,8 +56,8 @@ class PoolHandler(grpc.GenericRpcHandler):
         checked = await self._checks.check(method, need, parsed(method.input_type, first or b""), context)
         try:
             async for answer in self._passed(path, _again(first, requests), context):
-                if path == RUN_AGENT:
-                    await self._await_routes(parsed(method.output_type, answer).deployment.agent)
+                if path in _DEPLOYING:
+                    await self._await_routes(parsed(method.output_type, answer).deployment)
                 if need.shown is None:
                     yield answer
                 elif (shown := self._checks.shown(checked, parsed(method.output_type, answer))) is not None:
@@ -84,9 +88,13 @@ class PoolHandler(grpc.GenericRpcHandler):
             if not call.done():
                 call.cancel()
 
-    async def _await_routes(self, agent: str) -> None:
-        if not await self._routed(agent, _LONGEST_WAIT_S):
-            _log.warning("envoy does not know a new agent yet", agent=agent)
+    async def _await_routes(self, deployment: pool.Deployment) -> None:
+        ready = (each.worker_id for each in deployment.workers if each.state == pool.WORKER_STATE_READY)
+        time_s = asyncio.get_running_loop().time
+        until_s = time_s() + _LONGEST_WAIT_S
+        for name in (deployment.agent, *ready):
+            if not await self._routed(name, max(0.0, until_s - time_s())):
+                _log.warning("envoy does not know an agent or a worker yet", name=name)
 
 
 async def _again(first: bytes | None, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -55,8 +55,6 @@ _OWN_ALONE = tuple(
 )
 _A2A = f"/{descriptors.A2A}/"
 _NUMBERED = re.compile(f"{WORKER_SUFFIX}$")
-# Goes to the pool by way of the gateway.
-RUN_AGENT = f"/{descriptors.POOL}/RunAgent"
 # What changes something at the pool goes there by way of the gateway, which writes down who did it.
 CHANGING = tuple(
     path
