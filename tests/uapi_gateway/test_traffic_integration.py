@@ -371,7 +371,7 @@ async def test_calls_wait_for_a_gateway_that_is_away(tmp_path: Path) -> None:
 async def _waits(channel: aio.Channel, agent: str) -> bool:
     """A call to an agent is held until its time is over."""
     try:
-        await generate(channel, "x", agent=agent, timeout_s=0.2)
+        await generate(channel, "x", agent=agent, timeout_s=1.0)
     except aio.AioRpcError as error:
         return status.decode(error).reason == "AGENT_NOT_READY"
     return False
