@@ -47,7 +47,7 @@ class PoolStandIn:
         self.reports: list[pool.ReportLoadRequest] = []
         # The changes that the gateway says it routes by, in its order.
         self.acknowledged: list[int] = []
-        self._changes = 0
+        self.changes = 0
         self._queues: list[asyncio.Queue[pool.WatchDeploymentsResponse]] = []
 
     def put(self, changed: pool.Deployment) -> None:
@@ -59,8 +59,8 @@ class PoolStandIn:
         self._tell(pool.WatchDeploymentsResponse(removed=agent))
 
     def _tell(self, event: pool.WatchDeploymentsResponse) -> None:
-        self._changes += 1
-        event.change = self._changes
+        self.changes += 1
+        event.change = self.changes
         for queue in self._queues:
             queue.put_nowait(event)
 
