@@ -184,7 +184,8 @@ APPENDS = st.lists(st.lists(st.tuples(EVENTS, st.sampled_from("abc")), min_size=
 @given(APPENDS)
 def test_whatever_comes_is_a_log(batch: list[list[tuple[object, str]]]) -> None:
     made = plan()
-    answers = made.add_all([append(*(make(name) for make, name in events)) for events in batch])  # type: ignore[operator]
+    appends = [append(*(make(name) for make, name in events)) for events in batch]  # type: ignore[operator]  # drawn
+    answers = made.add_all(appends)
     rows = [proto.Event.FromString(row[4]) for row in made.events]
     assert [event.sequence for event in rows] == list(range(1, len(rows) + 1))
     taken = [len(events) for events, answer in zip(batch, answers, strict=True) if is_taken(answer)]

@@ -13,6 +13,8 @@ def routes(core: Core) -> list[BaseRoute]:
     """What the HTTP port has of it."""
 
     def make() -> ASGIApp:
-        return importlib.import_module("uapi_gateway.http.openai.app").application(core)  # type: ignore[no-any-return]
+        app = importlib.import_module("uapi_gateway.http.openai.app")
+        made: ASGIApp = app.application(core)
+        return made
 
     return [Route("/v1{rest:path}", Later(make))]
