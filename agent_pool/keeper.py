@@ -355,7 +355,6 @@ class Keeper:
         assert worker.probe is not None
         while True:
             with contextlib.suppress(TimeoutError):
-                # Not `wait_for`, which loses a cancellation that comes together with what it waits for.
                 async with asyncio.timeout(deployment.policies.health.interval_s):
                     await worker.ask_now.wait()
             worker.ask_now.clear()

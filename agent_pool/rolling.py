@@ -62,11 +62,12 @@ class Rolls:
                 `deployment.roll`; see `give_up`.
         """
         new = list(new or [])
+        restarts = {each.key: each.restarts for each in new}
         leaving: dict[str, asyncio.Task[Any]] = {}
         await self._note(deployment, roll)
         with self._pool.changes.subscribe() as changes:
             while True:
-                _check(deployment, new)
+                _check(deployment, new, restarts)
                 step = rollout.next_step(self.situation(deployment, roll, new, set(leaving)))
                 match step:
                     case Start():
@@ -145,11 +146,18 @@ def _places(deployment: Deployment, roll: Roll, new: list[Worker]) -> list[int]:
     return [number for number in old if number not in taken]
 
 
-def _check(deployment: Deployment, new: list[Worker]) -> None:
-    """Raises AgentFailed if a new worker has failed."""
+def _check(deployment: Deployment, new: list[Worker], restarts: dict[str, int]) -> None:
+    """Raises AgentFailed if a new worker has failed, also if it runs again: it may have while another one started.
+
+    Args:
+        deployment: of the workers.
+        new: the workers.
+        restarts: of each that was there before the roll, by then.
+    """
     for worker in new:
         gone = deployment.workers.get(worker.key) is not worker
-        if gone or worker.state in (State.FAILED, State.UNHEALTHY, State.STOPPED):
-            why = worker.reason or worker.last_failure or "it ended"
+        again = worker.restarts > restarts.get(worker.key, 0)
+        if gone or again or worker.state in (State.FAILED, State.UNHEALTHY, State.STOPPED):
+            why = (worker.last_failure if again else worker.reason) or worker.last_failure or "it ended"
             trace = f"\n{worker.last_traceback}" if worker.last_traceback else ""
             raise errors.AgentFailed(f"worker {worker.worker_id} failed: {why}{trace}")

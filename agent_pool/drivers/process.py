@@ -193,7 +193,8 @@ class ProcessDriver(Driver):
             process.kill()
             if process.pid:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.ended.wait(), _KILL_TIMEOUT_S)
+                    async with asyncio.timeout(_KILL_TIMEOUT_S):
+                        await process.ended.wait()
             if process.group is not None:
                 await asyncio.to_thread(process.group.remove)
             await asyncio.to_thread(shutil.rmtree, process.directory, ignore_errors=True)

@@ -168,7 +168,8 @@ class Templates:
         self._bases.clear()
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError, TimeoutError):
-                await asyncio.wait_for(process.wait(), _QUIT_TIMEOUT_S)
+                async with asyncio.timeout(_QUIT_TIMEOUT_S):
+                    await process.wait()
             if process.returncode is None:
                 process.kill()
                 await process.wait()
@@ -182,7 +183,8 @@ class Templates:
         except OSError:
             return None
         try:
-            answer = await asyncio.wait_for(channel.request({"op": "children"}), _QUIT_TIMEOUT_S)
+            async with asyncio.timeout(_QUIT_TIMEOUT_S):
+                answer = await channel.request({"op": "children"})
         except (ControlClosed, TimeoutError):
             await channel.close()
             return None
@@ -257,11 +259,13 @@ class Templates:
         """The answer to a load; an import that takes too long is ended."""
         asked = asyncio.ensure_future(request)
         try:
-            return await asyncio.wait_for(asyncio.shield(asked), revision.start_timeout_s)
+            async with asyncio.timeout(revision.start_timeout_s):
+                return await asyncio.shield(asked)
         except (TimeoutError, asyncio.CancelledError) as error:
             await self._end_load(revision.key, base, group)
             with contextlib.suppress(TimeoutError, ControlClosed):
-                await asyncio.wait_for(asked, _QUIT_TIMEOUT_S)
+                async with asyncio.timeout(_QUIT_TIMEOUT_S):
+                    await asked
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise errors.AgentFailed(
@@ -331,7 +335,8 @@ class Templates:
             listener.close()
             os.close(log_fd)
         try:
-            await asyncio.wait_for(channel.request({"op": "children"}), _BASE_TIMEOUT_S)
+            async with asyncio.timeout(_BASE_TIMEOUT_S):
+                await channel.request({"op": "children"})
         except (ControlClosed, TimeoutError):
             await channel.close()
             raise errors.Unavailable(
@@ -368,6 +373,7 @@ def _system_calls(revision: Revision) -> str:
 
 async def _quit(channel: ControlChannel) -> None:
     with contextlib.suppress(ControlClosed, TimeoutError):
-        await asyncio.wait_for(channel.request({"op": "quit"}), _QUIT_TIMEOUT_S)
-        await asyncio.wait_for(channel.closed.wait(), _QUIT_TIMEOUT_S)
+        async with asyncio.timeout(2 * _QUIT_TIMEOUT_S):
+            await channel.request({"op": "quit"})
+            await channel.closed.wait()
     await channel.close()

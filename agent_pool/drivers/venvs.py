@@ -61,7 +61,8 @@ class Venvs:
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            _, said = await asyncio.wait_for(process.communicate(), _CHECK_TIMEOUT_S)
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                _, said = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -146,11 +146,13 @@ class WorkerProcess:
             return Exit("it never ran")
         knows = self.ask_to_drain(grace_s)
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self.wait(), grace_s + (_STOP_MARGIN_S if knows else 0))
+            async with asyncio.timeout(grace_s + (_STOP_MARGIN_S if knows else 0)):
+                return await self.wait()
         if not knows:
             self.terminate()
         try:
-            return await asyncio.wait_for(self.wait(), 0 if knows else _STOP_MARGIN_S)
+            async with asyncio.timeout(0 if knows else _STOP_MARGIN_S):
+                return await self.wait()
         except TimeoutError:
             self.kill()
             await self.wait()

@@ -123,7 +123,8 @@ async def _install(pip: list[str], requirements: list[str], target: Path) -> Non
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), _PIP_TIMEOUT_S)
+        async with asyncio.timeout(_PIP_TIMEOUT_S):
+            output, _ = await process.communicate()
     except BaseException as error:
         process.kill()
         await process.wait()

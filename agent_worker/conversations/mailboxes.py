@@ -115,7 +115,8 @@ class Mailboxes:
             mailbox.give_up()
         if self._mailboxes:
             with suppress(TimeoutError):  # the log is away: it will see that the worker is gone
-                await asyncio.wait_for(self._empty.wait(), _LAST_WORDS_S)
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._empty.wait()
         for mailbox in list(self._mailboxes.values()):
             mailbox.lose()
 

@@ -316,7 +316,8 @@ class Supervisor:
         if child.process.returncode is None:
             child.process.terminate()
         try:
-            await asyncio.wait_for(child.process.wait(), STOP_TIMEOUT_S)
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await child.process.wait()
         except TimeoutError:
             _say_line(f"the {child.spec.name} did not end within {STOP_TIMEOUT_S:g} s and was killed")
             child.process.kill()

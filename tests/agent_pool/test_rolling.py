@@ -83,6 +83,7 @@ async def bench(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
     made = Bench(tmp_path, request.param)
     await made.crew.start(made.deployment, made.crew.enlist(made.deployment, 2))
     yield made
+    made.driver.slow = ""
     await made.crew.stop(made.deployment, list(made.deployment.workers.values()), 0.0)
     await asyncio.gather(*made.tasks)
     assert made.ledger.reserved().cpu_millis == 0
@@ -118,6 +119,31 @@ async def test_one_that_dies_before_the_roll_is_over_is_given_up(bench: Bench) -
     bench.driver.patients[worker.key].ended.set_result(Exit("exit status 1", "ValueError: no", "Traceback …", 1))
     with pytest.raises(errors.AgentFailed, match="ValueError: no"):
         await rolling
+    bench.driver.slow = ""
+    await bench.rolls.give_up(bench.deployment, bench.roll(2, 1), "rolled back")
+    await eventually(lambda: [revision for _, revision in bench.serving()] == [1, 1])
+
+
+@pytest.mark.parametrize("bench", [1000], indirect=True, ids=["room"])
+async def test_one_that_died_while_the_next_one_started_is_given_up(bench: Bench) -> None:
+    bench.driver.slow = "a-02"
+    died = asyncio.Event()
+    begin = bench.driver.start
+
+    async def start(launch: Launch) -> Running:
+        if launch.revision.number == 2 and bench.driver.started > 2 and not died.is_set():
+            worker = next(each for each in bench.deployment.ready() if each.revision == 2)
+            bench.driver.patients[worker.key].ended.set_result(
+                Exit("exit status 1", "ValueError: no", "Traceback …", 1)
+            )
+            died.set()
+            # It runs again before whoever rolls can look.
+            await eventually(lambda: worker.restarts == 1 and worker.state is State.READY)
+        return await begin(launch)
+
+    bench.driver.start = start  # type: ignore[method-assign]
+    with pytest.raises(errors.AgentFailed, match="ValueError: no"):
+        await bench.rolls.run(bench.deployment, bench.roll(2, 1))
     bench.driver.slow = ""
     await bench.rolls.give_up(bench.deployment, bench.roll(2, 1), "rolled back")
     await eventually(lambda: [revision for _, revision in bench.serving()] == [1, 1])

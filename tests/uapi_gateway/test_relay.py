@@ -176,7 +176,7 @@ async def test_the_callers_deadline_wins(home: Home) -> None:
                 ended.set()
 
         server.pool.on_wake = hang
-        error = await refusal(server, "a", timeout_s=0.3)
+        error = await refusal(server, "a", timeout_s=1.0)
         assert isinstance(error, AgentNotReady)
         assert error.message == "agent 'a' is not ready: it sleeps and has not woken in time"
         # Nobody waits any more, so nobody asks any more.
@@ -198,7 +198,8 @@ async def test_callers_that_hang_up_leave_nothing_behind(home: Home) -> None:
         # All that it may hold is free again.
         assert server.load.report() == [pool_proto.AgentLoad(agent="a", begun=50)]
         for name in ("a",) * 3:
-            assert isinstance(await refusal(server, name, prompt="x" * (2**20), timeout_s=0.1), AgentNotReady)
+            error = await refusal(server, name, prompt="x" * (2**20), timeout_s=0.1)
+            assert not isinstance(error, errors.QueueFull), error
 
 
 async def _never(_agent: str) -> None:
@@ -209,7 +210,7 @@ async def test_a_pool_that_comes_back_is_asked(home: Home, tmp_path: Path) -> No
     address = f"unix:{tmp_path}/1.sock"
     async with relaying(home) as server, echoing(address, "a-01"):
         server.put("a", {}, **asleep())
-        assert "the pool does not answer" in (await refusal(server, "a", timeout_s=0.2)).message
+        assert "the pool does not answer" in (await refusal(server, "a", timeout_s=1.0)).message
         waiting = asyncio.ensure_future(server.call("x", "a", timeout_s=20))
         await eventually(lambda: server.relay.figures().waiting)
         # One that ends while it is asked.

@@ -127,7 +127,8 @@ class EventLog:
     async def _opened(self) -> Store:
         if self._store is None:
             try:
-                await asyncio.wait_for(self._ready.wait(), _PATIENCE_S)
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self._ready.wait()
             except TimeoutError:
                 raise StoreUnavailable("the conversations cannot be opened now; try again") from None
         assert self._store is not None

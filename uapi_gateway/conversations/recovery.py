@@ -104,7 +104,6 @@ class Recovery:
                 full = len(self._asking) >= _MOST
                 next_s = None if full or not self._due else max(0.0, self._due[0].at_s - _now_s())
                 with contextlib.suppress(TimeoutError):
-                    # Not wait_for, which before Python 3.12 may take no notice of being cancelled.
                     async with asyncio.timeout(next_s):
                         await self._news.wait()
         finally:

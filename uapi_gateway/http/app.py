@@ -70,7 +70,8 @@ class Server(uvicorn.Server):
         # Each look sets the date that answers have.
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ends.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self._ends.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
