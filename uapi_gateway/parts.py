@@ -25,6 +25,7 @@ from uapi_gateway.access.policy import Policy
 from uapi_gateway.access.shares import InFlight
 from uapi_gateway.access.store import KeyStore
 from uapi_gateway.conversations.part import Conversations
+from uapi_gateway.deployments import from_deployment
 from uapi_gateway.egress import addresses
 from uapi_gateway.egress.outlets import Limits, Outlets
 from uapi_gateway.ejections import Ejections
@@ -38,7 +39,7 @@ from uapi_gateway.load_report import LoadReport
 from uapi_gateway.outward import Outward
 from uapi_gateway.pool_watch import PoolWatch, pool_channel
 from uapi_gateway.publish import Publisher
-from uapi_gateway.registry import Registry, from_deployment
+from uapi_gateway.registry import Registry
 from uapi_gateway.registry_service import HealthLoop, RegistryService
 from uapi_gateway.relay import Relay
 from uapi_gateway.settings import Settings
