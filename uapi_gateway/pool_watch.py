@@ -13,7 +13,8 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from agentruntime.errors import DiskFull
 from grpc import aio
 
-from uapi_gateway.registry import Registry, from_deployment
+from uapi_gateway.deployments import from_deployment
+from uapi_gateway.registry import Registry
 from uapi_gateway.store import Store
 
 _log = log.get("uapi_gateway.pool_watch")

@@ -12,7 +12,8 @@ from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
 from grpc import aio
 
-from uapi_gateway.registry import Endpoint, Registry, from_deployment
+from uapi_gateway.deployments import from_deployment
+from uapi_gateway.registry import Endpoint, Registry
 
 _log = log.get("uapi_gateway.waking")
 # Before a pool is asked again that said it was not available, or ended meanwhile.

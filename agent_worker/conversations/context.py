@@ -15,7 +15,7 @@ from agentruntime.intake import LONGEST_MESSAGE_BYTES
 
 from agent_worker.conversations.log import LogClient
 from agent_worker.conversations.mailbox import Mailbox
-from agent_worker.conversations.message import Message
+from agent_worker.conversations.run import Run
 
 if TYPE_CHECKING:
     from agentruntime.conversation import ModelT
@@ -31,16 +31,15 @@ _PAGE = 256
 class ConversationContext:
     """Of one message; see `agentruntime.conversation.Context`."""
 
-    def __init__(self, agent: str, mailbox: Mailbox, message: Message, client: LogClient) -> None:
-        assert message.cancelled is not None
+    def __init__(self, agent: str, mailbox: Mailbox, run: Run, client: LogClient) -> None:
         self._mailbox = mailbox
-        self._message = message
+        self._run = run
         self._client = client
         self.actor = ActorId(agent, mailbox.conversation_id)
         self.principal = mailbox.principal
-        self.message_id = message.message_id
-        self.attempt = message.attempts
-        self.cancelled = message.cancelled
+        self.message_id = run.message.message_id
+        self.attempt = run.message.attempts
+        self.cancelled = run.cancelled
         self._parts: list[proto.Part] = []
         self._bytes = 0
         self._state: tuple[bytes, Json] = (b"", None)
@@ -58,7 +57,7 @@ class ConversationContext:
         part = _part(piece)
         self._count(part)
         self._parts.append(part)
-        self._mailbox.say(self._message, proto.Event(message_id=self.message_id, chunk=part))
+        self._run.say(proto.Event(message_id=self.message_id, chunk=part))
 
     def completion(self, returned: object) -> proto.Event:
         """The last event of a message whose handler returned this, after the pieces it has sent.
@@ -134,7 +133,7 @@ class ConversationContext:
             )
         self._sets = self._sets or asyncio.Lock()
         async with self._sets:
-            return await self._mailbox.set_state(self._message, state, expected_version)
+            return await self._mailbox.set_state(self._run, state, expected_version)
 
     # What it does.
 
@@ -142,7 +141,7 @@ class ConversationContext:
     async def tool_call(self, name: str, arguments: Json = None) -> AsyncIterator["RecordedCall"]:
         call = RecordedCall(secrets.token_hex(8))
         begun = proto.ToolCall(call_id=call.call_id, name=name, arguments=to_value(arguments))
-        self._mailbox.say(self._message, proto.Event(message_id=self.message_id, tool_call=begun))
+        self._run.say(proto.Event(message_id=self.message_id, tool_call=begun))
         ended = proto.ToolCall(call_id=call.call_id, name=name)
         try:
             yield call
@@ -151,7 +150,7 @@ class ConversationContext:
             ended.error = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self._mailbox.say(self._message, proto.Event(message_id=self.message_id, tool_call=ended))
+            self._run.say(proto.Event(message_id=self.message_id, tool_call=ended))
 
     @property
     def model(self) -> "Model":

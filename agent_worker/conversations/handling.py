@@ -16,7 +16,7 @@ from agent_worker.conversations.context import ConversationContext
 from agent_worker.conversations.endings import failed
 from agent_worker.conversations.log import LogClient
 from agent_worker.conversations.mailbox import Mailbox
-from agent_worker.conversations.message import Message
+from agent_worker.conversations.run import Run
 
 _log = log.get("agent_worker.conversations")
 # Of a failure: the log of the worker has all of it.
@@ -37,16 +37,17 @@ class Handler:
         self._name = name
         self._client = client
 
-    async def handle(self, mailbox: Mailbox, message: Message) -> proto.Event:
-        """The last event of a message, whatever the author's code does.
+    async def handle(self, mailbox: Mailbox, run: Run) -> proto.Event:
+        """The last event of a message that runs, whatever the author's code does.
 
         Raises:
             CancelledError: the message was cut.
         """
+        message = run.message
         # A message outlives the call that brought it: its own calls have no deadline but theirs.
         incoming = calls.current.get()
         calls.current.set(calls.Incoming(incoming.chain if incoming else ""))
-        context = ConversationContext(self._name, mailbox, message, self._client)
+        context = ConversationContext(self._name, mailbox, run, self._client)
         try:
             returned = await self._run(ChatMessage.of_proto(message.chat, message.message_id), context)
             last = context.completion(returned)

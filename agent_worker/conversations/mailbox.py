@@ -1,13 +1,12 @@
 """One conversation while it is at hand: its messages are handled one at a time, in their order.
 
-A state machine of callbacks: no task waits for a conversation, but for the one that runs the author's code. What is
-said here of "ends" and "begins" is put into the outbox first; whoever waits hears of it when it is on disk.
+A state machine of callbacks: no task waits for a conversation, but for the one of a `Run`, of the author's code. What
+is said here of "ends" and "begins" is put into the outbox first; whoever waits hears of it when it is on disk.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +21,8 @@ from agent_worker.conversations import endings
 from agent_worker.conversations.log import LogClient, error_of, is_away
 from agent_worker.conversations.message import Elsewhere, Message
 from agent_worker.conversations.outbox import Outbox, Write
+from agent_worker.conversations.run import Run
+from agent_worker.conversations.slot import Slot
 
 # That wait in one conversation; a person waits for one.
 _MOST_WAITING = 100
@@ -47,7 +48,7 @@ class Surroundings:
     spec: ConversationSpec
     worker_id: str
     # Runs the author's code; its result is the last event of the message, a completion or a failure.
-    handle: "Callable[[Mailbox, Message], Coroutine[Any, Any, proto.Event]]"
+    handle: "Callable[[Mailbox, Run], Coroutine[Any, Any, proto.Event]]"
     # Nothing is at hand any more but what is on disk: since now it is idle.
     rests: "Callable[[Mailbox], None]"
     # It is no more.
@@ -60,9 +61,8 @@ class Mailbox:
     """Of one conversation, from the wish to open it until its lease is gone."""
 
     __slots__ = (
-        "_around", "_existing", "_openers", "_opens", "_slot", "_waits_for_slot", "conversation_id", "current",
-        "error", "is_leaving", "messages", "outbox", "principal", "rests_since_s", "state", "state_version",
-        "waiting",
+        "_around", "_existing", "_openers", "_opens", "_run", "_slot", "conversation_id", "error", "is_leaving",
+        "messages", "outbox", "principal", "rests_since_s", "state", "state_version", "waiting",
     )  # fmt: skip
 
     def __init__(self, around: Surroundings, principal: str, conversation_id: str, *, existing: bool = False) -> None:
@@ -75,8 +75,6 @@ class Mailbox:
         # Canonical JSON; empty without one.
         self.state = b""
         self.state_version = 0
-        # The one that has begun and not ended, as far as that was decided here.
-        self.current: Message | None = None
         # In their order.
         self.waiting: deque[Message] = deque()
         # All whose end is not on disk, by their ids.
@@ -86,10 +84,16 @@ class Mailbox:
         # Set once it is no more: why nothing can be posted.
         self.error: Exception | None = None
         self.rests_since_s = 0.0
-        self._slot = False
-        self._waits_for_slot = False
+        # Of the message that has begun and not ended, as far as that was decided here.
+        self._run: Run | None = None
+        self._slot = Slot(around.slots)
         self._opens = False
         self._openers: list[asyncio.Future[None]] = []
+
+    @property
+    def current(self) -> Message | None:
+        """The message that runs."""
+        return self._run.message if self._run else None
 
     # Opening.
 
@@ -188,7 +192,7 @@ class Mailbox:
         """
         if known := self.messages.get(message.message_id):
             return known
-        busy = self.current is not None or bool(self.waiting)
+        busy = self._run is not None or bool(self.waiting)
         if busy:
             self._meet(when_busy or _BUSY[self._around.spec.when_busy])
             self._check_room(message)
@@ -200,7 +204,7 @@ class Mailbox:
             events = [proto.Event(message_id=message_id, earlier=each) for each in earlier]
         write = Write(message, events, hidden=len(events), alone=True, refused=partial(self._unknown, message))
         events.append(proto.Event(message_id=message_id, message=message.chat))
-        if not busy and not self.is_leaving and self._take_slot():
+        if not busy and not self.is_leaving and self._slot.take():
             self._begin(message, write)
         else:
             write.done = partial(self._stored, message)
@@ -210,7 +214,7 @@ class Mailbox:
 
     def would_disturb(self, message_id: str, when_busy: int) -> bool:
         """Whether posting this message ends others, or is refused because of them."""
-        busy = self.current is not None or bool(self.waiting)
+        busy = self._run is not None or bool(self.waiting)
         policy = when_busy or _BUSY[self._around.spec.when_busy]
         return busy and message_id not in self.messages and policy != proto.WHEN_BUSY_QUEUE
 
@@ -221,12 +225,8 @@ class Mailbox:
         message.is_cancelled = True
         if not message.is_stored:
             return  # it is seen when it is
-        if message is self.current:
-            if message.cancelled is not None:
-                # At once: whoever takes it up after this worker's death does not begin it again.
-                self.outbox.put(self._write(message, endings.cancellation(message)))
-                message.cancelled.set()
-                self._cut_later(message)
+        if self._run is not None and message is self._run.message:
+            self._run.cancel()
         elif message in self.waiting:
             self._drop_waiting(message)
 
@@ -238,13 +238,11 @@ class Mailbox:
     def give_up(self) -> None:
         """The worker ends: what runs is cut, and left to another worker if the agent's messages may begin again."""
         self.is_leaving = True
-        message, self.current = self.current, None
-        if message is None:
+        run, self._run = self._run, None
+        if run is None:
             return
-        if message.task is not None:
-            message.task.cancel()
-        if message.cancelled is not None:
-            message.cancelled.set()
+        run.give_up()
+        message = run.message
         if message.is_cancelled or self._around.spec.on_worker_lost == "report":
             end = endings.cancelled(message) if message.is_cancelled else endings.ambiguous(message, ())
             self._end(message, end)
@@ -259,11 +257,14 @@ class Mailbox:
                 self._release(self.outbox.token)  # nothing else would end it, if it is not gone
             self._vanish(Elsewhere())
 
-    def set_state(self, message: Message, state: bytes, expected_version: int | None) -> "asyncio.Future[int]":
-        """Writes the state; resolves to its version when it is on disk, or with StateConflict or why it cannot be."""
+    def set_state(self, run: Run, state: bytes, expected_version: int | None) -> "asyncio.Future[int]":
+        """Writes the state, of a run that is this one's.
+
+        Resolves to its version when it is on disk, or with StateConflict, or why it cannot be.
+        """
         result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         version = (self.state_version if expected_version is None else expected_version) + 1
-        change = proto.Event(message_id=message.message_id, state=proto.StateChange(version=version))
+        change = proto.Event(message_id=run.message.message_id, state=proto.StateChange(version=version))
 
         def done() -> None:
             self.state, self.state_version = state, change.state.version
@@ -274,24 +275,10 @@ class Mailbox:
             if not result.done():
                 result.set_exception(error or errors.Internal("the log knows this already"))
 
-        write = Write(message, [change], alone=True, state=state, done=done, refused=refused)
+        write = Write(run.message, [change], alone=True, state=state, done=done, refused=refused)
         write.expected_version = version - 1
-        self._put(write)
+        run.put(write)
         return result
-
-    def say(self, message: Message, event: proto.Event) -> None:
-        """Writes an event of the message that runs."""
-        self._put(self._write(message, event))
-
-    def _put(self, write: Write) -> None:
-        """For the handler: what it says after its message has ended, nobody hears."""
-        if write.message is self.current and write.message.broken is None:
-            self.outbox.put(write)
-        elif write.refused:
-            write.refused(errors.FailedPrecondition("the message has ended; nothing more can be said of it"))
-
-    def _write(self, message: Message, event: proto.Event) -> Write:
-        return Write(message, [event], refused=partial(self._broken, message))
 
     def _is_new(self) -> bool:
         return not self.outbox.sequence and self.outbox.is_empty
@@ -317,39 +304,22 @@ class Mailbox:
 
     # What happens with them.
 
-    def _begin(self, message: Message, write: Write) -> None:
+    def _begin(self, message: Message, write: Write) -> Run:
         """It is the one that runs from now on; its handler is called when that is on disk with the write."""
-        self.current = message
-        message.attempts += 1
-        attempt = proto.Attempt(number=message.attempts, worker_id=self._around.worker_id)
-        write.events.append(proto.Event(message_id=message.message_id, attempt=attempt))
-        write.done = partial(self._start, message)
-
-    def _start(self, message: Message) -> None:
-        message.is_stored = True
-        if message is not self.current:
-            return  # it was given up meanwhile
-        if message.is_cancelled:
-            self._finish(message, endings.cancellation(message), endings.cancelled(message))
-            return
-        message.cancelled = asyncio.Event()
-        # Nobody sent here what another worker left.
-        context = message.context or Context()
-        message.task = asyncio.get_running_loop().create_task(self._run(message), context=context)
-
-    async def _run(self, message: Message) -> None:
-        try:
-            last = await self._around.handle(self, message)
-        except asyncio.CancelledError:
-            last = endings.cancelled(message)
-        # Here, not in a callback of the task: with the last piece of the reply it is one write.
-        if message is self.current:
-            self._finish(message, endings.failed(message.broken, message.message_id) if message.broken else last)
+        self._run = run = Run(
+            message,
+            self.outbox,
+            handle=partial(self._around.handle, self),
+            finished=self._finish,
+            cancel_grace_s=self._around.spec.cancel_grace_s,
+        )
+        write.events.append(run.attempt(self._around.worker_id))
+        write.done = run.start
+        return run
 
     def _finish(self, message: Message, *last: proto.Event) -> None:
         """The message that runs has ended, and the next one may run."""
-        self.current = None
-        message.task = None
+        self._run = None
         self._end(message, *last)
         self._next()
 
@@ -375,25 +345,26 @@ class Mailbox:
 
     def _next(self) -> None:
         """Begins the next message, if one may be begun now; else the slot is free for others."""
-        if self.current is None and self.waiting and self.waiting[0].is_stored and not self.is_leaving:
-            if self._slot and self._around.slots.are_wanted:
-                self._free_slot()
-            if not self._take_slot():
-                self._wait_for_slot()
-                return
-            message = self.waiting.popleft()
-            write = Write(message, [], refused=partial(self._broken, message))
-            self._begin(message, write)
-            self.outbox.put(write)
-        elif self.current is None:
-            self._free_slot()
+        if self._run is not None:
+            return
+        if not self.waiting or not self.waiting[0].is_stored or self.is_leaving:
+            self._slot.free()
+            return
+        self._slot.offer()
+        if not self._slot.take():
+            self._slot.wait(self._next)
+            return
+        message = self.waiting.popleft()
+        write = Write(message, [])
+        write.refused = self._begin(message, write).unwritable
+        self.outbox.put(write)
 
     def settle(self) -> None:
         """Something has ended, or came to nothing: what now?"""
         if self.error is not None or not self.outbox.token:
             return
         self._next()
-        if self.current is not None or not self.outbox.is_empty:
+        if self._run is not None or not self.outbox.is_empty:
             return
         if self.is_leaving:
             self._release(self.outbox.token)
@@ -416,22 +387,10 @@ class Mailbox:
         message.is_stored = error is None
         message.part(error or Elsewhere())
         if message is self.current:
-            self.current = None
+            self._run = None
         elif message in self.waiting:
             self.waiting.remove(message)
         self.settle()
-
-    def _broken(self, message: Message, error: errors.AgentError | None) -> None:
-        """What happens with the message that runs cannot be written: it fails."""
-        if message is not self.current or error is None or self.error is not None:
-            return
-        if message.task is None:
-            self._finish(message, endings.failed(error, message.message_id))
-        elif message.broken is None:
-            # It is the current one until its handler has ended: no other runs beside it.
-            message.broken = error
-            message.task.cancel()
-            self._cut_later(message)
 
     def _unwritable(self, message: Message, again: bool, error: errors.AgentError | None) -> None:
         """Its end was refused: a short failure in place of it, and if not even that, nothing."""
@@ -446,30 +405,11 @@ class Mailbox:
         message.part(error)
         self.leave()
 
-    def _cut_later(self, message: Message) -> None:
-        def cut() -> None:
-            if message is self.current and message.task is not None:
-                message.task.cancel()
-                self._cut_later(message)  # it may take no notice
-
-        asyncio.get_running_loop().call_later(self._around.spec.cancel_grace_s, cut)
-
     def _vanish(self, error: Exception) -> None:
         """Nothing more happens here."""
         self.error = error
-        current, self.current = self.current, None
-        if current is not None and current.task is not None:
-            if current.cancelled is not None:
-                current.cancelled.set()
-            current.task.cancel()
-            if self._slot:
-                # Its task has the slot until it has ended, however long that takes.
-                self._slot = False
-                current.task.add_done_callback(lambda _: self._around.slots.free())
-        self._free_slot()
-        if self._waits_for_slot:
-            self._waits_for_slot = False
-            self._around.slots.leave(self._granted)
+        run, self._run = self._run, None
+        self._slot.leave(run.give_up() if run else None)
         self.outbox.drop(errors.LeaseLost("another worker may have the conversation now"))
         messages = list(self.messages.values())
         self.messages.clear()
@@ -478,29 +418,6 @@ class Mailbox:
             message.part(error)
         self._tell_openers()
         self._around.forget(self)
-
-    # Slots.
-
-    def _take_slot(self) -> bool:
-        self._slot = self._slot or self._around.slots.try_take()
-        return self._slot
-
-    def _free_slot(self) -> None:
-        if self._slot:
-            self._slot = False
-            self._around.slots.free()
-
-    def _wait_for_slot(self) -> None:
-        if not self._waits_for_slot:
-            self._waits_for_slot = True
-            self._around.slots.wait(self._granted)
-
-    def _granted(self) -> None:
-        self._waits_for_slot = False
-        if self._slot:
-            self._around.slots.free()  # it came by another one meanwhile
-        self._slot = True
-        self._next()
 
     def _tell_openers(self) -> None:
         openers, self._openers = self._openers, []

@@ -13,7 +13,8 @@ from agentruntime.launch import ConversationSpec
 from agent_worker.admission import Slots
 from agent_worker.conversations.log import LogClient
 from agent_worker.conversations.mailbox import Mailbox, Surroundings
-from agent_worker.conversations.message import Elsewhere, Message
+from agent_worker.conversations.message import Elsewhere
+from agent_worker.conversations.run import Run
 
 # Between looks at which conversations are idle.
 _SWEEP_S = 1.0
@@ -39,7 +40,7 @@ class Mailboxes:
         slots: Slots,
         spec: ConversationSpec,
         worker_id: str,
-        handle: "Callable[[Mailbox, Message], Coroutine[Any, Any, proto.Event]]",
+        handle: "Callable[[Mailbox, Run], Coroutine[Any, Any, proto.Event]]",
     ) -> None:
         self._client = client
         self._idle_s = spec.idle_s

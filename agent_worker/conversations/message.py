@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextvars import Context
 
-from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 
 
@@ -22,8 +21,8 @@ class Message:
     """
 
     __slots__ = (
-        "_ends", "_error", "_news", "attempts", "before", "broken", "cancelled", "chat", "context", "end", "events",
-        "first_sequence", "is_cancelled", "is_stored", "message_id", "task",
+        "_ends", "_error", "_news", "attempts", "before", "chat", "context", "end", "events", "first_sequence",
+        "is_cancelled", "is_stored", "message_id",
     )  # fmt: skip
 
     def __init__(self, message_id: str, chat: proto.ChatMessage, context: Context | None = None) -> None:
@@ -43,11 +42,6 @@ class Message:
         self.is_stored = False
         # Its end was asked for.
         self.is_cancelled = False
-        # What its handler sees of that.
-        self.cancelled: asyncio.Event | None = None
-        self.task: asyncio.Task[None] | None = None
-        # Why what its handler says cannot be written, until that has ended.
-        self.broken: errors.AgentError | None = None
         self._error: Exception | None = None
         # Who waits for more of it, and who for its end alone.
         self._news: list[asyncio.Future[None]] = []

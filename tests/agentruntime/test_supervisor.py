@@ -14,7 +14,8 @@ import psutil
 import pytest
 from agentruntime import processes, supervisor
 from agentruntime.home import Home
-from agentruntime.supervisor import ChildSpec, Listen, Supervisor
+from agentruntime.listening import Listen
+from agentruntime.supervisor import ChildSpec, Supervisor
 
 from tests.waiting import eventually
 
@@ -72,11 +73,6 @@ def test_restart_delay(deaths: int, delay_s: float) -> None:
 )
 def test_why_a_child_ended(tail: str, status: int, sentence: str) -> None:
     assert supervisor.failure_of(tail, status) == sentence
-
-
-def test_listen() -> None:
-    assert Listen().argv() == []
-    assert Listen("127.0.0.1", 1, 0).argv() == ["--host", "127.0.0.1", "--grpc-port", "1", "--http-port", "0"]
 
 
 def test_a_record_that_is_damaged_is_none() -> None:

@@ -11,10 +11,11 @@ from grpc import aio
 
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
 from tests.uapi_gateway.stand_ins import generate
+from uapi_gateway.deployments import from_deployment
 from uapi_gateway.ejections import Ejections
 from uapi_gateway.load import Load
 from uapi_gateway.pool_watch import pool_channel
-from uapi_gateway.registry import Registry, from_deployment
+from uapi_gateway.registry import Registry
 from uapi_gateway.relay import LONGEST_REQUEST_BYTES, Relay, RelayHandler
 from uapi_gateway.settings import Settings
 

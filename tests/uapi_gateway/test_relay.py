@@ -26,7 +26,8 @@ from tests.uapi_gateway.stand_ins import worker_process
 from tests.uapi_gateway.test_ejections import event
 from tests.uapi_gateway.test_registry import agent
 from tests.waiting import eventually
-from uapi_gateway.registry import Agent, Registry, from_deployment
+from uapi_gateway.deployments import from_deployment
+from uapi_gateway.registry import Agent, Registry
 from uapi_gateway.relay import decide, patience_s
 from uapi_gateway.xds.routes import AGENT_HEADER
 

@@ -25,6 +25,8 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
     "default": {"model": bodies.FailureResponse, "description": "It has failed."},
 }
 _FAILS: dict[int | str, dict[str, Any]] = {"default": _EVENTS["default"]}
+_CONVERSATIONS = "/agents/{agent_name}/conversations"
+_CONVERSATION = _CONVERSATIONS + "/{conversation_id}"
 _AgentName = Annotated[str, Path(description="An agent's name.")]
 _ConversationId = Annotated[str, Path(description="The caller's own conversation with the agent.")]
 _LastEventId = Annotated[str, Header(alias="last-event-id", description="Go on after this event.")]
@@ -42,8 +44,9 @@ def application(core: Core) -> ASGIApp:
     )
     made.router.route_class = _Bounded
     failures.tell(made)
-    _agents(made, core)
-    _conversations(made, core)
+    # A function to each group of paths.
+    for add in (_agents, _run, _conversations, _events, _cancel):
+        add(made, core)
 
     @made.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -58,6 +61,8 @@ def _agents(made: FastAPI, core: Core) -> None:
         found = core.agents(core.caller(request))
         return bodies.AgentList(agents=[bodies.AgentEntry.of(agent) for agent in found])
 
+
+def _run(made: FastAPI, core: Core) -> None:
     async def admitted(request: Request, agent_name: _AgentName) -> Agent:
         return core.sender.admit(core.caller(request), agent_name)
 
@@ -96,10 +101,10 @@ def _agents(made: FastAPI, core: Core) -> None:
 
 
 def _conversations(made: FastAPI, core: Core) -> None:
-    base = "/agents/{agent_name}/conversations"
-
     @made.get(
-        base, responses=_FAILS, summary="The caller's conversations with an agent, those that changed last first"
+        _CONVERSATIONS,
+        responses=_FAILS,
+        summary="The caller's conversations with an agent, those that changed last first",
     )
     async def list_conversations(
         request: Request,
@@ -114,14 +119,20 @@ def _conversations(made: FastAPI, core: Core) -> None:
             next_page_token=page.next_token,
         )
 
-    @made.get(base + "/{conversation_id}", responses=_FAILS, summary="A conversation, and what of it has not ended")
+    @made.get(_CONVERSATION, responses=_FAILS, summary="A conversation, and what of it has not ended")
     async def get_conversation(
         request: Request, agent_name: _AgentName, conversation_id: _ConversationId
     ) -> bodies.ConversationEntry:
         return bodies.ConversationEntry.of(await core.log.find(core.key(request, agent_name, conversation_id)))
 
+    @made.delete(_CONVERSATION, responses=_FAILS, status_code=204, summary="Deletes a conversation, for good")
+    async def delete(request: Request, agent_name: _AgentName, conversation_id: _ConversationId) -> None:
+        await core.log.delete(core.key(request, agent_name, conversation_id))
+
+
+def _events(made: FastAPI, core: Core) -> None:
     @made.get(
-        base + "/{conversation_id}/events",
+        _CONVERSATION + "/events",
         responses=_EVENTS,
         response_model=bodies.EventList,
         summary="What has happened in a conversation, and as events also what happens next",
@@ -146,11 +157,12 @@ def _conversations(made: FastAPI, core: Core) -> None:
         # Before anything is sent, it is seen whether there is something to be sent.
         await core.log.read(key, after, 1, message_id=reading.message_id)
         watched: Any = core.log.watch(key, after, message_id=reading.message_id, follow=reading.follow is not False)
-        events = _shown(watched, operates)
-        return EventStream(conversation_id, events)
+        return EventStream(conversation_id, _shown(watched, operates))
 
+
+def _cancel(made: FastAPI, core: Core) -> None:
     @made.post(
-        base + "/{conversation_id}/messages/{message_id}/cancel",
+        _CONVERSATION + "/messages/{message_id}/cancel",
         responses=_FAILS,
         summary="Asks for the end of a message that runs or waits",
     )
@@ -160,12 +172,6 @@ def _conversations(made: FastAPI, core: Core) -> None:
         key = core.key(request, agent_name, conversation_id)
         status = await core.log.cancel(key, checked_id(message_id, "message's id"))
         return bodies.CancelResponse(status=bodies.status_name(status))
-
-    @made.delete(
-        base + "/{conversation_id}", responses=_FAILS, status_code=204, summary="Deletes a conversation, for good"
-    )
-    async def delete(request: Request, agent_name: _AgentName, conversation_id: _ConversationId) -> None:
-        await core.log.delete(core.key(request, agent_name, conversation_id))
 
 
 async def _events_of(

@@ -26,9 +26,14 @@ _TOO_MANY = "the caller makes more calls than it may; try again in a second"
 
 def local_replies() -> list[dict[str, Any]]:
     """The mappers, the first that fits first."""
+    return [*_refusals(), *_failures(), *_excesses()]
+
+
+def _failures() -> list[dict[str, Any]]:
+    """Of calls that reach no worker, or lose it."""
     agent = f"%REQ({AGENT_HEADER}):63%"
+    unreachable = {"response_flag_filter": {"flags": ["UF", "UH", "URX"]}}
     return [
-        *_refusals(),
         _reply(
             {"response_flag_filter": {"flags": ["NC"]}},
             code=5,
@@ -43,7 +48,6 @@ def local_replies() -> list[dict[str, Any]]:
             http=504,
             reason="DEADLINE_EXCEEDED",
             message="the call's deadline has passed",
-            text="the call's deadline has passed",
         ),
         _reply(
             _both({"response_flag_filter": {"flags": ["UC"]}}, _has(AGENT_HEADER)),
@@ -54,7 +58,7 @@ def local_replies() -> list[dict[str, Any]]:
             text=f"the worker of agent '{agent}' ended during the call",
         ),
         _reply(
-            _both({"response_flag_filter": {"flags": ["UF", "UH", "URX"]}}, _has(AGENT_HEADER)),
+            _both(unreachable, _has(AGENT_HEADER)),
             code=14,
             http=503,
             reason="AGENT_NOT_READY",
@@ -62,13 +66,18 @@ def local_replies() -> list[dict[str, Any]]:
             text=f"no worker of agent '{agent}' could be reached",
         ),
         _reply(
-            _both({"response_flag_filter": {"flags": ["UF", "UH", "URX"]}}, _begins(":path", "/uapi.v1.AgentPool/")),
+            _both(unreachable, _begins(":path", "/uapi.v1.AgentPool/")),
             code=14,
             http=503,
             reason="POOL_UNAVAILABLE",
             message="the pool does not answer; `agent status` says what runs",
-            text="the pool does not answer; `agent status` says what runs",
         ),
+    ]
+
+
+def _excesses() -> list[dict[str, Any]]:
+    """Of what is more than may be, or more than there is room for."""
+    return [
         _reply(
             # Its flag is set only after this.
             _has_status(429),
@@ -76,7 +85,6 @@ def local_replies() -> list[dict[str, Any]]:
             http=429,
             reason="RATE_LIMITED",
             message=_TOO_MANY,
-            text=_TOO_MANY,
         ),
         _reply(
             {"response_flag_filter": {"flags": ["OM"]}},
@@ -84,7 +92,6 @@ def local_replies() -> list[dict[str, Any]]:
             http=503,
             reason="GATEWAY_OVERLOADED",
             message="the gateway has no memory for more calls; try again later",
-            text="the gateway has no memory for more calls; try again later",
         ),
         _reply(
             _has_status(413),
@@ -92,7 +99,6 @@ def local_replies() -> list[dict[str, Any]]:
             http=413,
             reason="MESSAGE_TOO_LARGE",
             message=_TOO_LARGE,
-            text=_TOO_LARGE,
         ),
         _reply(
             _has_status(431),
@@ -100,7 +106,6 @@ def local_replies() -> list[dict[str, Any]]:
             http=431,
             reason="METADATA_TOO_LARGE",
             message="the call's metadata is larger than 60 KiB",
-            text="the call's metadata is larger than 60 KiB",
         ),
     ]
 
@@ -171,7 +176,19 @@ def _refusals() -> list[dict[str, Any]]:
     ]
 
 
-def _reply(match: dict[str, Any], *, code: int, http: int, reason: str, message: str, text: str) -> dict[str, Any]:
+def _reply(
+    match: dict[str, Any], *, code: int, http: int, reason: str, message: str, text: str = ""
+) -> dict[str, Any]:
+    """A mapper.
+
+    Args:
+        match: what it is for.
+        code: the status, of gRPC.
+        http: the status, of HTTP.
+        reason: of the ErrorInfo in the status' details.
+        message: in the status' details, where Envoy fills in nothing.
+        text: the message for all who do not read details; Envoy fills it in. "" for the same.
+    """
     headers = {"grpc-status": str(code), status.DETAILS_KEY: _details(code, reason, message)}
     return {
         "filter": match,
@@ -180,7 +197,7 @@ def _reply(match: dict[str, Any], *, code: int, http: int, reason: str, message:
             {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
             for key, value in headers.items()
         ],
-        "body_format_override": {"text_format_source": {"inline_string": text}},
+        "body_format_override": {"text_format_source": {"inline_string": text or message}},
     }
 
 

@@ -10,11 +10,12 @@ from typing import IO, Annotated
 
 import typer
 
-from agentruntime import errors, names, supervisor
+from agentruntime import errors, names
 from agentruntime._proto.uapi.v1 import image_service_pb2 as image_pb2
 from agentruntime.cli import connection, output, platform
 from agentruntime.client.sync import Client
 from agentruntime.home import Home
+from agentruntime.listening import Listen
 from agentruntime.manifest import AgentManifest
 from agentruntime.packing import left_out
 
@@ -50,7 +51,7 @@ def command(
     settings = connection.config()
     if platform.is_local(settings):
         with output.progress("starting the platform"):
-            platform.start(Home.default(), supervisor.Listen())
+            platform.start(Home.default(), Listen())
     as_json = output.wants_json(format_)
     with platform.connect(settings) as client:
         image = build(client, path, tag or "", quiet=as_json, container=container)

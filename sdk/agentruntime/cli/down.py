@@ -10,6 +10,7 @@ import time
 from agentruntime import errors, processes, supervisor
 from agentruntime.cli import output
 from agentruntime.home import Home
+from agentruntime.listening import Listen
 
 _TIMEOUT_S = supervisor.LONGEST_STOP_S + 5.0
 _POLL_S = 0.05
@@ -68,8 +69,8 @@ async def _end_remains(home: Home) -> bool:
         # After a restart of the machine nothing is left.
         if same_boot := record.get("boot_id") == supervisor.boot_id():
             ended = supervisor.end_left_overs(record)
-            specs = supervisor.children_of(home, supervisor.Listen.of(record))
-            await supervisor.Supervisor(home, supervisor.Listen(), specs).end_orphans(except_of=ended)
+            specs = supervisor.children_of(home, Listen.of(record))
+            await supervisor.Supervisor(home, Listen(), specs).end_orphans(except_of=ended)
         home.supervisor_file.unlink(missing_ok=True)
     return same_boot
 

@@ -63,18 +63,8 @@ def command(
     From then on the commands, and clients in Python, bring that login's token to the endpoint that `--endpoint` or
     UAPI_ENDPOINT names, unless they are given another credential.
     """
-    if device and client_credentials:
-        raise errors.InvalidArgument("--device and --client-credentials exclude each other; choose one")
-    if client_credentials != (client_secret_file is not None):
-        raise errors.InvalidArgument("--client-credentials and --client-secret-file belong together; give both")
-    if client_secret_file is not None and issuer is None:
-        raise errors.InvalidArgument(
-            "a client's secret goes to a provider that you name, not to one that the platform does; add --issuer"
-        )
-    if issuer is not None and provider is not None:
-        raise errors.InvalidArgument("--provider and --issuer exclude each other; choose one")
-    if issuer is not None and client_id is None:
-        raise errors.InvalidArgument("--issuer needs --client-id, the client that the provider knows")
+    _check_grant(issuer, client_secret_file, device=device, client_credentials=client_credentials)
+    _check_provider(issuer, provider, client_id)
     config = connection.config()
     file = login_file(config)
     hint = access_pb2.IdentityProvider(issuer=issuer or "") if issuer else _asked(config, provider)
@@ -93,6 +83,26 @@ def command(
     login = _logged_in(file.endpoint, hint.issuer, client, secret_file)
     file.keep(login)
     _show(login, as_json=output.wants_json(format_))
+
+
+def _check_grant(issuer: str | None, secret_file: Path | None, *, device: bool, client_credentials: bool) -> None:
+    """Raises InvalidArgument if the flags do not say who logs in, and how."""
+    if device and client_credentials:
+        raise errors.InvalidArgument("--device and --client-credentials exclude each other; choose one")
+    if client_credentials != (secret_file is not None):
+        raise errors.InvalidArgument("--client-credentials and --client-secret-file belong together; give both")
+    if secret_file is not None and issuer is None:
+        raise errors.InvalidArgument(
+            "a client's secret goes to a provider that you name, not to one that the platform does; add --issuer"
+        )
+
+
+def _check_provider(issuer: str | None, provider: str | None, client_id: str | None) -> None:
+    """Raises InvalidArgument if the flags do not say where."""
+    if issuer is not None and provider is not None:
+        raise errors.InvalidArgument("--provider and --issuer exclude each other; choose one")
+    if issuer is not None and client_id is None:
+        raise errors.InvalidArgument("--issuer needs --client-id, the client that the provider knows")
 
 
 def login_file(config: RuntimeConfig) -> LoginFile:

@@ -17,6 +17,7 @@ from agentruntime.client import handshake
 from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
+from agentruntime.listening import Listen
 
 _START_TIMEOUT_S = 70.0
 _POLL_S = 0.05
@@ -67,7 +68,7 @@ def whole(path: Path | None) -> str | None:
     return str(path.absolute()) if path else None
 
 
-def start(home: Home, listen: supervisor.Listen) -> bool:
+def start(home: Home, listen: Listen) -> bool:
     """Starts the platform and waits until it answers; False if it ran already.
 
     Raises:
@@ -87,7 +88,7 @@ def start(home: Home, listen: supervisor.Listen) -> bool:
     return started
 
 
-def start_as_asked(home: Home, listen: supervisor.Listen) -> None:
+def start_as_asked(home: Home, listen: Listen) -> None:
     """As `start`, but a platform that runs already must serve TLS as was asked for.
 
     Raises:
@@ -125,7 +126,7 @@ def served_tls(home: Home) -> dict[str, str]:
         return {}
 
 
-def _spawn(home: Home, listen: supervisor.Listen) -> None:
+def _spawn(home: Home, listen: Listen) -> None:
     reader, writer = os.pipe()
     argv = [sys.executable, "-m", "agentruntime.supervisor", *listen.argv(), "--report-fd", str(writer)]
     with (home.logs / "supervisor.log").open("ab") as log:

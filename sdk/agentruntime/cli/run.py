@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 from google.protobuf import descriptor_pb2
 
-from agentruntime import errors, names, supervisor, wire
+from agentruntime import errors, names, wire
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
 from agentruntime.cli import deployment, output, platform, settings
 from agentruntime.cli.update import hand_over, update
 from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
+from agentruntime.listening import Listen
 
 _TEXT_GENERATION = "uapi.v1.TextGenerationService"
 _CONVERSATIONS = "uapi.v1.ConversationService"
@@ -84,7 +85,7 @@ def command(
         _say_how_to_call(after)
 
 
-def _listen(config: RuntimeConfig, cert: Path | None, key: Path | None, ca: Path | None) -> supervisor.Listen:
+def _listen(config: RuntimeConfig, cert: Path | None, key: Path | None, ca: Path | None) -> Listen:
     """How the platform must listen, for callers to reach the agent as it demands.
 
     Raises:
@@ -98,10 +99,10 @@ def _listen(config: RuntimeConfig, cert: Path | None, key: Path | None, ca: Path
             f"--cert, --key and --ca are for the platform of this machine, and {config.uapi.endpoint} is named; give "
             "them to `agent up` there"
         )
-    return supervisor.Listen(tls=config.access.tls or None, tls_cert=files[0], tls_key=files[1], tls_ca=files[2])
+    return Listen(tls=config.access.tls or None, tls_cert=files[0], tls_key=files[1], tls_ca=files[2])
 
 
-def _start_platform(config: RuntimeConfig, listen: supervisor.Listen) -> None:
+def _start_platform(config: RuntimeConfig, listen: Listen) -> None:
     if platform.is_local(config):
         with output.progress("starting the platform"):
             platform.start_as_asked(Home.default(), listen)
@@ -109,7 +110,7 @@ def _start_platform(config: RuntimeConfig, listen: supervisor.Listen) -> None:
 
 def _develop(
     config: RuntimeConfig,
-    listen: supervisor.Listen,
+    listen: Listen,
     request: pool_pb2.RunAgentRequest,
     keys: list[str],
     project: Path | None,

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from agentruntime import supervisor
 from agentruntime.cli import output, platform, status
 from agentruntime.home import Home
+from agentruntime.listening import Listen
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
     changes.
     """
     home = Home.default()
-    listen = supervisor.Listen(
+    listen = Listen(
         host,
         grpc_port,
         http_port,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from uapi_gateway.server import own_addresses
+from uapi_gateway.parts import own_addresses
 from uapi_gateway.settings import Settings
 from uapi_gateway.sockets import Ports
 
