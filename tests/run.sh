@@ -1,14 +1,20 @@
 #!/bin/bash
-# Runs all tests, those of containers beside the others: both wait more than they work. Arguments are pytest's.
+# Runs all tests as three runs side by side, for most of them wait more than they work. Arguments are pytest's.
 set -u
 cd "$(dirname "$0")/.."
-log=$(mktemp)
-pytest -p no:cacheprovider -m containers "$@" >"$log" 2>&1 &
-containers=$!
-trap 'kill "$containers" 2>/dev/null; rm -f "$log"' EXIT
-pytest -m "not containers" "$@"
+beside=("containers" "not containers and not integration")
+logs=$(mktemp -d)
+runs=()
+for index in "${!beside[@]}"; do
+    pytest -p no:cacheprovider -m "${beside[index]}" "$@" >"$logs/$index" 2>&1 &
+    runs+=($!)
+done
+trap 'kill "${runs[@]}" 2>/dev/null; rm -rf "$logs"' EXIT
+pytest -m "integration and not containers" "$@"
 status=$?
-wait "$containers" || status=$?
-echo "The tests of containers, which ran meanwhile:"
-cat "$log"
+for index in "${!beside[@]}"; do
+    wait "${runs[index]}" || status=$?
+    echo "Meanwhile: ${beside[index]}"
+    cat "$logs/$index"
+done
 exit "$status"

@@ -61,12 +61,14 @@ class Mailbox:
     """Of one conversation, from the wish to open it until its lease is gone."""
 
     __slots__ = (
-        "_around", "_openers", "_opens", "_run", "_slot", "conversation_id", "error", "is_leaving", "messages",
-        "outbox", "principal", "rests_since_s", "state", "state_version", "waiting",
+        "_around", "_existing", "_openers", "_opens", "_run", "_slot", "conversation_id", "error", "is_leaving",
+        "messages", "outbox", "principal", "rests_since_s", "state", "state_version", "waiting",
     )  # fmt: skip
 
-    def __init__(self, around: Surroundings, principal: str, conversation_id: str) -> None:
+    def __init__(self, around: Surroundings, principal: str, conversation_id: str, *, existing: bool = False) -> None:
         self._around = around
+        # It is not to be made, should it be deleted before it is opened.
+        self._existing = existing
         self.principal = principal
         self.conversation_id = conversation_id
         self.outbox = Outbox(principal, conversation_id, around.client, away=self._reopen_later, lost=self.lose)
@@ -114,7 +116,9 @@ class Mailbox:
         if self._opens or self.outbox.is_open or self.error is not None or not self._around.client.is_connected:
             return
         self._opens = True
-        opening = wire.OpenConversation(conversation_id=self.conversation_id, token=self.outbox.token)
+        opening = wire.OpenConversation(
+            conversation_id=self.conversation_id, token=self.outbox.token, existing=self._existing
+        )
         self._around.client.request(wire.LogRequest(open=opening, principal=self.principal), self._answered)
 
     def adopt(self, opened: wire.Opened) -> None:
@@ -151,6 +155,8 @@ class Mailbox:
             self._reopen_later()
         elif reply.error.reason == errors.LeaseLost.reason:
             self.lose()
+        elif reply.error.reason == errors.ConversationNotFound.reason and not self.outbox.token:
+            self._vanish(Elsewhere())  # whoever has something to say in it makes it anew
         else:
             self._vanish(error_of(reply.error))
 

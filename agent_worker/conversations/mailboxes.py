@@ -89,10 +89,10 @@ class Mailboxes:
                 return mailbox
 
     def take_up(self, principal: str, conversation_id: str) -> None:
-        """Has a conversation go on with what is unfinished."""
+        """Has a conversation go on with what is unfinished, if nobody deletes it meanwhile."""
         key = principal, conversation_id
         if key not in self._mailboxes and not self._drains:
-            mailbox = self._mailboxes[key] = Mailbox(self._around, principal, conversation_id)
+            mailbox = self._mailboxes[key] = Mailbox(self._around, principal, conversation_id, existing=True)
             mailbox.open()
 
     async def drain(self, grace_s: float, over: asyncio.Event) -> None:

@@ -330,6 +330,12 @@ class StoreUnavailable(Unavailable):
     reason = "STORE_UNAVAILABLE"
 
 
+class GenerationBroken(Unavailable):
+    """A model's worker, or the way to it, was lost in the middle of a text; it may be generated anew."""
+
+    reason = "GENERATION_BROKEN"
+
+
 class MessageAmbiguous(Unavailable):
     """A worker ended while it handled the message, and the agent's messages are not to be handled twice."""
 

@@ -9,6 +9,7 @@ models:` of its agent.yaml names.
 """
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2"
 # Of a whole generation where the call that is being handled has no deadline: 2000 tokens on one slow core.
 _LONGEST_S = 600.0
+# Of one that is awaited, and was broken: whoever is asked for it may be what it ends.
+_ATTEMPTS = 2
 _CANCELLED = "the message was cancelled, and what a model generated for it"
 
 
@@ -49,7 +52,8 @@ class Model:
         """Text that a model generates: iterate over it for its pieces as they come, or await it for all of it.
 
         Nothing is asked before that. Leaving the iteration, and being cancelled, ends the generation. It ends with
-        the call that is being handled, or after 10 minutes.
+        the call that is being handled, or after 10 minutes. Where what generates is lost, it is generated anew as
+        long as nothing of it was handed over: iterated over until its first piece, awaited to its end, once.
 
         Args:
             prompt: not empty; the model answers it, as the user's only message.
@@ -63,6 +67,7 @@ class Model:
             InvalidArgument: an empty prompt, one that is longer than the model reads, a number out of its range.
             FailedPrecondition: the model is not installed, or was stopped; or this process is no worker.
             ResourceExhausted: the model does not fit beside what runs.
+            GenerationBroken: it was lost after that; what came of it is not all.
             Cancelled: the message that is handled was cancelled.
         """
         request = proto.GenerateRequest(model=model, prompt=prompt, max_tokens=max_tokens, temperature=temperature)
@@ -91,10 +96,21 @@ class Generation:
         call = self._connect().Generate(self._request, timeout=_LONGEST_S)
         ending = asyncio.ensure_future(self._cancelled.wait())
         ending.add_done_callback(lambda _: call.cancel())
+        came = False
         try:
             async for answer in call:
+                came = True
                 if answer.text:
                     yield answer.text
+        except errors.Unavailable as error:
+            # Before, the client has asked again itself.
+            if not came:
+                raise
+            raise errors.GenerationBroken(
+                f"the model was lost while it generated ({error.message}); what came of its text is not all: "
+                "generate it anew",
+                metadata={"cause": error.reason},
+            ) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             # Of the call, that is, and not of the task that reads it.
@@ -106,5 +122,11 @@ class Generation:
             call.cancel()
 
     async def _whole(self) -> str:
-        async with aclosing(self._pieces()) as pieces:
-            return "".join([piece async for piece in pieces])
+        for attempt in itertools.count(1):
+            try:
+                async with aclosing(self._pieces()) as pieces:
+                    return "".join([piece async for piece in pieces])
+            except errors.GenerationBroken:
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("never reached")

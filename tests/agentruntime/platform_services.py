@@ -50,6 +50,8 @@ class Record:
         self.deployments = [
             agent_pool_pb2.Deployment(agent="my-agent", image="my-agent:1.0", revision=1, workers=[worker()])
         ]
+        # Of any agent.
+        self.services: list[str] = []
         self.outside: list[agent_registry_pb2.AgentInfo] = []
         self.log = Log()
         # While it is not set, RunAgent and StreamText do not answer.
@@ -160,6 +162,7 @@ class Registry(agent_registry_pb2_grpc.AgentRegistryServicer):
     def GetAgent(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
         agent = agent_registry_pb2.AgentInfo(agent_id=request.agent_id, idempotent=request.agent_id != "once")
+        agent.services.extend(self._record.services)
         return agent_registry_pb2.GetAgentResponse(agent=agent)
 
     def ListAgents(self, request: Any, context: Any) -> Any:

@@ -24,13 +24,13 @@ def pair() -> Iterator[Pair]:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=20,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
 )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.dictionaries(st.text(), JSON), max_size=5))
+@given(st.lists(st.dictionaries(st.text(), JSON, max_size=5), max_size=3))
 def test_messages_arrive_in_order(pair: Pair, messages: list[dict[str, object]]) -> None:
     for message in messages:
         launch.send(pair[0], message)

@@ -15,13 +15,19 @@ from agentruntime.interceptors import ServerInterceptor
 from agentruntime.model import Model
 from grpc import aio
 
+from agent_worker.admission import of_its_handler
+from tests.waiting import eventually
+
 
 class Service(model_service_pb2_grpc.ModelServiceServicer):
-    """Says the words of the prompt, and goes on for ever after "wait"."""
+    """Says the words of the prompt, and goes on for ever after "wait"; `losses` times it breaks at `lost_at`."""
+
+    server: aio.Server
 
     def __init__(self) -> None:
         self.requests: list[proto.GenerateRequest] = []
         self.left_s: float | None = None
+        self.lost_at, self.losses = "", 0
         self.begins, self.ended = asyncio.Event(), asyncio.Event()
         self.begins.set()
 
@@ -33,6 +39,10 @@ class Service(model_service_pb2_grpc.ModelServiceServicer):
         await self.begins.wait()
         try:
             for number, word in enumerate(request.prompt.split(), 1):
+                if word == self.lost_at and self.losses:
+                    self.losses -= 1
+                    # As Envoy says it of a stream that breaks.
+                    raise errors.Unavailable("the worker ended during the call", reason="WORKER_LOST")
                 # A character of several bytes may come as one piece of text for several tokens.
                 yield proto.GenerateResponse(text=f"{word} ", tokens=number)
                 yield proto.GenerateResponse(text="", tokens=number)
@@ -42,20 +52,25 @@ class Service(model_service_pb2_grpc.ModelServiceServicer):
             self.ended.set()
 
 
+async def _started(service: Service, address: str) -> None:
+    server = aio.server(interceptors=[ServerInterceptor()])
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, server)
+    server.add_insecure_port(address)
+    await server.start()
+    service.server = server
+
+
 @pytest_asyncio.fixture
 async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     made = Service()
-    server = aio.server(interceptors=[ServerInterceptor()])
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(made, server)
     address = f"unix:{tmp_path}/s"
-    server.add_insecure_port(address)
-    await server.start()
+    await _started(made, address)
     client = AsyncClient(address, token="")
     monkeypatch.setattr(calls, "address", address)
     monkeypatch.setitem(context._clients, asyncio.get_running_loop(), client)
     yield made
     await client.close()
-    await server.stop(None)
+    await made.server.stop(None)
 
 
 async def test_pieces_as_they_come_and_the_whole(service: Service) -> None:
@@ -147,6 +162,44 @@ async def test_a_message_that_is_cancelled_before_the_first_piece(service: Servi
         cancelled.set()
         with pytest.raises(errors.Cancelled):
             await asking
+
+
+async def test_what_is_lost_before_its_first_piece_is_generated_anew(service: Service) -> None:
+    service.lost_at, service.losses = "a", 1
+    assert [piece async for piece in context.model.generate("a b")] == ["a ", "b "]
+    assert len(service.requests) == 2
+
+
+async def test_what_is_lost_in_its_middle_says_so(service: Service) -> None:
+    service.lost_at, service.losses = "b", 1
+    pieces = aiter(context.model.generate("a b"))
+    assert await anext(pieces) == "a "
+    with pytest.raises(errors.GenerationBroken, match="generate it anew") as caught:
+        await anext(pieces)
+    assert caught.value.metadata == {"cause": "WORKER_LOST"}
+    # Neither an agent's caller nor a conversation takes it for the end of the agent's own worker.
+    assert of_its_handler(caught.value) is caught.value
+    assert len(service.requests) == 1
+
+
+async def test_what_is_awaited_is_generated_anew_once(service: Service) -> None:
+    service.lost_at, service.losses = "b", 1
+    assert await context.model.generate("a b") == "a b "
+    service.losses = 9
+    with pytest.raises(errors.GenerationBroken):
+        await context.model.generate("a b")
+    assert service.losses == 7
+
+
+async def test_a_gateway_that_is_restarted_before_the_first_piece(service: Service) -> None:
+    service.begins.clear()
+    asking = asyncio.ensure_future(anext(aiter(context.model.generate("a b"))))
+    await eventually(lambda: service.requests)
+    await service.server.stop(None)
+    service.begins.set()
+    await _started(service, calls.address)
+    assert await asking == "a "
+    assert len(service.requests) == 2
 
 
 async def test_errors_are_those_of_the_platform(service: Service) -> None:

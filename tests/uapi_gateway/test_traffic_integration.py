@@ -20,8 +20,10 @@ from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, answered, deployment, running
 from tests.uapi_gateway.stand_ins import Gateway, generate, worker_process
 from tests.waiting import eventually
-from uapi_gateway import sockets
+from uapi_gateway import inner, sockets
 from uapi_gateway.admin import Admin
+from uapi_gateway.kernel.carrying import Carrier
+from uapi_gateway.kernel.peers import Peer
 
 pytestmark = pytest.mark.integration
 
@@ -163,6 +165,64 @@ async def test_load_balancers(tmp_path: Path) -> None:
             (now,) = await spread(channel, "talks", 2, ("x-uapi-conversation", name))
             assert worker in (now, "talks-03")
         assert (await spread(channel, "fit", 60))["fit-03"] <= 4
+
+
+async def test_a_callers_conversation_is_at_one_worker_however_it_is_called(tmp_path: Path) -> None:
+    pool = PoolStandIn()
+    talks = places("talks", tmp_path, 3)
+    pool.put(policy("talks", talks, proto.LOAD_BALANCER_STICKY))
+    asking = deployment("asking", {})
+    asking.permissions.agents.append("talks")
+    pool.put(asking)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(serving(talks))
+        gateway = await stack.enter_async_context(running(pool))
+        inside = await stack.enter_async_context(inner.channel(gateway.home))
+        doors = {
+            "anonymous": await stack.enter_async_context(gateway.channel()),
+            "local": await stack.enter_async_context(gateway.channel(unix=True)),
+            "agent:asking": await stack.enter_async_context(calling(gateway, "asking", tmp_path)),
+        }
+        found: dict[str, list[str]] = {}
+        for principal, channel in doors.items():
+            await eventually(lambda channel=channel: answered(channel, "talks"))  # type: ignore[misc]  # bound now
+            # Whoever names no conversation is spread.
+            assert len(await spread(channel, "talks", 30)) == 3
+            for name in map(str, range(12)):
+                # What a caller says of itself changes nothing.
+                named = ("x-uapi-conversation", name)
+                (home,) = await spread(channel, "talks", 2, named, ("x-uapi-caller-conversation", "x"))
+                # As the gateway's doors and its recovery call.
+                ours = (named, ("x-uapi-principal", principal), ("x-uapi-caller-granted", "1"))
+                assert await spread(inside, "talks", 2, *ours) == {home: 2}
+                found.setdefault(name, []).append(home)
+            assert "x-uapi-caller" not in await generate(channel, "headers", named, agent="talks")
+        # Those of one name are not all at one worker.
+        assert all(len(set(homes)) > 1 for homes in zip(*found.values(), strict=True))
+        assert any(len(set(homes)) > 1 for homes in found.values())
+
+
+@contextlib.asynccontextmanager
+async def calling(gateway: Gateway, agent: str, tmp: Path) -> AsyncIterator[aio.Channel]:
+    """A channel as a worker's, whose connections the kernel has told."""
+    carrier, peer = Carrier(sockets.system_calls_socket(gateway.home)), Peer(agent, f"{agent}-01", 1, 0, 0)
+    listening = sockets.bind_unix(tmp / "s")
+    listening.listen()
+    listening.setblocking(False)
+
+    async def carry() -> None:
+        connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+        connection.setblocking(False)
+        await carrier.carry(connection, peer)
+
+    carrying = asyncio.create_task(carry())
+    try:
+        async with aio.insecure_channel(f"unix:{tmp}/s") as channel:
+            yield channel
+        await carrying
+    finally:
+        carrying.cancel()
+        listening.close()
 
 
 async def _left(gateway: Gateway, agent: str, workers: int) -> bool:

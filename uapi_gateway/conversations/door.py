@@ -318,7 +318,7 @@ class Connection(asyncio.Protocol):
 
     async def _open(self, request: proto.LogRequest) -> None:
         key = self._key(request.principal, request.open.conversation_id)
-        hold, lease = await self._log.open(key, self, request.open.token)
+        hold, lease = await self._log.open(key, self, request.open.token, existing=request.open.existing)
         if not hold.over:
             self._holds[key.principal, key.conversation_id] = hold
         opened = proto.Opened(

@@ -136,50 +136,56 @@ class EventLog:
 
     # What holders do.
 
-    async def open(self, key: Key, holder: Holder, token: int = 0) -> tuple[Hold, Lease]:
+    async def open(self, key: Key, holder: Holder, token: int = 0, *, existing: bool = False) -> tuple[Hold, Lease]:
         """The lease of a conversation, which is made if there is none; waits while another has it.
 
         Args:
             key: of the conversation.
             holder: who is to have it.
             token: of the lease that the holder had before its connection was lost; 0 for none.
+            existing: none is made.
 
         Raises:
+            ConversationNotFound: there is none, with `token` or `existing`.
             LeaseLost: there is a token, and somebody else has the conversation by now.
             StoreUnavailable: the store was away for too long.
         """
         held = self._leases.get(key)
         if held is not None and held.holder is holder:
             return held, await self._acquire(key, holder, held.token)
-        lease = await self._take(key, holder, token)
+        lease = await self._take(key, holder, token, existing)
         if lease.cancelled and lease.token != token:
             # Whoever was to end them has gone, and this one is not to begin them again.
-            with suppress(ConversationNotFound):  # deleted by now; it is made anew
+            with suppress(ConversationNotFound):  # deleted by now; it may be made anew
                 await self._end(key, lease.cancelled)
-            lease = await self._take(key, holder, token)
+            lease = await self._take(key, holder, token, existing)
         hold = self._leases.enter(key, holder, lease)
         if holder.ended:
             self.release(hold)
         return hold, lease
 
-    async def _take(self, key: Key, holder: Holder, token: int) -> Lease:
+    async def _take(self, key: Key, holder: Holder, token: int, existing: bool) -> Lease:
         """The lease is this one's to `enter`, or to `give_up`."""
         if not token:
             await self._leases.take(key)
         elif not self._leases.claim(key):
             raise LeaseLost(f"another worker has conversation '{key.conversation_id}' by now")
         try:
-            return await self._acquire(key, holder, token)
+            return await self._acquire(key, holder, token, existing=existing)
         except BaseException:
             self._leases.give_up(key)
             raise
 
-    async def _acquire(self, key: Key, holder: Holder, token: int, *, to_end: bool = False) -> Lease:
+    async def _acquire(
+        self, key: Key, holder: Holder, token: int, *, existing: bool = False, to_end: bool = False
+    ) -> Lease:
         store = await self._opened()
         until_s, delay_s = time.monotonic() + _PATIENCE_S, _FIRST_DELAY_S
         while True:
             try:
-                return await store.acquire(key, holder.name, self._now_ns(), token=token, to_end=to_end)
+                return await store.acquire(
+                    key, holder.name, self._now_ns(), token=token, existing=existing, to_end=to_end
+                )
             except StoreUnavailable:
                 if time.monotonic() + delay_s > until_s:
                     raise

@@ -85,7 +85,9 @@ class SqlStore:
         """As in `Store`."""
         await self._database.close()
 
-    async def acquire(self, key: Key, holder: str, now_ns: int, *, token: int = 0, to_end: bool = False) -> Lease:
+    async def acquire(
+        self, key: Key, holder: str, now_ns: int, *, token: int = 0, existing: bool = False, to_end: bool = False
+    ) -> Lease:
         """As in `Store`.
 
         Raises:
@@ -94,7 +96,7 @@ class SqlStore:
         _check(key)
 
         def work(connection: Connection) -> Lease:
-            if token or to_end:
+            if token or existing or to_end:
                 head = _take_again(connection, key, holder, token)
             else:
                 new = {**_names(key), "holder": holder, "created_ns": now_ns, "changed_ns": now_ns}

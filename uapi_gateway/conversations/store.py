@@ -81,7 +81,9 @@ class Store(Protocol):
     async def close(self) -> None:
         """Ends all connections."""
 
-    async def acquire(self, key: Key, holder: str, now_ns: int, *, token: int = 0, to_end: bool = False) -> Lease:
+    async def acquire(
+        self, key: Key, holder: str, now_ns: int, *, token: int = 0, existing: bool = False, to_end: bool = False
+    ) -> Lease:
         """Takes the lease, and makes the conversation if there is none.
 
         Args:
@@ -89,11 +91,12 @@ class Store(Protocol):
             holder: who writes from now on: a name of the worker's connection, for people who read the table.
             now_ns: Unix time.
             token: of a lease held before, which goes on if it is the latest; 0 for a new one.
+            existing: none is made.
             to_end: only to end messages: none is made, and neither the state nor what was said is read.
 
         Raises:
             ConversationFull: state and messages are more than a worker is told at once.
-            ConversationNotFound: there is none, with `token` or `to_end`.
+            ConversationNotFound: there is none, with `token`, `existing` or `to_end`.
         """
 
     async def append(self, batch: Sequence[Append], now_ns: int) -> list[Appended | AgentError]:

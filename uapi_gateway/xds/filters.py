@@ -7,6 +7,7 @@ In this order, on every listener that callers reach:
     uapi.tokens     x-uapi-principal, from a token of an identity provider
     uapi.certificate  whose certificate the caller has shown, on listeners that verify some
     uapi.principal  x-uapi-principal of whoever has none by then
+    uapi.conversation  which calls belong together: one caller's of one conversation
     uapi.access     who may call what
 
 What changes comes by ECDS (https://www.envoyproxy.io/docs/envoy/latest/configuration/overview/extension), which
@@ -31,6 +32,7 @@ AGENT, OWNER, KEYS, TOKENS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.toke
 CERTIFICATE, WHO, ACCESS = "uapi.certificate", "uapi.principal", "uapi.access"
 # Before an agent's name in its certificate.
 AGENT_URI = "spiffe://agentruntime/agent/"
+CONVERSATION = "uapi.conversation"
 # Of the HTTP pages.
 HTTP_ACCESS = "uapi.http-access"
 # Tokens that were checked and need not be again, in each of Envoy's threads.
@@ -108,12 +110,13 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
     found = [_first(headers.PRINCIPAL), _first(headers.KEY)]
     found += [*(by_certificate if certified else []), set_header(headers.PRINCIPAL, nobody, absent=True)]
     secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
-    found += [set_header(headers.SECURE, secure), _pair()]
+    found += [set_header(headers.SECURE, secure), _pair(), *conversation()]
     return [
         changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
         changing(TOKENS, f"{_MUTATION}HeaderMutation"),
         *([_certified()] if certified else []),
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
+        together(),
         rules(access),
     ]
 
@@ -130,8 +133,38 @@ def _pair() -> dict[str, Any]:
 
 def inner_chain() -> list[dict[str, Any]]:
     """The same where the principal is known already, and only the agent may be another."""
-    mutation = typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": [_pair()]})
-    return [{"name": WHO, "typed_config": mutation}, rules()]
+    found = [_pair(), *conversation()]
+    mutation = typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})
+    return [{"name": WHO, "typed_config": mutation}, together(), rules()]
+
+
+def conversation() -> list[dict[str, Any]]:
+    """Mutations that say which conversation a call belongs to, once its principal is known.
+
+    Two, for the principal alone is no conversation: the second one has nothing to overwrite without one.
+    """
+    named = "%REQ(x-uapi-conversation)%"
+    both = {"header": {"key": headers.CONVERSATION, "value": f"%REQ({headers.PRINCIPAL})% {named}"}}
+    return [
+        set_header(headers.CONVERSATION, named),
+        {"append": {**both, "append_action": "OVERWRITE_IF_EXISTS"}},
+    ]
+
+
+def together() -> dict[str, Any]:
+    """The filter that keeps what `conversation` has found: routes hash it, again for each attempt, when the header is
+    gone, which agents are not told."""
+    kept = {
+        "object_key": CONVERSATION,
+        "factory_key": "envoy.hashable_string",
+        "format_string": {
+            "text_format_source": {"inline_string": f"%REQ({headers.CONVERSATION})%"},
+            "omit_empty_values": True,
+        },
+        "skip_if_empty": True,
+    }
+    config = typed("envoy.extensions.filters.http.set_filter_state.v3.Config", on_request_headers=[kept])
+    return {"name": CONVERSATION, "typed_config": config}
 
 
 def target() -> list[dict[str, Any]]:

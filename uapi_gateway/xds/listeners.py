@@ -78,8 +78,8 @@ def system_call_listener(path: Path, access_log: Path) -> Resource:
         caller.EDGE: f"{worker.format('agent')}>%REQ({AGENT_HEADER})%",
         calls.CHAIN_KEY: f"%REQ({calls.CHAIN_KEY})%,{worker.format('agent')}",
     }
-    mutations = [filters.set_header(name, value) for name, value in said.items()]
-    chain = Chain([*managers.grpc_mutations(), *filters.early(), *mutations], filters.target())
+    mutations = [*(filters.set_header(name, value) for name, value in said.items()), *filters.conversation()]
+    chain = Chain([*managers.grpc_mutations(), *filters.early(), *mutations], [*filters.target(), filters.together()])
     values = {TLV_AGENT: "agent", TLV_WORKER: "worker", TLV_REVISION: "revision"}
     proxied = typed(
         "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",

@@ -9,9 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from agentruntime import errors
+from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.cli import connection, output, platform
 from agentruntime.client.sync import Client
 from agentruntime.units import parse_duration
+
+_CONVERSATIONS = "uapi.v1.ConversationService"
+# For a look at the agent once its call has failed.
+_LOOK_S = 2.0
 
 
 def command(
@@ -36,7 +41,7 @@ def command(
     if bool(service) != bool(method):
         raise errors.InvalidArgument("--service and --method belong together; give both, and --data with the request")
     wait_s = parse_duration(timeout) if timeout else None
-    with platform.connect(connection.config(api_key)) as client, _told_where_to_look(agent):
+    with platform.connect(connection.config(api_key)) as client, _told_where_to_look(client, agent):
         if service and method:
             request = {"service": service, "method": method, "data": _json(data)}
             output.print_json(client.call_agent(agent, request, timeout_s=wait_s))
@@ -48,8 +53,9 @@ def command(
 
 
 @contextmanager
-def _told_where_to_look(agent: str) -> Iterator[None]:
-    """Says of an agent's bug, which the platform hides behind a request id, where its traceback is."""
+def _told_where_to_look(client: Client, agent: str) -> Iterator[None]:
+    """Says of an agent's bug, which the platform hides behind a request id, where its traceback is; and of what an
+    agent does not serve that it holds conversations, if it does."""
     try:
         yield
     except errors.Internal as error:
@@ -60,6 +66,23 @@ def _told_where_to_look(agent: str) -> Iterator[None]:
             reason=error.reason,
             metadata=error.metadata,
         ) from None
+    except errors.Unimplemented as error:
+        if not _converses(client, agent):
+            raise
+        raise errors.Unimplemented(
+            f"{error.message}; it holds conversations, so talk with it: agent chat {agent}",
+            reason=error.reason,
+            metadata=error.metadata,
+        ) from None
+
+
+def _converses(client: Client, agent: str) -> bool:
+    try:
+        found = client.registry.GetAgent(registry_pb2.GetAgentRequest(agent_id=agent), timeout=_LOOK_S).agent
+    except errors.AgentError:
+        # A worker's name, or nobody who may know: what went wrong is said without it.
+        return False
+    return _CONVERSATIONS in found.services
 
 
 def _generate(client: Client, agent: str, prompt: str, options: dict[str, Any], *, as_json: bool) -> None:

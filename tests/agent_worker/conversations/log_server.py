@@ -49,6 +49,8 @@ class LogServer:
         self.refusal: errors.AgentError | None = None
         # Why no conversation can be opened.
         self.unopenable: errors.AgentError | None = None
+        # The conversation that is opened next is deleted just before.
+        self.deleted_before_open = False
         # Set: nothing is answered until it is cleared.
         self.holds = asyncio.Event()
         self.holds.set()
@@ -141,6 +143,14 @@ class Connection:
         fault = errors.StoreUnavailable("the database is away") if self._server.away else self._server.unopenable
         if fault:
             reply = _error(fault)
+            reply.id = request.id
+            self.send(reply)
+            return
+        if self._server.deleted_before_open:
+            self._server.deleted_before_open = False
+            self._server.kept.pop(key)
+        if request.open.existing and key not in self._server.kept:
+            reply = _error(errors.ConversationNotFound(key[1]))
             reply.id = request.id
             self.send(reply)
             return

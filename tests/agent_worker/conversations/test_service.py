@@ -12,7 +12,7 @@ from agentruntime.agent import Agent
 from agentruntime.conversation import ChatMessage, Context, Part
 
 from tests.agent_worker.conversations.log_server import LogServer
-from tests.agent_worker.conversations.serving import WHO, called, caller, kinds, serving, text, working
+from tests.agent_worker.conversations.serving import WHO, Worker, called, caller, kinds, serving, text, working
 from tests.waiting import eventually
 
 KEY = (WHO, "c")
@@ -189,6 +189,29 @@ async def test_what_another_worker_left_goes_on(tmp_path: Path, attempts: int, p
         else:
             assert (text(end.completion), events[-2].attempt.number) == ("re: hi", attempts + 1)
         assert text((await worker.send("next")).reply) == "re: next"
+
+
+async def test_what_is_deleted_before_it_is_taken_up_is_not_made_anew(tmp_path: Path) -> None:
+    async with serving(Held, tmp_path) as (worker, log):
+        left_behind(log, 1)
+        log.deleted_before_open = True
+        asked = proto.GetConversationRequest(conversation_id="c")
+        await called(worker.stub.GetConversation(asked, timeout=5, metadata=caller()))
+        await eventually(lambda: log.counts["open"] == 1)
+        await eventually(lambda: not held(worker))
+        assert not log.kept
+        # Whoever has something to say in it begins another, also while that is found out.
+        left_behind(log, 1)
+        log.deleted_before_open = True
+        Held.go.set()
+        await called(worker.stub.GetConversation(asked, timeout=5, metadata=caller()))
+        assert text((await worker.send("new")).reply) == "re: new"
+        assert Held.begun == ["new"]
+
+
+def held(worker: Worker) -> bool:
+    assert worker.server._conversations is not None
+    return worker.server._conversations.find(*KEY) is not None
 
 
 def left_behind(log: LogServer, attempts: int) -> None:

@@ -204,6 +204,25 @@ def test_call_an_unknown_agent(agent: Agent, record: Record) -> None:
     assert (result.status, result.err) == (15, "error: agent 'nobody' not found\n")
 
 
+@pytest.mark.parametrize(
+    "argv", [["x"], ["x", "-o", "json"], ["--service", "S", "--method", "M"]], ids=["text", "json", "method"]
+)
+def test_call_of_an_agent_that_converses_says_how_to_talk_with_it(
+    agent: Agent, record: Record, argv: list[str]
+) -> None:
+    record.raises = dict.fromkeys(("StreamText", "GenerateText", "CallAgent"), errors.Unimplemented("no S"))
+    plain = agent("call", "my-agent", *argv)
+    assert (plain.status, "agent chat" in plain.err) == (22, False)
+    record.services = ["uapi.v1.ConversationService"]
+    result = agent("call", "my-agent", *argv)
+    hint = "; it holds conversations, so talk with it: agent chat my-agent\n"
+    assert (result.status, result.err) == (22, plain.err.removesuffix("\n") + hint)
+    # Where all is well nobody is asked.
+    record.raises, record.requests[:] = {}, []
+    assert agent("call", "my-agent", *argv).status == 0
+    assert len(record.requests) == 1
+
+
 def test_call_that_was_not_done_in_time_says_what_it_met(agent: Agent, record: Record) -> None:
     record.holds.clear()
     assert "give it more with --timeout 2m" in agent("call", "my-agent", "x", "--timeout", "200ms").err

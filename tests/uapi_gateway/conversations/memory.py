@@ -53,10 +53,12 @@ class MemoryStore:
     async def close(self) -> None:
         self.closed = True
 
-    async def acquire(self, key: Key, _holder: str, _now_ns: int, *, token: int = 0, to_end: bool = False) -> Lease:
+    async def acquire(
+        self, key: Key, _holder: str, _now_ns: int, *, token: int = 0, existing: bool = False, to_end: bool = False
+    ) -> Lease:
         self._trouble()
         await self.giving.wait()
-        if to_end:
+        if existing or to_end:
             self._get(key)
         kept = self.kept.setdefault(key, Kept())
         if not token or token != kept.token:

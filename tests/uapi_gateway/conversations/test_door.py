@@ -145,6 +145,16 @@ async def test_a_turn() -> None:
         assert (missing.error.code, missing.error.reason) == (5, "CONVERSATION_NOT_FOUND")
 
 
+async def test_who_only_goes_on_makes_no_conversation() -> None:
+    async with _opened() as (door, log, store), _worker(door) as worker:
+        opening = proto.OpenConversation(conversation_id="c", existing=True)
+        assert (await worker.ask(proto.LogRequest(open=opening))).error.reason == "CONVERSATION_NOT_FOUND"
+        assert not log.figures.open
+        assert not store.kept
+        await worker.open()
+        assert (await worker.ask(proto.LogRequest(open=opening))).HasField("opened")
+
+
 async def test_many_appends_share_a_frame_both_ways() -> None:
     async with _opened() as (door, _, store), _worker(door) as worker:
         tokens = {str(n): (await worker.open(str(n))).token for n in range(100)}

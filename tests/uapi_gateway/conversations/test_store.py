@@ -650,11 +650,13 @@ async def test_what_is_too_much_for_a_worker_can_only_be_ended(
     to_end = await store.acquire(KEY, "", 1, to_end=True)
     assert [info.message_id for info, _ in to_end.messages] == ["a", "b", "c"]
     await store.append([append(to_end, failed("a", 1))], 1)
-    assert len((await make().acquire(KEY, "", 1)).messages) == 2
+    assert len((await make().acquire(KEY, "", 1, existing=True)).messages) == 2
 
 
-async def test_who_only_ends_messages_makes_no_conversation(store: SqlStore) -> None:
+async def test_who_only_ends_messages_or_goes_on_makes_no_conversation(store: SqlStore) -> None:
     with pytest.raises(errors.ConversationNotFound):
         await store.acquire(KEY, "", 1, to_end=True)
+    with pytest.raises(errors.ConversationNotFound):
+        await store.acquire(KEY, "", 1, existing=True)
     with pytest.raises(errors.ConversationNotFound):
         await store.find(KEY)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as uapi_dot_v1_dot_conversation__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17uapi/v1/event_log.proto\x12\x07uapi.v1\x1a\"uapi/v1/conversation_service.proto\"4\n\x0bLogRequests\x12%\n\x08requests\x18\x01 \x03(\x0b\x32\x13.uapi.v1.LogRequest\"0\n\nLogReplies\x12\"\n\x07replies\x18\x01 \x03(\x0b\x32\x11.uapi.v1.LogReply\"\xe2\x03\n\nLogRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x04open\x18\x02 \x01(\x0b\x32\x19.uapi.v1.OpenConversationH\x00\x12\'\n\x06\x61ppend\x18\x03 \x01(\x0b\x32\x15.uapi.v1.AppendEventsH\x00\x12/\n\x07release\x18\x04 \x01(\x0b\x32\x1c.uapi.v1.ReleaseConversationH\x00\x12#\n\x04read\x18\x05 \x01(\x0b\x32\x13.uapi.v1.ReadEventsH\x00\x12.\n\x03get\x18\x06 \x01(\x0b\x32\x1f.uapi.v1.GetConversationRequestH\x00\x12\x31\n\x04list\x18\x07 \x01(\x0b\x32!.uapi.v1.ListConversationsRequestH\x00\x12/\n\x06\x63\x61ncel\x18\x08 \x01(\x0b\x32\x1d.uapi.v1.CancelMessageRequestH\x00\x12\x34\n\x06\x64\x65lete\x18\t \x01(\x0b\x32\".uapi.v1.DeleteConversationRequestH\x00\x12$\n\x05watch\x18\n \x01(\x0b\x32\x13.uapi.v1.ReadEventsH\x00\x12\x0e\n\x04stop\x18\x0b \x01(\x04H\x00\x12\x11\n\tprincipal\x18\x0c \x01(\tB\x0b\n\toperation\"\xc7\x04\n\x08LogReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.uapi.v1.LogErrorH\x00\x12!\n\x06opened\x18\x03 \x01(\x0b\x32\x0f.uapi.v1.OpenedH\x00\x12%\n\x08\x61ppended\x18\x04 \x01(\x0b\x32\x11.uapi.v1.AppendedH\x00\x12%\n\x08released\x18\x05 \x01(\x0b\x32\x11.uapi.v1.ReleasedH\x00\x12!\n\x06\x65vents\x18\x06 \x01(\x0b\x32\x0f.uapi.v1.EventsH\x00\x12/\n\x03get\x18\x07 \x01(\x0b\x32 .uapi.v1.GetConversationResponseH\x00\x12\x32\n\x04list\x18\x08 \x01(\x0b\x32\".uapi.v1.ListConversationsResponseH\x00\x12\x30\n\x06\x63\x61ncel\x18\t \x01(\x0b\x32\x1e.uapi.v1.CancelMessageResponseH\x00\x12\x35\n\x06\x64\x65lete\x18\n \x01(\x0b\x32#.uapi.v1.DeleteConversationResponseH\x00\x12*\n\x06wanted\x18\x0b \x01(\x0b\x32\x18.uapi.v1.ConversationKeyH\x00\x12(\n\tcancelled\x18\x0c \x01(\x0b\x32\x13.uapi.v1.MessageKeyH\x00\x12(\n\x04lost\x18\r \x01(\x0b\x32\x18.uapi.v1.ConversationKeyH\x00\x12\x1f\n\x05\x65nded\x18\x0e \x01(\x0b\x32\x0e.uapi.v1.EndedH\x00\x42\x08\n\x06result\"9\n\x08LogError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"=\n\x0f\x43onversationKey\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\"P\n\nMessageKey\x12.\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x18.uapi.v1.ConversationKey\x12\x12\n\nmessage_id\x18\x02 \x01(\t\":\n\x10OpenConversation\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\"\x9f\x01\n\x06Opened\x12\r\n\x05token\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\r\n\x05state\x18\x03 \x01(\x0c\x12\x15\n\rstate_version\x18\x04 \x01(\x04\x12&\n\x08messages\x18\x05 \x03(\x0b\x32\x14.uapi.v1.OpenMessage\x12!\n\x04lost\x18\x06 \x03(\x0b\x32\x13.uapi.v1.LostWorker\"B\n\nLostWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"X\n\x0bOpenMessage\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.uapi.v1.MessageInfo\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.uapi.v1.ChatMessage\"\xa5\x01\n\x0c\x41ppendEvents\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\x12\x1e\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x0e.uapi.v1.Event\x12\r\n\x05state\x18\x04 \x01(\x0c\x12#\n\x16\x65xpected_state_version\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x19\n\x17_expected_state_version\"W\n\x08\x41ppended\x12\x15\n\rlast_sequence\x18\x01 \x01(\x04\x12\x0f\n\x07time_ns\x18\x02 \x01(\x03\x12#\n\x05known\x18\x03 \x01(\x0b\x32\x14.uapi.v1.MessageInfo\"=\n\x13ReleaseConversation\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\"\n\n\x08Released\"s\n\nReadEvents\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\x11\n\tbackwards\x18\x05 \x01(\x08\"6\n\x06\x45vents\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.uapi.v1.Event\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x07\n\x05\x45ndedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17uapi/v1/event_log.proto\x12\x07uapi.v1\x1a\"uapi/v1/conversation_service.proto\"4\n\x0bLogRequests\x12%\n\x08requests\x18\x01 \x03(\x0b\x32\x13.uapi.v1.LogRequest\"0\n\nLogReplies\x12\"\n\x07replies\x18\x01 \x03(\x0b\x32\x11.uapi.v1.LogReply\"\xe2\x03\n\nLogRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x04open\x18\x02 \x01(\x0b\x32\x19.uapi.v1.OpenConversationH\x00\x12\'\n\x06\x61ppend\x18\x03 \x01(\x0b\x32\x15.uapi.v1.AppendEventsH\x00\x12/\n\x07release\x18\x04 \x01(\x0b\x32\x1c.uapi.v1.ReleaseConversationH\x00\x12#\n\x04read\x18\x05 \x01(\x0b\x32\x13.uapi.v1.ReadEventsH\x00\x12.\n\x03get\x18\x06 \x01(\x0b\x32\x1f.uapi.v1.GetConversationRequestH\x00\x12\x31\n\x04list\x18\x07 \x01(\x0b\x32!.uapi.v1.ListConversationsRequestH\x00\x12/\n\x06\x63\x61ncel\x18\x08 \x01(\x0b\x32\x1d.uapi.v1.CancelMessageRequestH\x00\x12\x34\n\x06\x64\x65lete\x18\t \x01(\x0b\x32\".uapi.v1.DeleteConversationRequestH\x00\x12$\n\x05watch\x18\n \x01(\x0b\x32\x13.uapi.v1.ReadEventsH\x00\x12\x0e\n\x04stop\x18\x0b \x01(\x04H\x00\x12\x11\n\tprincipal\x18\x0c \x01(\tB\x0b\n\toperation\"\xc7\x04\n\x08LogReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.uapi.v1.LogErrorH\x00\x12!\n\x06opened\x18\x03 \x01(\x0b\x32\x0f.uapi.v1.OpenedH\x00\x12%\n\x08\x61ppended\x18\x04 \x01(\x0b\x32\x11.uapi.v1.AppendedH\x00\x12%\n\x08released\x18\x05 \x01(\x0b\x32\x11.uapi.v1.ReleasedH\x00\x12!\n\x06\x65vents\x18\x06 \x01(\x0b\x32\x0f.uapi.v1.EventsH\x00\x12/\n\x03get\x18\x07 \x01(\x0b\x32 .uapi.v1.GetConversationResponseH\x00\x12\x32\n\x04list\x18\x08 \x01(\x0b\x32\".uapi.v1.ListConversationsResponseH\x00\x12\x30\n\x06\x63\x61ncel\x18\t \x01(\x0b\x32\x1e.uapi.v1.CancelMessageResponseH\x00\x12\x35\n\x06\x64\x65lete\x18\n \x01(\x0b\x32#.uapi.v1.DeleteConversationResponseH\x00\x12*\n\x06wanted\x18\x0b \x01(\x0b\x32\x18.uapi.v1.ConversationKeyH\x00\x12(\n\tcancelled\x18\x0c \x01(\x0b\x32\x13.uapi.v1.MessageKeyH\x00\x12(\n\x04lost\x18\r \x01(\x0b\x32\x18.uapi.v1.ConversationKeyH\x00\x12\x1f\n\x05\x65nded\x18\x0e \x01(\x0b\x32\x0e.uapi.v1.EndedH\x00\x42\x08\n\x06result\"9\n\x08LogError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"=\n\x0f\x43onversationKey\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\"P\n\nMessageKey\x12.\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x18.uapi.v1.ConversationKey\x12\x12\n\nmessage_id\x18\x02 \x01(\t\"L\n\x10OpenConversation\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\x12\x10\n\x08\x65xisting\x18\x03 \x01(\x08\"\x9f\x01\n\x06Opened\x12\r\n\x05token\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\r\n\x05state\x18\x03 \x01(\x0c\x12\x15\n\rstate_version\x18\x04 \x01(\x04\x12&\n\x08messages\x18\x05 \x03(\x0b\x32\x14.uapi.v1.OpenMessage\x12!\n\x04lost\x18\x06 \x03(\x0b\x32\x13.uapi.v1.LostWorker\"B\n\nLostWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"X\n\x0bOpenMessage\x12\"\n\x04info\x18\x01 \x01(\x0b\x32\x14.uapi.v1.MessageInfo\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.uapi.v1.ChatMessage\"\xa5\x01\n\x0c\x41ppendEvents\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\x12\x1e\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x0e.uapi.v1.Event\x12\r\n\x05state\x18\x04 \x01(\x0c\x12#\n\x16\x65xpected_state_version\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x19\n\x17_expected_state_version\"W\n\x08\x41ppended\x12\x15\n\rlast_sequence\x18\x01 \x01(\x04\x12\x0f\n\x07time_ns\x18\x02 \x01(\x03\x12#\n\x05known\x18\x03 \x01(\x0b\x32\x14.uapi.v1.MessageInfo\"=\n\x13ReleaseConversation\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\"\n\n\x08Released\"s\n\nReadEvents\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\x11\n\tbackwards\x18\x05 \x01(\x08\"6\n\x06\x45vents\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.uapi.v1.Event\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\x07\n\x05\x45ndedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,25 +47,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESSAGEKEY']._serialized_start=1369
   _globals['_MESSAGEKEY']._serialized_end=1449
   _globals['_OPENCONVERSATION']._serialized_start=1451
-  _globals['_OPENCONVERSATION']._serialized_end=1509
-  _globals['_OPENED']._serialized_start=1512
-  _globals['_OPENED']._serialized_end=1671
-  _globals['_LOSTWORKER']._serialized_start=1673
-  _globals['_LOSTWORKER']._serialized_end=1739
-  _globals['_OPENMESSAGE']._serialized_start=1741
-  _globals['_OPENMESSAGE']._serialized_end=1829
-  _globals['_APPENDEVENTS']._serialized_start=1832
-  _globals['_APPENDEVENTS']._serialized_end=1997
-  _globals['_APPENDED']._serialized_start=1999
-  _globals['_APPENDED']._serialized_end=2086
-  _globals['_RELEASECONVERSATION']._serialized_start=2088
-  _globals['_RELEASECONVERSATION']._serialized_end=2149
-  _globals['_RELEASED']._serialized_start=2151
-  _globals['_RELEASED']._serialized_end=2161
-  _globals['_READEVENTS']._serialized_start=2163
-  _globals['_READEVENTS']._serialized_end=2278
-  _globals['_EVENTS']._serialized_start=2280
-  _globals['_EVENTS']._serialized_end=2334
-  _globals['_ENDED']._serialized_start=2336
-  _globals['_ENDED']._serialized_end=2343
+  _globals['_OPENCONVERSATION']._serialized_end=1527
+  _globals['_OPENED']._serialized_start=1530
+  _globals['_OPENED']._serialized_end=1689
+  _globals['_LOSTWORKER']._serialized_start=1691
+  _globals['_LOSTWORKER']._serialized_end=1757
+  _globals['_OPENMESSAGE']._serialized_start=1759
+  _globals['_OPENMESSAGE']._serialized_end=1847
+  _globals['_APPENDEVENTS']._serialized_start=1850
+  _globals['_APPENDEVENTS']._serialized_end=2015
+  _globals['_APPENDED']._serialized_start=2017
+  _globals['_APPENDED']._serialized_end=2104
+  _globals['_RELEASECONVERSATION']._serialized_start=2106
+  _globals['_RELEASECONVERSATION']._serialized_end=2167
+  _globals['_RELEASED']._serialized_start=2169
+  _globals['_RELEASED']._serialized_end=2179
+  _globals['_READEVENTS']._serialized_start=2181
+  _globals['_READEVENTS']._serialized_end=2296
+  _globals['_EVENTS']._serialized_start=2298
+  _globals['_EVENTS']._serialized_end=2352
+  _globals['_ENDED']._serialized_start=2354
+  _globals['_ENDED']._serialized_end=2361
 # @@protoc_insertion_point(module_scope)

@@ -312,18 +312,22 @@ class OpenConversation(_message.Message):
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    EXISTING_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     token: _builtins.int
     """After the connection was lost: the token of the lease held before. It is the same lease if nobody had it since."""
+    existing: _builtins.bool
+    """None is made: it is only gone on with, and may be deleted by now (CONVERSATION_NOT_FOUND)."""
     def __init__(
         self,
         *,
         conversation_id: _builtins.str = ...,
         token: _builtins.int = ...,
+        existing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "existing", b"existing", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
