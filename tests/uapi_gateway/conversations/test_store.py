@@ -21,7 +21,7 @@ from sqlalchemy import event
 
 from tests.postgresql import Server
 from tests.waiting import eventually, until
-from uapi_gateway.conversations import sql, tables
+from uapi_gateway.conversations import retention, sql, tables
 from uapi_gateway.conversations.databases import Sqlite
 from uapi_gateway.conversations.sql import SqlStore
 from uapi_gateway.conversations.store import Append, Appended, Key, Lease
@@ -319,6 +319,22 @@ async def test_trimming_takes_the_oldest_messages(store: SqlStore, tmp_path: Pat
     assert await store.trim("helper", max_events=1, max_bytes=1) == 0
     await turn(store, lease, "m4")
     assert len([path for path in tmp_path.glob("blobs/*/*") if path.is_file()]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("max_events", "turns", "cut"),
+    [(11, 0, 3), (9, 0, 3), (8, 0, 6), (0, 0.1, 9), (0, 3.5, 3), (0, 2.5, 6), (7, 3.5, 6)],
+)
+async def test_as_little_is_trimmed_as_does_it(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, max_events: int, turns: float, cut: int
+) -> None:
+    monkeypatch.setattr(retention, "_SIZES_AT_A_TIME", 2)
+    lease = await store.acquire(KEY, "", 1)
+    for number in range(4):
+        await turn(store, lease, f"m{number}", "x" * 200)
+    max_bytes = int((await store.find(KEY)).bytes / 4 * turns)
+    assert await store.trim("helper", max_events=max_events, max_bytes=max_bytes) == cut
+    assert (await store.find(KEY)).first_sequence == cut + 1
 
 
 async def test_expiring_leaves_what_runs(store: SqlStore) -> None:
