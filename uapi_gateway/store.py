@@ -3,15 +3,13 @@
 Envoy outlives the gateway; a gateway that answered it with an empty registry would take every agent out of it.
 """
 
-import asyncio
 import json
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from agentruntime import files
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 
+from uapi_gateway.kept import KeptTables
 from uapi_gateway.registry import Agent, Endpoint, Lease
 
 _SCHEMA = """
@@ -21,52 +19,32 @@ CREATE TABLE IF NOT EXISTS registered (agent_id TEXT PRIMARY KEY, record TEXT NO
 
 
 class Store:
-    """An SQLite file, written by one thread, so that no disk holds up the event loop."""
+    """All of it, in a file."""
 
     def __init__(self, path: Path) -> None:
-        self._directory = path.parent
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._database = self._thread.submit(_open, path).result()
+        self._tables = KeptTables(path, _SCHEMA)
 
     def load(self) -> tuple[list[pool.Deployment], list[Agent]]:
         """The pool's deployments and the registered agents, as last saved. Blocks."""
-        return self._thread.submit(_load, self._database).result()
+        return self._tables.read(_load)
 
     async def save_deployment(self, deployment: pool.Deployment) -> None:
         row = (deployment.agent, deployment.SerializeToString())
-        await self._write("INSERT OR REPLACE INTO deployments VALUES (?, ?)", row)
+        await self._tables.write("INSERT OR REPLACE INTO deployments VALUES (?, ?)", row)
 
     async def remove_deployment(self, agent_id: str) -> None:
-        await self._write("DELETE FROM deployments WHERE agent = ?", (agent_id,))
+        await self._tables.write("DELETE FROM deployments WHERE agent = ?", (agent_id,))
 
     async def save_registered(self, agent: Agent) -> None:
         """On disk when it returns."""
         row = (agent.agent_id, json.dumps(_record(agent)), agent.descriptors)
-        await self._write("INSERT OR REPLACE INTO registered VALUES (?, ?, ?)", row)
+        await self._tables.write("INSERT OR REPLACE INTO registered VALUES (?, ?, ?)", row)
 
     async def remove_registered(self, agent_id: str) -> None:
-        await self._write("DELETE FROM registered WHERE agent_id = ?", (agent_id,))
-
-    async def _write(self, statement: str, values: tuple[object, ...]) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._thread, self._database.execute, statement, values)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                raise
-            raise files.full(self._directory) from error
+        await self._tables.write("DELETE FROM registered WHERE agent_id = ?", (agent_id,))
 
     def close(self) -> None:
-        self._thread.submit(self._database.close).result()
-        self._thread.shutdown()
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=FULL")
-    database.executescript(_SCHEMA)
-    return database
+        self._tables.close()
 
 
 def _load(database: sqlite3.Connection) -> tuple[list[pool.Deployment], list[Agent]]:

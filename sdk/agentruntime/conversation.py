@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     ModelT = TypeVar("ModelT", bound=BaseModel)
 
+# None, bool, int, float, str, and lists and dicts with str keys of them.
 Json = Any
 
 
@@ -40,6 +41,7 @@ class RequestStatus(StrEnum):
 
     # On disk; others before it run.
     PENDING = "pending"
+    # Begun; also while its worker was lost and no other one has begun it again.
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -49,6 +51,7 @@ class RequestStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
+        """Whether nothing more will become of it."""
         return self in (RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELLED)
 
     @classmethod
@@ -70,6 +73,8 @@ _STATUSES: dict[int, RequestStatus] = {
 class Part:
     """A piece of a message; one of `text`, `data`, `blob` and `url`.
 
+    A message has at most 4 MiB less 64 KiB in all.
+
     Raises:
         InvalidArgument: it is not one of them.
     """
@@ -78,6 +83,7 @@ class Part:
     # Any JSON but null.
     data: Json = None
     blob: bytes | None = None
+    # Where it is; the platform does not fetch it.
     url: str | None = None
     # Of `blob` and `url`: "image/png".
     media_type: str = ""
@@ -120,8 +126,10 @@ class Part:
 class ChatMessage:
     """What somebody said."""
 
+    # Of one that is sent one at least.
     parts: tuple[Part, ...] = ()
     role: Literal["user", "assistant", "system"] | str = "user"
+    # For the agent, or of it for its callers; kept as it is.
     metadata: Mapping[str, str] = field(default_factory=dict)
     # The caller's, or the platform's; "" for what was never sent.
     message_id: str = ""
@@ -133,25 +141,32 @@ class ChatMessage:
 
     @classmethod
     def of(cls, content: "Content", role: str = "user") -> "ChatMessage":
-        """Of a text, a part or several; a message stays what it is."""
+        """Of a text, a part or several; a message stays what it is, with its own role."""
         if isinstance(content, ChatMessage):
             return content
         pieces = [content] if isinstance(content, str | Part) else content
         return cls(tuple(Part(text=piece) if isinstance(piece, str) else piece for piece in pieces), role)
 
     def to_proto(self) -> proto.ChatMessage:
-        """The same on the wire, without its id, which stands beside it there."""
+        """The same on the wire, without its id, which stands beside it there.
+
+        Raises:
+            InvalidArgument: the `data` of a part is not JSON.
+        """
         return proto.ChatMessage(
             role=self.role, parts=[part.to_proto() for part in self.parts], metadata=self.metadata
         )
 
     @classmethod
     def of_proto(cls, message: proto.ChatMessage, message_id: str = "") -> "ChatMessage":
+        """Of what came over the wire, and the id that stood beside it."""
         parts = tuple(Part.of_proto(part) for part in message.parts)
         return cls(parts, message.role or "user", dict(message.metadata), message_id)
 
 
+# What a reply is sent in.
 Piece = str | Part
+# What a message may be made of.
 Content = str | Part | ChatMessage | Iterable[str | Part]
 
 
@@ -159,26 +174,42 @@ Content = str | Part | ChatMessage | Iterable[str | Part]
 class ToolCall(Protocol):
     """A tool's call, as it is recorded."""
 
+    # Joins its two events, made by the platform.
     call_id: str
 
     def result(self, value: Json) -> None:
-        """What came of it: any JSON."""
+        """What came of it: any JSON; None if it is not said.
+
+        Raises:
+            InvalidArgument: it is not JSON.
+        """
 
 
 class Context(Protocol):
-    """What `on_message` gets beside its message: the conversation that it is in."""
+    """What `on_message` gets beside its message: the conversation that it is in.
 
+    For the task that handles the message, and those that it begins; what they say after its end is not kept.
+    """
+
+    # The agent and the conversation.
     actor: ActorId
-    # Whose conversation it is.
+    # Whose conversation it is, as the gateway knows its callers: "key:ci", "local".
     principal: str
+    # The message's own.
     message_id: str
     # How often the message was begun, from 1.
     attempt: int
-    # Set when the message is to end; its task is cancelled some seconds later.
+    # Set when the message is to end; its task is cancelled 5 s later, and again every 5 s until it ends.
     cancelled: asyncio.Event
 
     async def history(self, limit: int | None = None) -> list[ChatMessage]:
-        """The messages before this one and their replies, the oldest first; of more than `limit`, the last."""
+        """The messages before this one and their replies, the oldest first; of more than `limit`, the last.
+
+        Those that have not ended, or were trimmed by the agent's bounds, are not among them. Reads the log each time.
+
+        Raises:
+            Unavailable: the log cannot be read now.
+        """
 
     @property
     def state(self) -> Json:
@@ -186,7 +217,7 @@ class Context(Protocol):
 
     @property
     def state_version(self) -> int:
-        """How often it was set; 0 at first."""
+        """How often it was set; 0 at first. For `set_state`, whose caller wants to have seen what it replaces."""
 
     def state_as(self, model: "type[ModelT]") -> "ModelT | None":
         """The state as a pydantic model; None without one.
@@ -198,24 +229,39 @@ class Context(Protocol):
     async def set_state(self, value: "Json | BaseModel", expected_version: int | None = None) -> int:
         """Sets the state; on disk when it returns, with its new version.
 
+        Args:
+            value: at most 4 MiB less 64 KiB of JSON, or a pydantic model.
+            expected_version: the one that it must have; None for the one that `state` shows.
+
         Raises:
             StateConflict: it has another version than expected.
             InvalidArgument: it is not JSON, or too large.
+            FailedPrecondition: the message has ended.
         """
 
     async def reply(self, piece: Piece) -> None:
         """Sends a piece of the reply, as `yield` does; waits while the log is far behind.
 
+        Callers have it once it is on disk, which is later than this returns.
+
         Raises:
-            MessageTooLarge: the reply is longer than a message may be.
+            MessageTooLarge: the reply is longer than a message may be, 4 MiB less 64 KiB.
+            TypeError: it is no piece.
         """
 
     def tool_call(self, name: str, arguments: Json = None) -> AbstractAsyncContextManager[ToolCall]:
-        """Records a tool's call around what it does, and what came of it, an error too."""
+        """Records a tool's call around what it does, and what came of it, an error too, which it lets through.
+
+            async with ctx.tool_call("search", {"query": "…"}) as call:
+                call.result(await search("…"))
+
+        Raises:
+            InvalidArgument: the arguments are not JSON.
+        """
 
     @property
     def model(self) -> "Model":
-        """Those that agent.yaml permits."""
+        """The language models that agent.yaml permits; what they generate ends with the message."""
 
 
 # What `on_message` may return.

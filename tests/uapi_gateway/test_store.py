@@ -2,25 +2,10 @@
 
 from pathlib import Path
 
-import pytest
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
-from agentruntime.errors import DiskFull
 
 from uapi_gateway.registry import Agent, Endpoint, Registry
 from uapi_gateway.store import Store
-
-
-async def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
-    store = Store(tmp_path / "g.db")
-    await store.save_deployment(pool.Deployment(agent="before"))
-    # The same error as of a disk that is full: SQLITE_FULL, https://www.sqlite.org/rescode.html#full
-    await store._write("PRAGMA max_page_count = 1", ())
-    with pytest.raises(DiskFull, match=f"the disk that holds {tmp_path}"):
-        await store.save_deployment(pool.Deployment(agent="a", descriptors=bytes(100_000)))
-    await store._write("PRAGMA max_page_count = 10000", ())
-    await store.save_deployment(pool.Deployment(agent="after"))
-    assert [each.agent for each in store.load()[0]] == ["after", "before"]
-    store.close()
 
 
 async def test_everything_saved_is_loaded_again(tmp_path: Path) -> None:

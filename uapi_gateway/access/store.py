@@ -1,14 +1,11 @@
 """The keys that there are, on disk: their public halves, names, roles and agents."""
 
-import asyncio
 import json
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from agentruntime import files
-
 from uapi_gateway.access.keys import Key
+from uapi_gateway.kept import KeptTables
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
@@ -26,17 +23,18 @@ CREATE TABLE IF NOT EXISTS keys (
 _COLUMNS = "key_id, name, role, agents, public, created_at, expires_at, rate_per_second, max_concurrency"
 
 
+_SAVE = f"INSERT OR REPLACE INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 — constants
+
+
 class KeyStore:
-    """An SQLite file, written by one thread, so that no disk holds up the event loop."""
+    """All of them, in a file."""
 
     def __init__(self, path: Path) -> None:
-        self._directory = path.parent
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
-        self._database = self._thread.submit(_open, path).result()
+        self._tables = KeptTables(path, _SCHEMA)
 
     def load(self) -> list[Key]:
         """All keys, by name. Blocks."""
-        return self._thread.submit(_load, self._database).result()
+        return self._tables.read(_load)
 
     async def save(self, key: Key) -> None:
         """On disk when it returns; takes the place of one of the same name.
@@ -44,48 +42,33 @@ class KeyStore:
         Raises:
             DiskFull: there is no room.
         """
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.save_now, key)
+        await self._tables.write(_SAVE, _row(key))
 
     def save_now(self, key: Key) -> None:
         """The same, for a start: blocks. Only before anything else uses the store."""
-        row = (
-            key.key_id,
-            key.name,
-            key.role,
-            json.dumps(key.agents),
-            key.public,
-            key.created_at,
-            key.expires_at,
-            key.rate_per_second,
-            key.max_concurrency,
-        )
-        self._write(f"INSERT OR REPLACE INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608 — constants
+        self._tables.write_now(_SAVE, _row(key))
 
     async def remove(self, key_id: str) -> None:
         """On disk when it returns."""
-        statement = "DELETE FROM keys WHERE key_id = ?"
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, statement, (key_id,))
-
-    def _write(self, statement: str, values: tuple[object, ...]) -> None:
-        try:
-            self._database.execute(statement, values)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                raise
-            raise files.full(self._directory) from error
+        await self._tables.write("DELETE FROM keys WHERE key_id = ?", (key_id,))
 
     def close(self) -> None:
-        self._thread.submit(self._database.close).result()
-        self._thread.shutdown()
+        self._tables.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    path.chmod(0o600)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=FULL")
-    database.executescript(_SCHEMA)
-    return database
+def _row(key: Key) -> tuple[object, ...]:
+    """As _COLUMNS has it."""
+    return (
+        key.key_id,
+        key.name,
+        key.role,
+        json.dumps(key.agents),
+        key.public,
+        key.created_at,
+        key.expires_at,
+        key.rate_per_second,
+        key.max_concurrency,
+    )
 
 
 def _load(database: sqlite3.Connection) -> list[Key]:

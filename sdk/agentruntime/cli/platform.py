@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from agentruntime import errors, supervisor
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
@@ -19,6 +22,13 @@ from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
 from agentruntime.listening import Listen
 
+# What goes with a certificate of the platform's, where one is given.
+Key = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Its private key, unless it is in the same file or beside it.")
+]
+CallersCa = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Whose certificates are taken of callers who show one.")
+]
 _START_TIMEOUT_S = 70.0
 _POLL_S = 0.05
 _STATUS_TIMEOUT_S = 2.0

@@ -47,12 +47,8 @@ def command(
     cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --tls: the platform's certificate, if this starts it.")
     ] = None,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its private key, unless it is in the same file or beside it.")
-    ] = None,
-    ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Whose certificates are taken of callers who show one.")
-    ] = None,
+    key: platform.Key = None,
+    ca: platform.CallersCa = None,
     flags: settings.Given,
     format_: output.Output = None,
 ) -> None:

@@ -25,12 +25,8 @@ def command(
     cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A certificate of your own for that, in PEM.")
     ] = None,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its private key, unless it is in the same file or beside it.")
-    ] = None,
-    ca: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Whose certificates are taken of callers who show one.")
-    ] = None,
+    key: platform.Key = None,
+    ca: platform.CallersCa = None,
     require_client_cert: Annotated[
         bool, typer.Option("--require-client-cert", help="Callers must show a certificate.")
     ] = False,

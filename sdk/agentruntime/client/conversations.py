@@ -23,13 +23,15 @@ _LOOK_S = 0.3
 class Conversation:
     """A conversation of this caller with an agent. It may be new; nothing is sent before the first message is.
 
-    Threads may share it.
+    Made by `Client.conversation`. Threads may share it. Whoever may call the agent may have conversations with it;
+    two callers that choose one id have two conversations.
 
     Raises:
         InvalidArgument: the agent's name or the id cannot be one.
     """
 
     def __init__(self, connection: Connection, agent: str, conversation_id: str | None) -> None:
+        # Of 1 to 200 printable ASCII characters; made here if none was given.
         self.id = messages.new_id() if conversation_id is None else messages.check_id(conversation_id)
         self.actor = ActorId(agent, self.id)
         self._connection = connection
@@ -50,29 +52,51 @@ class Conversation:
 
         Args:
             message: a text, or a message of several parts.
-            message_id: by which repeating it is safe: a message is handled once, however often it is sent.
+            message_id: by which repeating it is safe: a message is handled once, however often it is sent. One like
+                the conversation's; made up if None.
             when_busy: "queue", "reject" or "interrupt", whatever the agent says of a message that comes while another
                 one is handled.
             timeout_s: seconds until the reply must be there; the client's if None, `math.inf` for no end.
 
         Raises:
+            InvalidArgument: the message or an id cannot be one.
+            NoConversations: the agent has no `on_message`.
             ConversationBusy: another one is handled, and this one is not to wait.
-            AgentError: as `agentruntime.errors` has it.
+            TooManyMessages, QueueFull: as many wait as may, in the conversation or at the worker.
+            MessageTooLarge, ConversationFull: it is more than there may be.
+            AgentError: it could not be sent, as any other call.
         """
         handle = self._handle(Asked.of_message(self.id, message, message_id, when_busy), timeout_s)
         handle.await_accepted()
         return handle
 
     def response(self, message_id: str, *, timeout_s: float | None = None) -> "ResponseHandle":
-        """The handle of a message that was sent before, by anybody, as if it were sent now."""
+        """The handle of a message that was sent before, by any process of this caller, as if it were sent now.
+
+        Nothing is asked yet: whether there is such a message, the handle's methods say.
+
+        Args:
+            message_id: of the message.
+            timeout_s: as of `send`, from now on.
+
+        Raises:
+            InvalidArgument: the id cannot be one.
+        """
         return self._handle(Asked(self.id, Until.MESSAGE, messages.check_id(message_id)), timeout_s)
 
     def watch(self, after_sequence: int = 0, follow: bool = False) -> Iterator[proto.Event]:
         """The events after a sequence number, in order, each once; with `follow` also those to come, without an end.
 
+        It goes on by itself after a break. With `follow` it is a call in flight, and keeps the agent awake.
+
+        Args:
+            after_sequence: the first event is the one after it; 0 for all.
+            follow: whether to wait for more; else it has the client's time.
+
         Raises:
             ConversationNotFound: there is none, or no more.
-            EventsExpired: the first of them is not kept any more.
+            EventsExpired: the first of them is not kept any more; `get` says which is.
+            AgentError: the platform was away for more than a minute.
         """
         timeout_s = math.inf if follow else None
         stream = self._stream(Asked(self.id, Until.FOREVER if follow else Until.NOW), after_sequence, timeout_s)
@@ -83,7 +107,7 @@ class Conversation:
             stream.close()
 
     def get(self) -> proto.Conversation:
-        """What there is of it, with its messages that have not ended.
+        """What there is of it, with its messages that have not ended; nothing of what was said.
 
         Raises:
             ConversationNotFound: there is none.
@@ -91,7 +115,9 @@ class Conversation:
         return self._get("")
 
     def delete(self) -> None:
-        """Deletes it with all its events and its state; its id may begin another one.
+        """Deletes it with all its events and its state, for good; what runs in it is cancelled first.
+
+        Its id may begin another one.
 
         Raises:
             ConversationNotFound: there is none.
@@ -116,7 +142,7 @@ class Conversation:
 
 
 class ResponseHandle:
-    """What comes of a message. Threads may share it.
+    """What comes of a message. Threads may share it. Made by `Conversation.send` and `Conversation.response`.
 
     It outlives the agent's worker and the gateway: what was heard is kept, and the rest is asked for after it. If one
     of its methods fails because the platform was away for too long, it may be called again.
@@ -134,6 +160,7 @@ class ResponseHandle:
 
         Raises:
             Cancelled: the message was cancelled, or interrupted by a later one.
+            MessageNotFound: there is none of that id.
             MessageAmbiguous: the worker was lost, and the agent's messages are not to be handled twice.
             MessageSetAside: it ended three workers.
             DeadlineExceeded: it is not there in time; the message goes on.
@@ -155,7 +182,12 @@ class ResponseHandle:
             position += 1
 
     def status(self) -> RequestStatus:
-        """What has become of the message."""
+        """What has become of the message by now.
+
+        Raises:
+            ConversationNotFound: there is none, or no more.
+            AgentError: it could not be asked.
+        """
         ended = messages.status_by(self._events[-1:])
         if ended is not None:
             return ended
@@ -165,7 +197,11 @@ class ResponseHandle:
         """Asks for the message's end; it may take its handler a moment, and `get_response` raises `Cancelled` then.
 
         Returns:
-            What had become of the message by then.
+            What had become of the message by then; one that has ended stays as it is.
+
+        Raises:
+            ConversationNotFound, MessageNotFound: there is none, or no more.
+            AgentError: it could not be asked.
         """
         return self._conversation._cancel(self.message_id)
 
@@ -236,15 +272,11 @@ class _Stream:
         return event
 
     def _open(self) -> Any:
-        at = self._resumption
-        request = self._asked.request(at)
-        left_s = at.left_s(time.monotonic())
-        timeout_s = math.inf if left_s is None else left_s
-        # A call after one that failed is not to wait for a connection: how long that is worth is decided here.
-        waits = None if at.failure is None else False
+        request = self._asked.request(self._resumption)
+        options = self._resumption.options(time.monotonic())
         if isinstance(request, proto.StreamMessageRequest):
-            return self._stub.StreamMessage(request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=waits)
-        return self._stub.WatchConversation(request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=waits)
+            return self._stub.StreamMessage(request, metadata=self._metadata, **options)
+        return self._stub.WatchConversation(request, metadata=self._metadata, **options)
 
     def _finish(self) -> None:
         """Lets a call end that has handed over its last event."""

@@ -187,15 +187,11 @@ class _Stream:
         return event
 
     def _open(self) -> Any:
-        at = self._resumption
-        request = self._asked.request(at)
-        left_s = at.left_s(time.monotonic())
-        timeout_s = math.inf if left_s is None else left_s
-        # A call after one that failed is not to wait for a connection: how long that is worth is decided here.
-        waits = None if at.failure is None else False
+        request = self._asked.request(self._resumption)
+        options = self._resumption.options(time.monotonic())
         if isinstance(request, proto.StreamMessageRequest):
-            return self._stub.StreamMessage(request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=waits)
-        return self._stub.WatchConversation(request, timeout=timeout_s, metadata=self._metadata, wait_for_ready=waits)
+            return self._stub.StreamMessage(request, metadata=self._metadata, **options)
+        return self._stub.WatchConversation(request, metadata=self._metadata, **options)
 
     async def _finish(self) -> None:
         """Lets a call end that has handed over its last event."""

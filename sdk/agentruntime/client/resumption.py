@@ -4,7 +4,9 @@ Events are numbered, and the last number that was handed over is all that a stre
 without a repeat, at whichever worker. So, other than a call of `repeat.py`, it goes on after part of it was there.
 """
 
+import math
 from enum import Enum, auto
+from typing import Any
 
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
@@ -58,8 +60,16 @@ class Resumption:
         # Whether a worker may have something of it.
         self._reached = after > 0 or until is not Until.MESSAGE
 
-    def left_s(self, now: float) -> float | None:
-        """What the next call may take."""
+    def options(self, now: float) -> dict[str, Any]:
+        """How the next call is made, in gRPC's words."""
+        left_s = self._left_s(now)
+        return {
+            "timeout": math.inf if left_s is None else left_s,
+            # After one that failed it is not to wait for a connection: how long that is worth is decided here.
+            "wait_for_ready": None if self.failure is None else False,
+        }
+
+    def _left_s(self, now: float) -> float | None:
         return None if self.timeout_s is None else max(self.timeout_s - (now - self._began), 0.0)
 
     @property
@@ -121,7 +131,7 @@ class Resumption:
         delay_s = min(_FIRST_DELAY_S * 2.0 ** min(self._failures, 10), _LONGEST_DELAY_S) * (0.5 + draw / 2)
         self._failures += 1
         self.failure = error
-        left_s = self.left_s(now)
+        left_s = self._left_s(now)
         if left_s is not None and left_s <= delay_s:
             raise self._late(error)
         return delay_s

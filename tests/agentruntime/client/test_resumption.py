@@ -1,5 +1,6 @@
 """When a stream goes on, and when not."""
 
+import math
 from typing import Any
 
 import pytest
@@ -30,6 +31,15 @@ def test_delays_grow_until_something_is_heard() -> None:
     resumption.heard(event(1))
     assert resumption.failure is None
     assert resumption.delay_s(LOST, 50.0, 0.0) == 0.025
+
+
+def test_each_call_has_what_is_left_and_waits_for_a_connection_only_if_none_has_failed() -> None:
+    resumption = Resumption(Until.MESSAGE, 0, 30.0, 100.0)
+    assert resumption.options(100.0) == {"timeout": 30.0, "wait_for_ready": None}
+    resumption.delay_s(LOST, 110.0, 1.0)
+    assert resumption.options(110.0) == {"timeout": 20.0, "wait_for_ready": False}
+    assert resumption.options(140.0)["timeout"] == 0.0
+    assert Resumption(Until.FOREVER, 0, None, 0.0).options(1000.0)["timeout"] == math.inf
 
 
 @pytest.mark.parametrize(
@@ -70,7 +80,7 @@ def test_an_agent_that_never_was_there_is_said_soon() -> None:
 
 def test_the_time_is_that_of_all_calls_together() -> None:
     resumption = Resumption(Until.MESSAGE, 0, 30.0, 100.0)
-    assert (resumption.left_s(110.0), resumption.left_s(200.0)) == (20.0, 0.0)
+    assert [resumption.options(now_s)["timeout"] for now_s in (110.0, 200.0)] == [20.0, 0.0]
     with pytest.raises(
         errors.DeadlineExceeded, match=r"not done within 30 s; .*; the attempt before failed: the worker ended"
     ):

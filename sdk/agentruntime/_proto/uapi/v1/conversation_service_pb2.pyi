@@ -31,6 +31,7 @@ class _MessageStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Message
     MESSAGE_STATUS_PENDING: _MessageStatus.ValueType  # 1
     """On disk; others before it run."""
     MESSAGE_STATUS_RUNNING: _MessageStatus.ValueType  # 2
+    """Begun, and not ended; also while its worker was lost and no other one has begun it again."""
     MESSAGE_STATUS_COMPLETED: _MessageStatus.ValueType  # 3
     MESSAGE_STATUS_FAILED: _MessageStatus.ValueType  # 4
     MESSAGE_STATUS_CANCELLED: _MessageStatus.ValueType  # 5
@@ -41,6 +42,7 @@ MESSAGE_STATUS_UNSPECIFIED: MessageStatus.ValueType  # 0
 MESSAGE_STATUS_PENDING: MessageStatus.ValueType  # 1
 """On disk; others before it run."""
 MESSAGE_STATUS_RUNNING: MessageStatus.ValueType  # 2
+"""Begun, and not ended; also while its worker was lost and no other one has begun it again."""
 MESSAGE_STATUS_COMPLETED: MessageStatus.ValueType  # 3
 MESSAGE_STATUS_FAILED: MessageStatus.ValueType  # 4
 MESSAGE_STATUS_CANCELLED: MessageStatus.ValueType  # 5
@@ -55,16 +57,23 @@ class _WhenBusyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WhenBusy.Val
     WHEN_BUSY_UNSPECIFIED: _WhenBusy.ValueType  # 0
     """What the agent says."""
     WHEN_BUSY_QUEUE: _WhenBusy.ValueType  # 1
+    """It waits: 100 in a conversation may, of 7 MiB together."""
     WHEN_BUSY_REJECT: _WhenBusy.ValueType  # 2
+    """It is refused: CONVERSATION_BUSY."""
     WHEN_BUSY_INTERRUPT: _WhenBusy.ValueType  # 3
+    """The others are cancelled, and it runs when they have ended."""
 
-class WhenBusy(_WhenBusy, metaclass=_WhenBusyEnumTypeWrapper): ...
+class WhenBusy(_WhenBusy, metaclass=_WhenBusyEnumTypeWrapper):
+    """What becomes of a message that comes while another one of its conversation runs or waits."""
 
 WHEN_BUSY_UNSPECIFIED: WhenBusy.ValueType  # 0
 """What the agent says."""
 WHEN_BUSY_QUEUE: WhenBusy.ValueType  # 1
+"""It waits: 100 in a conversation may, of 7 MiB together."""
 WHEN_BUSY_REJECT: WhenBusy.ValueType  # 2
+"""It is refused: CONVERSATION_BUSY."""
 WHEN_BUSY_INTERRUPT: WhenBusy.ValueType  # 3
+"""The others are cancelled, and it runs when they have ended."""
 Global___WhenBusy: _TypeAlias = WhenBusy  # noqa: Y015
 
 @_typing.final
@@ -81,8 +90,9 @@ class Part(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     blob: _builtins.bytes
-    """At most 4 MiB, with the rest of the message."""
+    """With the rest of the message at most 4 MiB less 64 KiB."""
     url: _builtins.str
+    """Where it is; the platform does not fetch it."""
     media_type: _builtins.str
     """Of `blob` and `url`: "image/png"."""
     name: _builtins.str
@@ -143,7 +153,9 @@ class ChatMessage(_message.Message):
     role: _builtins.str
     """"user", "assistant" or "system"; empty is "user"."""
     @_builtins.property
-    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]: ...
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """Of a message that is sent one at least; a reply may have none."""
+
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For the agent and the surfaces; kept as it is."""
@@ -186,11 +198,13 @@ class Event(_message.Message):
     sequence: _builtins.int
     """From 1, without a gap."""
     message_id: _builtins.str
-    """Whose it is."""
+    """Of which message it is."""
     token: _builtins.int
     """Of the lease under which it was written: it never gets smaller."""
     @_builtins.property
-    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was written, by the gateway's clock."""
+
     @_builtins.property
     def message(self) -> Global___ChatMessage:
         """The message itself."""
@@ -204,10 +218,12 @@ class Event(_message.Message):
         """A piece of the reply; the pieces since the last attempt are the reply."""
 
     @_builtins.property
-    def tool_call(self) -> Global___ToolCall: ...
+    def tool_call(self) -> Global___ToolCall:
+        """A tool's call has begun; or, with the same `call_id`, has ended."""
+
     @_builtins.property
     def state(self) -> Global___StateChange:
-        """The conversation's state was set."""
+        """The conversation's state was set; what it is, is not told here."""
 
     @_builtins.property
     def cancellation(self) -> Global___Cancellation:
@@ -259,6 +275,8 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):
+    """A worker begins a message."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
@@ -282,6 +300,8 @@ Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
+    """What an agent records of a tool that it uses."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CALL_ID_FIELD_NUMBER: _builtins.int
@@ -290,13 +310,18 @@ class ToolCall(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
+    """Joins a call's beginning and its end."""
     name: _builtins.str
+    """The tool's."""
     error: _builtins.str
+    """What it failed with, "" if it did not."""
     @_builtins.property
-    def arguments(self) -> _struct_pb2.Value: ...
+    def arguments(self) -> _struct_pb2.Value:
+        """Any JSON; at the beginning alone."""
+
     @_builtins.property
     def result(self) -> _struct_pb2.Value:
-        """Unset until it has ended."""
+        """Any JSON; unset until it has ended."""
 
     def __init__(
         self,
@@ -367,6 +392,8 @@ Global___Interruption: _TypeAlias = Interruption  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):
+    """Why a message ended without a reply."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -399,10 +426,13 @@ class Failure(_message.Message):
     reason: _builtins.str
     """As in google.rpc.ErrorInfo: "MESSAGE_AMBIGUOUS"."""
     message: _builtins.str
+    """For people, in a sentence."""
     traceback: _builtins.str
     """Where the agent's code raised; empty for callers that may not operate the agent."""
     @_builtins.property
-    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in google.rpc.ErrorInfo."""
+
     def __init__(
         self,
         *,
@@ -430,16 +460,18 @@ class SendMessageRequest(_message.Message):
     WHEN_BUSY_FIELD_NUMBER: _builtins.int
     EARLIER_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Of 1 to 200 printable ASCII characters; empty begins a conversation with an id of its own."""
+    """Of 1 to 200 printable ASCII characters; empty begins a conversation with an id that the answer tells."""
     message_id: _builtins.str
     """The caller's, by which repeating is safe: of 1 to 200 printable ASCII characters. Empty makes one."""
     when_busy: Global___WhenBusy.ValueType
     """Refuse instead of waiting, or end what runs, whatever the agent's `when_busy` says."""
     @_builtins.property
-    def message(self) -> Global___ChatMessage: ...
+    def message(self) -> Global___ChatMessage:
+        """What is said."""
+
     @_builtins.property
     def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """What was said before, with roles, of a conversation that is new; of any other it is not looked at."""
+        """What was said before, with roles, of a conversation that is new: at most 1000. Of any other it is not looked at."""
 
     def __init__(
         self,
@@ -469,9 +501,11 @@ class SendMessageResponse(_message.Message):
     conversation_id: _builtins.str
     message_id: _builtins.str
     sequence: _builtins.int
-    """Of the completion."""
+    """Of the completion; watching after it tells what happens next."""
     @_builtins.property
-    def reply(self) -> Global___ChatMessage: ...
+    def reply(self) -> Global___ChatMessage:
+        """All of it, pieces that were sent as chunks too."""
+
     def __init__(
         self,
         *,
@@ -560,11 +594,13 @@ class WatchConversationRequest(_message.Message):
     after_sequence: _builtins.int
     """The first event is the one after it; 0 for all."""
     follow: _builtins.bool
+    """Also those to come, without an end."""
     message_id: _builtins.str
     """Only those of one message; with `follow` the stream ends with the message."""
     agent: _builtins.str
-    """For operators who name no agent in the metadata: of which agent, and of whom."""
+    """Where the metadata names no agent: whose conversation it is."""
     principal: _builtins.str
+    """And with whom; empty for the caller itself. Another one's is for who operates the agent."""
     def __init__(
         self,
         *,
@@ -615,6 +651,7 @@ class CancelMessageRequest(_message.Message):
     message_id: _builtins.str
     """Empty: the one that runs."""
     agent: _builtins.str
+    """As in WatchConversationRequest."""
     principal: _builtins.str
     def __init__(
         self,
@@ -664,6 +701,7 @@ class GetConversationRequest(_message.Message):
     message_id: _builtins.str
     """Of this message in `messages`; empty for those that have not ended."""
     agent: _builtins.str
+    """As in WatchConversationRequest."""
     principal: _builtins.str
     def __init__(
         self,
@@ -703,6 +741,8 @@ Global___GetConversationResponse: _TypeAlias = GetConversationResponse  # noqa: 
 
 @_typing.final
 class Conversation(_message.Message):
+    """What there is of a conversation, without what was said."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
@@ -718,6 +758,7 @@ class Conversation(_message.Message):
     conversation_id: _builtins.str
     agent: _builtins.str
     principal: _builtins.str
+    """Who began it: "key:ci", "local"."""
     first_sequence: _builtins.int
     """Of the oldest event that is kept, and the newest."""
     last_sequence: _builtins.int
@@ -728,7 +769,9 @@ class Conversation(_message.Message):
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
-    def changed_at(self) -> _timestamp_pb2.Timestamp: ...
+    def changed_at(self) -> _timestamp_pb2.Timestamp:
+        """When its newest event was written."""
+
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___MessageInfo]:
         """As asked for, in their order; in lists none."""
@@ -757,6 +800,8 @@ Global___Conversation: _TypeAlias = Conversation  # noqa: Y015
 
 @_typing.final
 class MessageInfo(_message.Message):
+    """What has become of a message."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
@@ -853,6 +898,7 @@ class DeleteConversationRequest(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     agent: _builtins.str
+    """As in WatchConversationRequest."""
     principal: _builtins.str
     def __init__(
         self,

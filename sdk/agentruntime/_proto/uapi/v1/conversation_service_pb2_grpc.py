@@ -30,8 +30,16 @@ class ConversationServiceStub:
     the call to the worker that has it at hand. A conversation belongs to who began it: two callers that choose the same
     id have two conversations.
 
-    Errors of every RPC, beside the ones stated there: those of TextGenerationService, and FAILED_PRECONDITION (reason
-    NO_CONVERSATIONS) of an agent that has no `on_message`.
+    Who may call: with an agent in the metadata, whoever may call that agent, about its own conversations; a worker answers,
+    and does not look at `agent`, `principal` and `all_principals`. Without one the gateway answers from the log and wakes
+    nobody: there the request's `agent` says which, the caller must be one that may call it, and with the role `operate`
+    for it may read, cancel and delete the conversations of others, too, by their `principal`. What is done with those is
+    in the audit log.
+
+    Errors of every RPC, beside the ones stated there: those of TextGenerationService; FAILED_PRECONDITION
+    (NO_CONVERSATIONS) of an agent that has no `on_message`; INVALID_ARGUMENT (INVALID_ID; AGENT_MISSING where neither
+    metadata nor request name one); UNAVAILABLE (STORE_UNAVAILABLE: what keeps conversations cannot be reached now);
+    PERMISSION_DENIED and UNAUTHENTICATED of callers that may not.
     """
 
     def __init__(self, channel):
@@ -82,16 +90,26 @@ class ConversationServiceServicer:
     the call to the worker that has it at hand. A conversation belongs to who began it: two callers that choose the same
     id have two conversations.
 
-    Errors of every RPC, beside the ones stated there: those of TextGenerationService, and FAILED_PRECONDITION (reason
-    NO_CONVERSATIONS) of an agent that has no `on_message`.
+    Who may call: with an agent in the metadata, whoever may call that agent, about its own conversations; a worker answers,
+    and does not look at `agent`, `principal` and `all_principals`. Without one the gateway answers from the log and wakes
+    nobody: there the request's `agent` says which, the caller must be one that may call it, and with the role `operate`
+    for it may read, cancel and delete the conversations of others, too, by their `principal`. What is done with those is
+    in the audit log.
+
+    Errors of every RPC, beside the ones stated there: those of TextGenerationService; FAILED_PRECONDITION
+    (NO_CONVERSATIONS) of an agent that has no `on_message`; INVALID_ARGUMENT (INVALID_ID; AGENT_MISSING where neither
+    metadata nor request name one); UNAVAILABLE (STORE_UNAVAILABLE: what keeps conversations cannot be reached now);
+    PERMISSION_DENIED and UNAUTHENTICATED of callers that may not.
     """
 
     def SendMessage(self, request, context):
         """Sends a message and answers when the agent is done with it, with what it replied. The message is on disk before
         the agent sees it, and the reply before the caller does.
-        Repeating it with the same `message_id` does nothing twice: it waits for, or gives, what came of the first.
+        Repeating it with the same `message_id` does nothing twice: it waits for, or gives, what came of the first. Hanging
+        up, or a deadline, ends the waiting and not the message.
         Errors: ABORTED (CONVERSATION_BUSY, where the agent says `when_busy: reject`), CANCELLED (the message was, or was
-        interrupted by a later one), INVALID_ARGUMENT, RESOURCE_EXHAUSTED (CONVERSATION_FULL, TOO_MANY_MESSAGES),
+        interrupted by a later one), INVALID_ARGUMENT, RESOURCE_EXHAUSTED (CONVERSATION_FULL, TOO_MANY_MESSAGES,
+        and MESSAGE_TOO_LARGE of a message or a reply of more than 4 MiB less 64 KiB; QUEUE_FULL: the worker has no room),
         UNAVAILABLE (MESSAGE_AMBIGUOUS: the worker ended meanwhile and the agent's messages are not to be handled twice;
         MESSAGE_SET_ASIDE: it ended three workers), and whatever the agent raises.
         """
@@ -102,7 +120,7 @@ class ConversationServiceServicer:
     def StreamMessage(self, request, context):
         """The same, with every event of the message from its own on, as soon as it is on disk; the last one is its
         completion, or its failure.
-        Errors: as SendMessage, but for those that are told by the failure.
+        Errors: as SendMessage, but what the message fails with once it is on disk is told by the failure, and the call is OK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,7 +136,8 @@ class ConversationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelMessage(self, request, context):
-        """Asks for the end of a message that runs, which its handler learns of, or waits. Does not block.
+        """Asks for the end of a message that runs, which its handler learns of and has some seconds for, or of one that waits.
+        Answers once it was asked for; of a message that nobody has at hand, once it has ended.
         Errors: NOT_FOUND (CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -126,14 +145,16 @@ class ConversationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetConversation(self, request, context):
-        """Does not block. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+        """How far a conversation is, and what has become of its messages that have not ended, or of one. Does not block.
+        Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListConversations(self, request, context):
-        """The caller's, those that changed last first. Does not block. Errors: INVALID_ARGUMENT (page_token).
+        """The caller's, of agents that it may call, those that changed last first. Does not block.
+        Errors: INVALID_ARGUMENT (page_token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,8 +219,16 @@ class ConversationService:
     the call to the worker that has it at hand. A conversation belongs to who began it: two callers that choose the same
     id have two conversations.
 
-    Errors of every RPC, beside the ones stated there: those of TextGenerationService, and FAILED_PRECONDITION (reason
-    NO_CONVERSATIONS) of an agent that has no `on_message`.
+    Who may call: with an agent in the metadata, whoever may call that agent, about its own conversations; a worker answers,
+    and does not look at `agent`, `principal` and `all_principals`. Without one the gateway answers from the log and wakes
+    nobody: there the request's `agent` says which, the caller must be one that may call it, and with the role `operate`
+    for it may read, cancel and delete the conversations of others, too, by their `principal`. What is done with those is
+    in the audit log.
+
+    Errors of every RPC, beside the ones stated there: those of TextGenerationService; FAILED_PRECONDITION
+    (NO_CONVERSATIONS) of an agent that has no `on_message`; INVALID_ARGUMENT (INVALID_ID; AGENT_MISSING where neither
+    metadata nor request name one); UNAVAILABLE (STORE_UNAVAILABLE: what keeps conversations cannot be reached now);
+    PERMISSION_DENIED and UNAUTHENTICATED of callers that may not.
     """
 
     @staticmethod

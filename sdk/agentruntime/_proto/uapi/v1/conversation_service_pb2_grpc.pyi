@@ -31,8 +31,16 @@ class ConversationServiceStub:
     the call to the worker that has it at hand. A conversation belongs to who began it: two callers that choose the same
     id have two conversations.
 
-    Errors of every RPC, beside the ones stated there: those of TextGenerationService, and FAILED_PRECONDITION (reason
-    NO_CONVERSATIONS) of an agent that has no `on_message`.
+    Who may call: with an agent in the metadata, whoever may call that agent, about its own conversations; a worker answers,
+    and does not look at `agent`, `principal` and `all_principals`. Without one the gateway answers from the log and wakes
+    nobody: there the request's `agent` says which, the caller must be one that may call it, and with the role `operate`
+    for it may read, cancel and delete the conversations of others, too, by their `principal`. What is done with those is
+    in the audit log.
+
+    Errors of every RPC, beside the ones stated there: those of TextGenerationService; FAILED_PRECONDITION
+    (NO_CONVERSATIONS) of an agent that has no `on_message`; INVALID_ARGUMENT (INVALID_ID; AGENT_MISSING where neither
+    metadata nor request name one); UNAVAILABLE (STORE_UNAVAILABLE: what keeps conversations cannot be reached now);
+    PERMISSION_DENIED and UNAUTHENTICATED of callers that may not.
     """
 
     @_typing.overload
@@ -42,16 +50,18 @@ class ConversationServiceStub:
     SendMessage: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.SendMessageRequest, _conversation_service_pb2.SendMessageResponse]
     """Sends a message and answers when the agent is done with it, with what it replied. The message is on disk before
     the agent sees it, and the reply before the caller does.
-    Repeating it with the same `message_id` does nothing twice: it waits for, or gives, what came of the first.
+    Repeating it with the same `message_id` does nothing twice: it waits for, or gives, what came of the first. Hanging
+    up, or a deadline, ends the waiting and not the message.
     Errors: ABORTED (CONVERSATION_BUSY, where the agent says `when_busy: reject`), CANCELLED (the message was, or was
-    interrupted by a later one), INVALID_ARGUMENT, RESOURCE_EXHAUSTED (CONVERSATION_FULL, TOO_MANY_MESSAGES),
+    interrupted by a later one), INVALID_ARGUMENT, RESOURCE_EXHAUSTED (CONVERSATION_FULL, TOO_MANY_MESSAGES,
+    and MESSAGE_TOO_LARGE of a message or a reply of more than 4 MiB less 64 KiB; QUEUE_FULL: the worker has no room),
     UNAVAILABLE (MESSAGE_AMBIGUOUS: the worker ended meanwhile and the agent's messages are not to be handled twice;
     MESSAGE_SET_ASIDE: it ended three workers), and whatever the agent raises.
     """
     StreamMessage: _grpc.UnaryStreamMultiCallable[_conversation_service_pb2.StreamMessageRequest, _conversation_service_pb2.StreamMessageResponse]
     """The same, with every event of the message from its own on, as soon as it is on disk; the last one is its
     completion, or its failure.
-    Errors: as SendMessage, but for those that are told by the failure.
+    Errors: as SendMessage, but what the message fails with once it is on disk is told by the failure, and the call is OK.
     """
     WatchConversation: _grpc.UnaryStreamMultiCallable[_conversation_service_pb2.WatchConversationRequest, _conversation_service_pb2.WatchConversationResponse]
     """The events after a sequence number, without a gap and in order; with `follow` also those to come, until the
@@ -59,13 +69,18 @@ class ConversationServiceStub:
     next event is not kept any more).
     """
     CancelMessage: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.CancelMessageRequest, _conversation_service_pb2.CancelMessageResponse]
-    """Asks for the end of a message that runs, which its handler learns of, or waits. Does not block.
+    """Asks for the end of a message that runs, which its handler learns of and has some seconds for, or of one that waits.
+    Answers once it was asked for; of a message that nobody has at hand, once it has ended.
     Errors: NOT_FOUND (CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND).
     """
     GetConversation: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.GetConversationRequest, _conversation_service_pb2.GetConversationResponse]
-    """Does not block. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND)."""
+    """How far a conversation is, and what has become of its messages that have not ended, or of one. Does not block.
+    Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+    """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.ListConversationsRequest, _conversation_service_pb2.ListConversationsResponse]
-    """The caller's, those that changed last first. Does not block. Errors: INVALID_ARGUMENT (page_token)."""
+    """The caller's, of agents that it may call, those that changed last first. Does not block.
+    Errors: INVALID_ARGUMENT (page_token).
+    """
     DeleteConversation: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.DeleteConversationRequest, _conversation_service_pb2.DeleteConversationResponse]
     """Deletes a conversation with all its events, state and files; what runs in it is cancelled first. Its id may begin
     another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
@@ -77,24 +92,34 @@ class ConversationServiceAsyncStub(ConversationServiceStub):
     the call to the worker that has it at hand. A conversation belongs to who began it: two callers that choose the same
     id have two conversations.
 
-    Errors of every RPC, beside the ones stated there: those of TextGenerationService, and FAILED_PRECONDITION (reason
-    NO_CONVERSATIONS) of an agent that has no `on_message`.
+    Who may call: with an agent in the metadata, whoever may call that agent, about its own conversations; a worker answers,
+    and does not look at `agent`, `principal` and `all_principals`. Without one the gateway answers from the log and wakes
+    nobody: there the request's `agent` says which, the caller must be one that may call it, and with the role `operate`
+    for it may read, cancel and delete the conversations of others, too, by their `principal`. What is done with those is
+    in the audit log.
+
+    Errors of every RPC, beside the ones stated there: those of TextGenerationService; FAILED_PRECONDITION
+    (NO_CONVERSATIONS) of an agent that has no `on_message`; INVALID_ARGUMENT (INVALID_ID; AGENT_MISSING where neither
+    metadata nor request name one); UNAVAILABLE (STORE_UNAVAILABLE: what keeps conversations cannot be reached now);
+    PERMISSION_DENIED and UNAUTHENTICATED of callers that may not.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SendMessage: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.SendMessageRequest, _conversation_service_pb2.SendMessageResponse]  # type: ignore[assignment]
     """Sends a message and answers when the agent is done with it, with what it replied. The message is on disk before
     the agent sees it, and the reply before the caller does.
-    Repeating it with the same `message_id` does nothing twice: it waits for, or gives, what came of the first.
+    Repeating it with the same `message_id` does nothing twice: it waits for, or gives, what came of the first. Hanging
+    up, or a deadline, ends the waiting and not the message.
     Errors: ABORTED (CONVERSATION_BUSY, where the agent says `when_busy: reject`), CANCELLED (the message was, or was
-    interrupted by a later one), INVALID_ARGUMENT, RESOURCE_EXHAUSTED (CONVERSATION_FULL, TOO_MANY_MESSAGES),
+    interrupted by a later one), INVALID_ARGUMENT, RESOURCE_EXHAUSTED (CONVERSATION_FULL, TOO_MANY_MESSAGES,
+    and MESSAGE_TOO_LARGE of a message or a reply of more than 4 MiB less 64 KiB; QUEUE_FULL: the worker has no room),
     UNAVAILABLE (MESSAGE_AMBIGUOUS: the worker ended meanwhile and the agent's messages are not to be handled twice;
     MESSAGE_SET_ASIDE: it ended three workers), and whatever the agent raises.
     """
     StreamMessage: _aio.UnaryStreamMultiCallable[_conversation_service_pb2.StreamMessageRequest, _conversation_service_pb2.StreamMessageResponse]  # type: ignore[assignment]
     """The same, with every event of the message from its own on, as soon as it is on disk; the last one is its
     completion, or its failure.
-    Errors: as SendMessage, but for those that are told by the failure.
+    Errors: as SendMessage, but what the message fails with once it is on disk is told by the failure, and the call is OK.
     """
     WatchConversation: _aio.UnaryStreamMultiCallable[_conversation_service_pb2.WatchConversationRequest, _conversation_service_pb2.WatchConversationResponse]  # type: ignore[assignment]
     """The events after a sequence number, without a gap and in order; with `follow` also those to come, until the
@@ -102,13 +127,18 @@ class ConversationServiceAsyncStub(ConversationServiceStub):
     next event is not kept any more).
     """
     CancelMessage: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.CancelMessageRequest, _conversation_service_pb2.CancelMessageResponse]  # type: ignore[assignment]
-    """Asks for the end of a message that runs, which its handler learns of, or waits. Does not block.
+    """Asks for the end of a message that runs, which its handler learns of and has some seconds for, or of one that waits.
+    Answers once it was asked for; of a message that nobody has at hand, once it has ended.
     Errors: NOT_FOUND (CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND).
     """
     GetConversation: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.GetConversationRequest, _conversation_service_pb2.GetConversationResponse]  # type: ignore[assignment]
-    """Does not block. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND)."""
+    """How far a conversation is, and what has become of its messages that have not ended, or of one. Does not block.
+    Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+    """
     ListConversations: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.ListConversationsRequest, _conversation_service_pb2.ListConversationsResponse]  # type: ignore[assignment]
-    """The caller's, those that changed last first. Does not block. Errors: INVALID_ARGUMENT (page_token)."""
+    """The caller's, of agents that it may call, those that changed last first. Does not block.
+    Errors: INVALID_ARGUMENT (page_token).
+    """
     DeleteConversation: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.DeleteConversationRequest, _conversation_service_pb2.DeleteConversationResponse]  # type: ignore[assignment]
     """Deletes a conversation with all its events, state and files; what runs in it is cancelled first. Its id may begin
     another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
@@ -119,8 +149,16 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
     the call to the worker that has it at hand. A conversation belongs to who began it: two callers that choose the same
     id have two conversations.
 
-    Errors of every RPC, beside the ones stated there: those of TextGenerationService, and FAILED_PRECONDITION (reason
-    NO_CONVERSATIONS) of an agent that has no `on_message`.
+    Who may call: with an agent in the metadata, whoever may call that agent, about its own conversations; a worker answers,
+    and does not look at `agent`, `principal` and `all_principals`. Without one the gateway answers from the log and wakes
+    nobody: there the request's `agent` says which, the caller must be one that may call it, and with the role `operate`
+    for it may read, cancel and delete the conversations of others, too, by their `principal`. What is done with those is
+    in the audit log.
+
+    Errors of every RPC, beside the ones stated there: those of TextGenerationService; FAILED_PRECONDITION
+    (NO_CONVERSATIONS) of an agent that has no `on_message`; INVALID_ARGUMENT (INVALID_ID; AGENT_MISSING where neither
+    metadata nor request name one); UNAVAILABLE (STORE_UNAVAILABLE: what keeps conversations cannot be reached now);
+    PERMISSION_DENIED and UNAUTHENTICATED of callers that may not.
     """
 
     @_abc_1.abstractmethod
@@ -131,9 +169,11 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_conversation_service_pb2.SendMessageResponse, _abc.Awaitable[_conversation_service_pb2.SendMessageResponse]]:
         """Sends a message and answers when the agent is done with it, with what it replied. The message is on disk before
         the agent sees it, and the reply before the caller does.
-        Repeating it with the same `message_id` does nothing twice: it waits for, or gives, what came of the first.
+        Repeating it with the same `message_id` does nothing twice: it waits for, or gives, what came of the first. Hanging
+        up, or a deadline, ends the waiting and not the message.
         Errors: ABORTED (CONVERSATION_BUSY, where the agent says `when_busy: reject`), CANCELLED (the message was, or was
-        interrupted by a later one), INVALID_ARGUMENT, RESOURCE_EXHAUSTED (CONVERSATION_FULL, TOO_MANY_MESSAGES),
+        interrupted by a later one), INVALID_ARGUMENT, RESOURCE_EXHAUSTED (CONVERSATION_FULL, TOO_MANY_MESSAGES,
+        and MESSAGE_TOO_LARGE of a message or a reply of more than 4 MiB less 64 KiB; QUEUE_FULL: the worker has no room),
         UNAVAILABLE (MESSAGE_AMBIGUOUS: the worker ended meanwhile and the agent's messages are not to be handled twice;
         MESSAGE_SET_ASIDE: it ended three workers), and whatever the agent raises.
         """
@@ -146,7 +186,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_conversation_service_pb2.StreamMessageResponse], _abc.AsyncIterator[_conversation_service_pb2.StreamMessageResponse]]:
         """The same, with every event of the message from its own on, as soon as it is on disk; the last one is its
         completion, or its failure.
-        Errors: as SendMessage, but for those that are told by the failure.
+        Errors: as SendMessage, but what the message fails with once it is on disk is told by the failure, and the call is OK.
         """
 
     @_abc_1.abstractmethod
@@ -166,7 +206,8 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversation_service_pb2.CancelMessageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_service_pb2.CancelMessageResponse, _abc.Awaitable[_conversation_service_pb2.CancelMessageResponse]]:
-        """Asks for the end of a message that runs, which its handler learns of, or waits. Does not block.
+        """Asks for the end of a message that runs, which its handler learns of and has some seconds for, or of one that waits.
+        Answers once it was asked for; of a message that nobody has at hand, once it has ended.
         Errors: NOT_FOUND (CONVERSATION_NOT_FOUND, MESSAGE_NOT_FOUND).
         """
 
@@ -176,7 +217,9 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversation_service_pb2.GetConversationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_service_pb2.GetConversationResponse, _abc.Awaitable[_conversation_service_pb2.GetConversationResponse]]:
-        """Does not block. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND)."""
+        """How far a conversation is, and what has become of its messages that have not ended, or of one. Does not block.
+        Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+        """
 
     @_abc_1.abstractmethod
     def ListConversations(
@@ -184,7 +227,9 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversation_service_pb2.ListConversationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_service_pb2.ListConversationsResponse, _abc.Awaitable[_conversation_service_pb2.ListConversationsResponse]]:
-        """The caller's, those that changed last first. Does not block. Errors: INVALID_ARGUMENT (page_token)."""
+        """The caller's, of agents that it may call, those that changed last first. Does not block.
+        Errors: INVALID_ARGUMENT (page_token).
+        """
 
     @_abc_1.abstractmethod
     def DeleteConversation(

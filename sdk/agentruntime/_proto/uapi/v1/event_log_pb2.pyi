@@ -4,7 +4,12 @@ isort:skip_file
 What a worker says to the event log, over the socket `l` among its system calls, and hears from there.
 
 Either side sends frames: the length of what follows in 4 bytes, big-endian, and a LogRequests or a LogReplies.
-Whose log it is, the kernel says of the connection: nothing here names an agent.
+Whose log it is, the kernel says of the connection: nothing here names an agent, and a worker reaches the conversations
+of its own agent alone. Who may call is thereby said: workers, and nobody else.
+
+A frame has at most 16 MiB, and 4096 requests. While 4096 of a connection are unanswered, it is not read. Requests are
+answered in any order, but appends to one conversation are written in the order in which they came. Whoever sends
+larger frames, or an id that is in use, or does not read its answers, loses the connection, and with it its leases.
 """
 
 from collections import abc as _abc
@@ -80,10 +85,13 @@ class LogRequest(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Not in use by another request of this connection; not 0."""
+    """By which the answer names it. Not in use by another request of this connection; not 0."""
     stop: _builtins.int
+    """The id of a watch; it is answered whether or not there is one."""
     principal: _builtins.str
-    """On whose behalf."""
+    """On whose behalf: of 1 to 2048 characters. The log believes what a worker says of that, within its agent's
+    conversations.
+    """
     @_builtins.property
     def open(self) -> Global___OpenConversation: ...
     @_builtins.property
@@ -94,7 +102,9 @@ class LogRequest(_message.Message):
     def read(self) -> Global___ReadEvents: ...
     @_builtins.property
     def get(self) -> _conversation_service_pb2.GetConversationRequest:
-        """Their `agent` and `principal` are not looked at: `of` says whose, and the connection which agent's."""
+        """Their `agent`, `principal` and `all_principals` are not looked at: `principal` below says whose, and the connection
+        which agent's.
+        """
 
     @_builtins.property
     def list(self) -> _conversation_service_pb2.ListConversationsRequest: ...
@@ -216,14 +226,24 @@ Global___LogReply: _TypeAlias = LogReply  # noqa: Y015
 
 @_typing.final
 class LogError(_message.Message):
+    """INVALID_ARGUMENT for what is not as it is said here; FAILED_PRECONDITION (LEASE_LOST for an append or a release without
+    the latest token, after which the conversation may be opened anew; MESSAGE_ENDED for events of one that has);
+    RESOURCE_EXHAUSTED (CONVERSATION_FULL, MESSAGE_TOO_LARGE, or more than 1024 watches of a connection); UNAVAILABLE
+    (STORE_UNAVAILABLE) where the store could not be reached for 10 s, but appends wait for it without an end; and what
+    ConversationService says of the operations that it has, too.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     code: _builtins.int
+    """A gRPC status code (google.rpc.Code)."""
     reason: _builtins.str
+    """As in google.rpc.ErrorInfo."""
     message: _builtins.str
+    """For people, in a sentence."""
     def __init__(
         self,
         *,
@@ -326,9 +346,11 @@ class Opened(_message.Message):
     token: _builtins.int
     """Larger than that of every lease before."""
     last_sequence: _builtins.int
+    """Of the newest event on disk; 0 in a conversation that is new."""
     state: _builtins.bytes
     """Canonical JSON; empty without one."""
     state_version: _builtins.int
+    """0 without a state."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenMessage]:
         """Messages that have not ended, in their order."""
@@ -386,6 +408,8 @@ Global___LostWorker: _TypeAlias = LostWorker  # noqa: Y015
 
 @_typing.final
 class OpenMessage(_message.Message):
+    """A message that has not ended."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INFO_FIELD_NUMBER: _builtins.int
@@ -393,7 +417,9 @@ class OpenMessage(_message.Message):
     @_builtins.property
     def info(self) -> _conversation_service_pb2.MessageInfo: ...
     @_builtins.property
-    def message(self) -> _conversation_service_pb2.ChatMessage: ...
+    def message(self) -> _conversation_service_pb2.ChatMessage:
+        """What was said."""
+
     def __init__(
         self,
         *,
@@ -410,7 +436,9 @@ Global___OpenMessage: _TypeAlias = OpenMessage  # noqa: Y015
 
 @_typing.final
 class AppendEvents(_message.Message):
-    """All of it or nothing. On disk when it is answered."""
+    """All of it or nothing. On disk when it is answered. The first event of a message that the log knows already appends
+    nothing, see Appended.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -421,13 +449,14 @@ class AppendEvents(_message.Message):
     EXPECTED_STATE_VERSION_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     token: _builtins.int
+    """Of the lease."""
     state: _builtins.bytes
     """With a StateChange among `events`: what the state is from then on."""
     expected_state_version: _builtins.int
     """Set: ABORTED (STATE_CONFLICT) unless the state has this version now."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_service_pb2.Event]:
-        """Without `sequence`, `time` and `token`."""
+        """From 1 to 1024, without `sequence`, `time` and `token`, which the log gives them."""
 
     def __init__(
         self,
@@ -458,6 +487,7 @@ class Appended(_message.Message):
     last_sequence: _builtins.int
     """Of the last event."""
     time_ns: _builtins.int
+    """Of all of them, Unix, in nanoseconds."""
     @_builtins.property
     def known(self) -> _conversation_service_pb2.MessageInfo:
         """Nothing was appended: a message of that id is there already."""
@@ -479,6 +509,8 @@ Global___Appended: _TypeAlias = Appended  # noqa: Y015
 
 @_typing.final
 class ReleaseConversation(_message.Message):
+    """Gives the lease back; answered when all that was appended before is on disk."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
@@ -525,8 +557,9 @@ class ReadEvents(_message.Message):
     BACKWARDS_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     after_sequence: _builtins.int
+    """The first event is the one after it; 0 for all. With `backwards` the one before it; 0 for the newest."""
     limit: _builtins.int
-    """At most; 0 for as many as fit a reply."""
+    """At most; 0 for as many as fit a reply. Never more than 512 are given, or 4 MiB."""
     message_id: _builtins.str
     """Only of this message."""
     backwards: _builtins.bool
@@ -557,7 +590,9 @@ class Events(_message.Message):
     more: _builtins.bool
     """More of them follow the last."""
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_service_pb2.Event]: ...
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_service_pb2.Event]:
+        """In order; with `backwards` the newest first."""
+
     def __init__(
         self,
         *,

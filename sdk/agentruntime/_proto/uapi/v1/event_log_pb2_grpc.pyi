@@ -4,7 +4,12 @@ isort:skip_file
 What a worker says to the event log, over the socket `l` among its system calls, and hears from there.
 
 Either side sends frames: the length of what follows in 4 bytes, big-endian, and a LogRequests or a LogReplies.
-Whose log it is, the kernel says of the connection: nothing here names an agent.
+Whose log it is, the kernel says of the connection: nothing here names an agent, and a worker reaches the conversations
+of its own agent alone. Who may call is thereby said: workers, and nobody else.
+
+A frame has at most 16 MiB, and 4096 requests. While 4096 of a connection are unanswered, it is not read. Requests are
+answered in any order, but appends to one conversation are written in the order in which they came. Whoever sends
+larger frames, or an id that is in use, or does not read its answers, loses the connection, and with it its leases.
 """
 
 from collections import abc as _abc

@@ -25,9 +25,9 @@ class GenerateRequest(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """"smollm2"."""
+    """Its name; the platform has "smollm2"."""
     prompt: _builtins.str
-    """Must not be empty."""
+    """Must not be empty. It is the only message that the model sees; of smollm2 with the reply at most 2048 tokens."""
     max_tokens: _builtins.int
     """The most tokens to generate; 0 leaves it to the model."""
     temperature: _builtins.float
@@ -57,7 +57,7 @@ class GenerateResponse(_message.Message):
     text: _builtins.str
     """What came since the last message."""
     tokens: _builtins.int
-    """Generated so far."""
+    """Tokens generated so far; the prompt's are not counted."""
     def __init__(
         self,
         *,

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Who may call: workers, whose agent.yaml has the model under `permissions: models`. The kernel says whose a connection
+    is; a refusal is in the audit log. Callers from outside cannot reach it.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,7 +44,9 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Who may call: workers, whose agent.yaml has the model under `permissions: models`. The kernel says whose a connection
+    is; a refusal is in the audit log. Callers from outside cannot reach it.
+    """
 
     def Generate(self, request, context):
         """Generates text, and sends it piece by piece while it is made. The model runs in an agent of the platform's own, which
@@ -51,7 +55,7 @@ class ModelServiceServicer:
         Errors: PERMISSION_DENIED (says what agent.yaml would have to say), NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (an
         empty prompt, one that is longer than the model reads, a number out of its range), FAILED_PRECONDITION
         (MODEL_NOT_READY: its engine or its weights are not installed, or its agent was stopped), RESOURCE_EXHAUSTED (the
-        model does not fit beside what runs).
+        model does not fit beside what runs), DEADLINE_EXCEEDED, UNAVAILABLE (its worker ended after something was sent).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,7 +78,9 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Missing associated documentation comment in .proto file."""
+    """Who may call: workers, whose agent.yaml has the model under `permissions: models`. The kernel says whose a connection
+    is; a refusal is in the audit log. Callers from outside cannot reach it.
+    """
 
     @staticmethod
     def Generate(request,

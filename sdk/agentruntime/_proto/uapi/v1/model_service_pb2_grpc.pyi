@@ -27,6 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
+    """Who may call: workers, whose agent.yaml has the model under `permissions: models`. The kernel says whose a connection
+    is; a refusal is in the audit log. Callers from outside cannot reach it.
+    """
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -38,11 +42,15 @@ class ModelServiceStub:
     Errors: PERMISSION_DENIED (says what agent.yaml would have to say), NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (an
     empty prompt, one that is longer than the model reads, a number out of its range), FAILED_PRECONDITION
     (MODEL_NOT_READY: its engine or its weights are not installed, or its agent was stopped), RESOURCE_EXHAUSTED (the
-    model does not fit beside what runs).
+    model does not fit beside what runs), DEADLINE_EXCEEDED, UNAVAILABLE (its worker ended after something was sent).
     """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
+    """Who may call: workers, whose agent.yaml has the model under `permissions: models`. The kernel says whose a connection
+    is; a refusal is in the audit log. Callers from outside cannot reach it.
+    """
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_model_service_pb2.GenerateRequest, _model_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates text, and sends it piece by piece while it is made. The model runs in an agent of the platform's own, which
@@ -51,10 +59,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Errors: PERMISSION_DENIED (says what agent.yaml would have to say), NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (an
     empty prompt, one that is longer than the model reads, a number out of its range), FAILED_PRECONDITION
     (MODEL_NOT_READY: its engine or its weights are not installed, or its agent was stopped), RESOURCE_EXHAUSTED (the
-    model does not fit beside what runs).
+    model does not fit beside what runs), DEADLINE_EXCEEDED, UNAVAILABLE (its worker ended after something was sent).
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Who may call: workers, whose agent.yaml has the model under `permissions: models`. The kernel says whose a connection
+    is; a refusal is in the audit log. Callers from outside cannot reach it.
+    """
+
     @_abc_1.abstractmethod
     def Generate(
         self,
@@ -67,7 +79,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: PERMISSION_DENIED (says what agent.yaml would have to say), NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (an
         empty prompt, one that is longer than the model reads, a number out of its range), FAILED_PRECONDITION
         (MODEL_NOT_READY: its engine or its weights are not installed, or its agent was stopped), RESOURCE_EXHAUSTED (the
-        model does not fit beside what runs).
+        model does not fit beside what runs), DEADLINE_EXCEEDED, UNAVAILABLE (its worker ended after something was sent).
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
