@@ -1761,7 +1761,9 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was degraded because this machine cannot enforce it, and what else is not as it was written, a sentence each."""
+        """What was degraded because this machine cannot enforce it, and what else is not as it was written, a sentence each. In
+        the answer to what runs or changes the agent, also what it demands of its callers that nobody has.
+        """
 
     @_builtins.property
     def settings(self) -> Global___AgentSettings:
