@@ -26,7 +26,7 @@ from agentruntime.errors import (
 )
 
 from uapi_gateway.conversations.leases import Done, Hold, Holder, Leases
-from uapi_gateway.conversations.store import Append, Appended, Key, Lease, Page, Store
+from uapi_gateway.conversations.store import Append, Appended, Courses, Key, Lease, Page, Store
 from uapi_gateway.conversations.watching import Watcher, Watchers
 from uapi_gateway.conversations.writing import Figures, Writer
 
@@ -317,6 +317,18 @@ class EventLog:
             page_size=min(page_size or _LARGEST_PAGE, _LARGEST_PAGE),
             page_token=page_token,
         )
+
+    async def messages(
+        self, key: Key, before: int, limit: int, *, statuses: "Sequence[proto.MessageStatus.ValueType]" = ()
+    ) -> Courses:
+        """Messages that began before a sequence number, each with its first and its last event, the newest first.
+
+        Raises:
+            ConversationNotFound: there is none.
+            EventsExpired: some of them were deleted while they were read.
+            StoreUnavailable: the store cannot be reached.
+        """
+        return await (await self._opened()).messages(key, before, limit, statuses=statuses)
 
     async def read(
         self, key: Key, after: int = 0, limit: int = 0, *, message_id: str = "", backwards: bool = False
