@@ -31,6 +31,8 @@ def show(home: Home, as_json: bool) -> None:
         # The gateway died, or is only just starting: what the supervisor knows is better than nothing.
         response = gateway_pb2.GetStatusResponse()
         output.note(f"the gateway does not answer; its log is in {home.logs}")
+    for problem in response.problems:
+        output.note(problem)
     if open_to := plaintext_address(response):
         output.note(f"note: whoever is on the network can read and change what is said at {open_to}: {WITHOUT_TLS}")
     data = output.as_data(response)
