@@ -4,6 +4,7 @@ import base64
 from typing import Any
 
 from agentruntime import status
+from agentruntime.api_keys import PREFIX
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -17,8 +18,12 @@ _INVALID = (
     "an API key, `agent login` gets a token"
 )
 _MISSING = (
-    "this needs a credential: send an API key as 'authorization: Bearer uapi_…' or 'x-api-key: uapi_…'; "
-    "`agent keys create` makes one"
+    "this needs a credential, as 'authorization: Bearer …': an API key (also as 'x-api-key: uapi_…'; `agent keys "
+    "create` makes one), or a token of an identity provider (`agent login` gets one)"
+)
+_NOT_PERMITTED = (
+    "may not call this agent: `agent whoami` shows which agents its key, token or certificate is for, and the agent "
+    "may demand more of its callers"
 )
 _TOO_LARGE = "the request is larger than a message may be, which is 4194304 bytes"
 _TOO_MANY = "the caller makes more calls than it may; try again in a second"
@@ -26,7 +31,7 @@ _TOO_MANY = "the caller makes more calls than it may; try again in a second"
 
 def local_replies() -> list[dict[str, Any]]:
     """The mappers, the first that fits first."""
-    return [*_refusals(), *_failures(), *_excesses()]
+    return [*_refusals(), *_failures(), *_malformed(), *_excesses()]
 
 
 def _failures() -> list[dict[str, Any]]:
@@ -72,6 +77,20 @@ def _failures() -> list[dict[str, Any]]:
             reason="POOL_UNAVAILABLE",
             message="the pool does not answer; `agent status` says what runs",
         ),
+    ]
+
+
+def _malformed() -> list[dict[str, Any]]:
+    """Of what the routes refuse to pass on; they say what it is."""
+    return [
+        _reply(
+            _has_status(400),
+            code=3,
+            http=400,
+            reason="METADATA_INVALID",
+            message="the call's metadata is malformed",
+            text="%LOCAL_REPLY_BODY%",
+        )
     ]
 
 
@@ -132,7 +151,9 @@ def http_replies() -> dict[str, Any]:
 
 def _refusals() -> list[dict[str, Any]]:
     """Of callers that may not, or whose credential is no good."""
-    miswritten = {"header_filter": {"header": {"name": "authorization", "string_match": {"contains": KEY_MARK}}}}
+    miswritten = _contains("authorization", KEY_MARK)
+    # Where providers are known, Envoy says of a key what is wrong with it as one of their tokens.
+    of_key = {"or_filter": {"filters": [_contains("authorization", PREFIX), _contains("x-api-key", PREFIX)]}}
     anonymous = _is(headers.PRINCIPAL, ANONYMOUS)
     return [
         _reply(
@@ -143,6 +164,13 @@ def _refusals() -> list[dict[str, Any]]:
             message="the API key is not written as the gateway reads it",
             text="the API key is not written as the gateway reads it, and is not passed on to agents: send "
             "'authorization: Bearer uapi_…' once, or 'x-api-key: uapi_…'",
+        ),
+        _reply(
+            _both(_has_status(401), of_key),
+            code=16,
+            http=401,
+            reason="CREDENTIAL_INVALID",
+            message=_INVALID,
         ),
         _reply(
             _has_status(401),
@@ -159,19 +187,16 @@ def _refusals() -> list[dict[str, Any]]:
             http=401,
             reason="CREDENTIAL_MISSING",
             message=_MISSING,
-            text="this needs a credential: send an API key as 'authorization: Bearer uapi_…' or 'x-api-key: uapi_…' "
-            "(with the SDK UAPI_AUTH_TOKEN); `agent keys create` makes one",
+            text=f"{_MISSING}; with the SDK UAPI_AUTH_TOKEN holds it",
         ),
         _reply(
             _has_status(403),
             code=7,
             http=403,
             reason="NOT_PERMITTED",
-            message="the caller may not call this agent; an administrator gives it that by "
-            "`agent keys create --agents`",
+            message=f"the caller {_NOT_PERMITTED}",
             # Not which agent: it may be known from the service alone, and is not the caller's to know.
-            text=f"%REQ({headers.PRINCIPAL}):128% may not call this agent; an administrator gives it that by "
-            "`agent keys create --agents`, and the agent's access: section says what it demands",
+            text=f"%REQ({headers.PRINCIPAL}):128% {_NOT_PERMITTED}",
         ),
     ]
 
@@ -224,6 +249,10 @@ def _has(header: str) -> dict[str, Any]:
 
 def _is(header: str, value: str) -> dict[str, Any]:
     return {"header_filter": {"header": {"name": header, "string_match": {"exact": value}}}}
+
+
+def _contains(header: str, text: str) -> dict[str, Any]:
+    return {"header_filter": {"header": {"name": header, "string_match": {"contains": text}}}}
 
 
 def _begins(header: str, prefix: str) -> dict[str, Any]:
