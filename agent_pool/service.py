@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import agentruntime
@@ -32,8 +33,8 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         self._started_s = time.monotonic()
 
     async def RunAgent(self, request: pb.RunAgentRequest, context: Context) -> pb.RunAgentResponse:
-        asked = requests.run_request(request)
-        source = await self._pool.catalog.obtain(asked.image, from_engine=not _of_some_agents(context))
+        asked = replace(requests.run_request(request), narrow=_of_some_agents(context))
+        source = await self._pool.catalog.obtain(asked.image, from_engine=not asked.narrow)
         deployment = await self._pool.run(asked)
         return pb.RunAgentResponse(deployment=messages.deployment(deployment), image_source=source)
 
@@ -46,9 +47,9 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         return pb.RestartAgentResponse(worker_ids=worker_ids)
 
     async def UpdateAgent(self, request: pb.UpdateAgentRequest, context: Context) -> pb.UpdateAgentResponse:
-        asked = requests.update_request(request)
+        asked = replace(requests.update_request(request), narrow=_of_some_agents(context))
         if asked.image:
-            await self._pool.catalog.obtain(asked.image, from_engine=not _of_some_agents(context))
+            await self._pool.catalog.obtain(asked.image, from_engine=not asked.narrow)
         deployment = await self._pool.updates.update(asked)
         return pb.UpdateAgentResponse(deployment=messages.deployment(deployment))
 

@@ -36,6 +36,8 @@ class UpdateRequest:
     policies: AskedPolicies = field(default_factory=AskedPolicies)
     grace_s: float = DEFAULT_GRACE_S
     allow_unenforced: bool = False
+    # By an operator of some agents alone.
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Updates:
                 deployment = self._pool.get(agent)
                 one = _worker(deployment, request.name)
                 spec = await self._next(deployment, request, "canary" if one else "update")
+                if request.narrow:
+                    deployment.check_narrow(spec, request.policies.over(deployment.asked))
                 async with self._pool.policies(deployment, request.policies):
                     await self._turn_to(deployment, spec, one, request.grace_s, request.allow_unenforced)
                 return deployment
@@ -156,6 +160,8 @@ class Updates:
             async with self._pool.lock(agent):
                 deployment = self._pool.get(agent)
                 spec = await self._earlier(deployment, number)
+                if narrow:
+                    deployment.check_narrow(spec, deployment.asked)
                 if narrow and (wider := spec.wider_than(deployment.spec)):
                     raise errors.PermissionDenied(
                         f"that revision of agent '{agent}' has other {', '.join(wider)} than the current one; "

@@ -115,6 +115,39 @@ async def test_what_was_taken_back_comes_back_by_whoever_may_give_it(short_direc
         assert one.pool.get("echo").spec.network == "host"
 
 
+async def test_where_the_pool_sends_log_lines_is_not_said_by_an_image_alone(short_directory: Path) -> None:
+    some: Any = _Told(some=True)
+    everything: Any = _Told(some=False)
+    none = pb.AgentSettings(logging=pb.Logging(aggregator="none"))
+    async with clinic(short_directory) as one:
+        logs: Any = None
+        service = AgentPoolService(one.pool, logs)
+        for tag, port in (("1", 1111), ("2", 2222)):
+            archive = io.BytesIO(project("sender", manifest=f"logging: {{aggregator: 'fluentd://localhost:{port}'}}"))
+            await one.pool.catalog.build(archive, f"sender:{tag}", lambda _: None)
+        with pytest.raises(errors.PermissionDenied, match="localhost:1111, to which the pool connects"):
+            await service.RunAgent(pb.RunAgentRequest(image="sender:1"), some)
+        assert one.pool.find("sender") is None
+        await service.RunAgent(pb.RunAgentRequest(image="sender:1", agent="silent", settings=none), some)
+        await service.RunAgent(pb.RunAgentRequest(image="sender:1"), everything)
+        with pytest.raises(errors.PermissionDenied, match="localhost:2222"):
+            await service.UpdateAgent(pb.UpdateAgentRequest(name="sender", image="sender:2"), some)
+        # Where it goes already, it may go on.
+        more = pb.AgentSettings(env={"A": "1"})
+        await service.UpdateAgent(pb.UpdateAgentRequest(name="sender", settings=more), some)
+        await service.RollbackAgent(pb.RollbackAgentRequest(agent="sender"), some)
+        await one.pool.stop("sender", 1.0)
+        await service.RunAgent(pb.RunAgentRequest(image="sender:1"), some)
+        assert one.pool.get("sender").policies.logging.aggregator == "fluentd://localhost:1111"
+        await service.UpdateAgent(pb.UpdateAgentRequest(name="silent", image="sender:2"), some)
+        assert one.pool.get("silent").policies.logging.aggregator == "none"
+        # Of another image under the agent's name, nothing was asked before.
+        await one.pool.catalog.tag("sender:1", "team/silent:1")
+        await one.pool.stop("silent", 1.0)
+        with pytest.raises(errors.PermissionDenied, match="localhost:1111"):
+            await service.RunAgent(pb.RunAgentRequest(image="team/silent:1"), some)
+
+
 async def test_images_that_come_with_the_platform_are_called_as_they_are(short_directory: Path) -> None:
     async with clinic(short_directory) as one:
         for image in one.pool.catalog.images():
