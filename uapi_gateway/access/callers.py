@@ -54,7 +54,8 @@ def grants_of(principal: str, key: Key | None, claims: Mapping[str, Any], policy
     if key is not None:
         return (Grant(key.role, key.agents),)
     if principal.startswith(CERTIFICATE_PREFIX):
-        return () if principal == POOL else (CALL_ALL,)
+        said = policy.by_certificate(principal.removeprefix(CERTIFICATE_PREFIX))
+        return (Grant(said.role, said.agents),) if said.agents and principal != POOL else ()
     if principal.startswith(AGENT_PREFIX):
         agents = policy.permitted.get(principal.removeprefix(AGENT_PREFIX), ())
         return (Grant(proto.ROLE_CALL, agents),) if agents else ()
