@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from agentruntime._proto.uapi.v1 import event_log_pb2 as wire
 from agentruntime.errors import (
     AgentError,
     Cancelled,
@@ -25,6 +26,7 @@ from agentruntime.errors import (
     StoreUnavailable,
 )
 
+from uapi_gateway.conversations.ends import End
 from uapi_gateway.conversations.leases import Done, Hold, Holder, Leases
 from uapi_gateway.conversations.store import Append, Appended, Courses, Key, Lease, Page, Store
 from uapi_gateway.conversations.watching import Watcher, Watchers
@@ -49,7 +51,7 @@ class Own:
     """The gateway, where it writes itself. It gives back at once what it holds."""
 
     name = "gateway"
-    worker_id = ""
+    end = End("")
     ended = False
 
     def wanted(self, key: Key) -> None:
@@ -75,12 +77,17 @@ class EventLog:
         self._now_ns = now_ns
         self._store: Store | None = None
         self._ready = asyncio.Event()
+        # Set as soon as the store is open, or has said why it cannot be.
+        self._heard = asyncio.Event()
+        self._trouble = ""
+        # Looks again and again for a store that went away while nothing was to be written.
+        self._look: asyncio.Task[None] | None = None
         self._leases = Leases()
         self._watchers = Watchers()
         self._own = Own()
         self._writer = Writer(self._written, self._take_away, now_ns=now_ns)
-        # Workers that ended while a message of the conversation ran, the oldest first.
-        self._lost: dict[Key, list[str]] = {}
+        # Workers that ended while a message of the conversation ran, which has not ended, the oldest first.
+        self._lost: dict[Key, tuple[str, list[End]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # Told of conversations with messages that have not ended, which nobody has.
         self.left: list[Callable[[Key], None]] = []
@@ -94,6 +101,17 @@ class EventLog:
         """In how many conversations of each agent a message runs at a worker."""
         return self._leases.running()
 
+    @property
+    def trouble(self) -> str:
+        """Why the store cannot be reached now; "" if it can, as far as is known."""
+        return self._trouble or self._writer.trouble
+
+    async def heard(self, within_s: float) -> None:
+        """Waits until it is known whether the store can be opened, for so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._heard.wait()
+
     async def run(self) -> None:
         """Opens the store and writes, until cancelled."""
         store = await self._patiently(self._open, "the conversations cannot be opened; tried again")
@@ -102,6 +120,7 @@ class EventLog:
             self._leases.reserve(key)
         self._store = store
         self._ready.set()
+        self._heard.set()
         for key in unfinished:
             self._tell_left(key)
         asyncio.get_running_loop().call_later(RETURN_S, self._unreserve, unfinished)
@@ -118,9 +137,14 @@ class EventLog:
         delay_s = _FIRST_DELAY_S
         while True:
             try:
-                return await ask()
+                answer = await ask()
             except StoreUnavailable as error:
                 _log.error(what, error=error.message)
+                self._trouble = error.message
+                self._heard.set()
+            else:
+                self._trouble = ""
+                return answer
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
@@ -130,7 +154,8 @@ class EventLog:
                 async with asyncio.timeout(_PATIENCE_S):
                     await self._ready.wait()
             except TimeoutError:
-                raise StoreUnavailable("the conversations cannot be opened now; try again") from None
+                why = self._trouble or "conversations are not open yet"
+                raise StoreUnavailable(f"{why}; try again") from None
         assert self._store is not None
         return self._store
 
@@ -186,11 +211,22 @@ class EventLog:
                 return await store.acquire(
                     key, holder.name, self._now_ns(), token=token, existing=existing, to_end=to_end
                 )
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if time.monotonic() + delay_s > until_s:
+                    self._look_for(store, error)
                     raise
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    def _look_for(self, store: Store, error: StoreUnavailable) -> None:
+        """Knows of the trouble, until the store is there again."""
+        if self._look is None or self._look.done():
+            self._trouble = error.message
+            self._look = self._start(self._found(store))
+
+    async def _found(self, store: Store) -> None:
+        look = partial(store.list, principal="", agent="", page_size=1, page_token="")
+        await self._patiently(look, "the conversations cannot be read")
 
     def append(self, hold: Hold, append: Append, done: Done) -> None:
         """Has events written; `done` is called when they are on disk, or never will be."""
@@ -204,9 +240,10 @@ class EventLog:
             hold.drained.append(done)
         self._writer.settle(hold)
 
-    def lost(self, key: Key) -> Sequence[str]:
-        """Workers that ended while they handled the message that is the first now, the oldest first."""
-        return self._lost.get(key, ())
+    def lost(self, key: Key, message_id: str) -> Sequence[wire.LostWorker]:
+        """What is known by now of the workers that ended while they handled that message, the oldest first."""
+        of, ends = self._lost.get(key, ("", ()))
+        return [end.worker for end in ends] if of == message_id else ()
 
     def held(self, key: Key) -> bool:
         """Whether somebody has it."""
@@ -215,11 +252,12 @@ class EventLog:
     def _free(self, hold: Hold) -> None:
         if self._leases.get(hold.key) is not hold:
             return
+        of, ends = self._lost.pop(hold.key, ("", []))
         if hold.holder.ended and hold.running:
-            self._lost.setdefault(hold.key, []).append(hold.holder.worker_id)
-            del self._lost[hold.key][:-_MOST_LOST]
-        elif not hold.running:
-            self._lost.pop(hold.key, None)
+            ends = [*(ends if of == hold.running else ()), hold.holder.end][-_MOST_LOST:]
+            self._lost[hold.key] = hold.running, ends
+        elif of in hold.unended:
+            self._lost[hold.key] = of, ends
         if cancelled := [message_id for message_id in hold.unended if message_id in hold.cancelled]:
             # It was asked for, and whoever was told has gone.
             self._leases.seize(hold.key)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
@@ -21,7 +22,8 @@ from tests.waiting import eventually
 from uapi_gateway.conversations import log as log_module
 from uapi_gateway.conversations.leases import Hold, Holder
 from uapi_gateway.conversations.log import EventLog
-from uapi_gateway.conversations.store import Append, Appended, Key
+from uapi_gateway.conversations.sql import SqlStore
+from uapi_gateway.conversations.store import Append, Appended, Key, Store
 
 KEY = Key("local", "a", "first")
 
@@ -209,11 +211,32 @@ async def test_a_lost_connection_frees_its_leases_and_is_remembered() -> None:
         another = Holding("a-02")
         hold, lease = await log.open(KEY, another)
         assert [(info.message_id, info.status) for info, _ in lease.messages] == [("m", proto.MESSAGE_STATUS_RUNNING)]
-        assert log.lost(KEY) == ["a-01"]
+        assert [each.worker_id for each in log.lost(KEY, "m")] == ["a-01"]
         await append(log, hold, over("m"))
         await release(log, hold)
-        assert log.lost(KEY) == ()
+        assert log.lost(KEY, "m") == ()
         assert left == [KEY]
+
+
+async def test_ends_are_a_messages_own() -> None:
+    async with running() as (log, _):
+        for number in (1, 2):
+            holder = Holding(f"a-{number}")
+            hold = await opened(log, holder)
+            await append(log, hold, *([said("m")] if number == 1 else []), begun("m"))
+            end(log, holder, hold)
+        # Given back by one that had begun it, and drains: what is known of the others stays.
+        holder = Holding("a-3")
+        hold = await opened(log, holder)
+        await append(log, hold, begun("m"), proto.Event(message_id="m", interruption=proto.Interruption()))
+        await release(log, hold)
+        assert [each.worker_id for each in log.lost(KEY, "m")] == ["a-1", "a-2"]
+        holder = Holding("a-4")
+        hold = await opened(log, holder)
+        await append(log, hold, over("m"), said("n"), begun("n"))
+        end(log, holder, hold)
+        assert [each.worker_id for each in log.lost(KEY, "n")] == ["a-4"]
+        assert log.lost(KEY, "m") == ()
 
 
 async def test_who_had_it_before_the_gateway_started_gets_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,3 +570,46 @@ async def test_cancelling_what_was_just_written_is_told() -> None:
         hold.unended.clear()
         assert await log.cancel(KEY, "m") == proto.MESSAGE_STATUS_PENDING
         assert holder.told == [("cancelled", "m")]
+
+
+async def test_a_store_that_cannot_be_reached_is_said_and_found_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "_PATIENCE_S", 0.1)
+    away, store = SqlStore("postgresql://nobody@127.0.0.1:1/x", tmp_path), MemoryStore()
+    stores: list[Store] = [away]
+
+    async def opened() -> Store:
+        await stores[0].open()
+        return stores[0]
+
+    log = EventLog(opened)
+    task = asyncio.create_task(log.run())
+    await log.heard(10)
+    assert "127.0.0.1" in log.trouble
+    for asked in (log.open(KEY, Holding()), log.find(KEY)):
+        with pytest.raises(StoreUnavailable, match=r"127.0.0.1.*; try again"):
+            await asked
+    stores[0] = store
+    await eventually(lambda: not log.trouble)
+    assert (await log.open(KEY, Holding()))[0].token
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await away.close()
+
+
+async def test_a_store_that_goes_away_is_trouble_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "_PATIENCE_S", 0.01)
+    async with running() as (log, store):
+        hold = await opened(log, Holding())
+        store.troubles = ["away"] * 3
+        writing = asyncio.create_task(append(log, hold, said("m")))
+        await eventually(lambda: log.trouble == "away")
+        await writing
+        assert not log.trouble
+        # Where nothing is to be written, it is looked for.
+        store.troubles = ["away"] * 3
+        with pytest.raises(StoreUnavailable):
+            await opened(log, Holding(), Key("local", "a", "second"))
+        assert "away" in log.trouble
+        await eventually(lambda: not log.trouble)
