@@ -338,7 +338,7 @@ async def test_a_certificate_may_do_what_was_granted_to_it(secured: Secured, tmp
             told = await caller.GetCaller(access_pb2.GetCallerRequest())
             assert told.principal == f"cert:{uri}"
             listed = await allowed(registry.ListAgents(registry_proto.ListAgentsRequest()))
-            grants = [(each.role, list(each.agents)) for each in told.grants]
+            grants = [(int(each.role), list(each.agents)) for each in told.grants]
             return bool(called), grants, len(listed.agents) if listed else 0
 
         call, operate, nothing = access_pb2.ROLE_CALL, access_pb2.ROLE_OPERATE, access_pb2.ROLE_UNSPECIFIED
