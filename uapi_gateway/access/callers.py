@@ -20,6 +20,7 @@ from uapi_gateway.access.policy import (
     Caller,
     Grant,
     Policy,
+    with_itself,
 )
 
 ROLE_NAMES: dict[int, str] = {role.value: role.name.lower() for role in scopes.Role}
@@ -57,8 +58,8 @@ def grants_of(principal: str, key: Key | None, claims: Mapping[str, Any], policy
         said = policy.by_certificate(principal.removeprefix(CERTIFICATE_PREFIX))
         return (Grant(said.role, said.agents),) if said.agents and principal != POOL else ()
     if principal.startswith(AGENT_PREFIX):
-        agents = policy.permitted.get(principal.removeprefix(AGENT_PREFIX), ())
-        return (Grant(proto.ROLE_CALL, agents),) if agents else ()
+        agent = principal.removeprefix(AGENT_PREFIX)
+        return (Grant(proto.ROLE_CALL, with_itself(agent, policy.permitted.get(agent, ()))),)
     for known in policy.identity:
         provider = known.provider
         if principal.startswith(provider.principal_prefix):
@@ -94,8 +95,8 @@ def refusal(caller: Caller, role: int, agents: Iterable[str]) -> AgentError:
             reason="CREDENTIAL_MISSING",
         )
     return PermissionDenied(
-        f"{caller.principal} does not have {needed}; an administrator gives it, by a key (`agent keys create`) or a "
-        "scope of its token",
+        f"{caller.principal} does not have {needed}; an administrator gives it, by a key (`agent keys create`), a "
+        "scope of its token or `agent certs grant`",
         reason="NOT_PERMITTED",
         metadata={"principal": caller.principal},
     )
