@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import base_image, postgresql
 from tests.engine import Engine, NoEngineError, address
@@ -16,6 +17,9 @@ from tests.engine import Engine, NoEngineError, address
 os.environ["AGENT_RUNTIME_MODE"] = "native"
 # A shell has what it starts in the background ignore this, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes says more of what runs beside it.
+settings.register_profile("beside others", deadline=None)
+settings.load_profile("beside others")
 _WHY = pytest.StashKey[str]()
 # Tests that use an engine here and there; by directory or file below this one.
 _OF_CONTAINERS = ("conformance", "escape", "test_engine.py")

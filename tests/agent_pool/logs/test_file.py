@@ -23,7 +23,7 @@ def all_lines(descriptor: int, start: int, end: int) -> list[bytes]:
     return [raw for _, batch in file.forward(descriptor, start, end) for raw in batch]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXTS, strategies.booleans(), strategies.integers(1, 30))
 def test_both_ways_give_the_same_lines(descriptor: int, texts: list[bytes], finished: bool, chunk: int) -> None:
     os.ftruncate(descriptor, 0)
@@ -108,7 +108,7 @@ STEPS = strategies.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS, strategies.integers(1, 5000))
 def test_what_is_kept_is_always_the_end(descriptor: int, steps: list[list[bytes] | int], max_bytes: int) -> None:
     """Whatever is appended and trimmed in whatever order."""

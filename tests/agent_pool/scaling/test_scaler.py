@@ -56,7 +56,7 @@ def steps(policy: ScalingPolicy, stretches: list[tuple[float, int, float]], work
     return list(simulate(policy, stretches, workers))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(policies, loads, st.integers(1, 60))
 def test_what_always_holds(policy: ScalingPolicy, stretches: list[tuple[float, int, float]], begin: int) -> None:
     grew_s = -math.inf
@@ -73,7 +73,7 @@ def test_what_always_holds(policy: ScalingPolicy, stretches: list[tuple[float, i
             assert step.at_s - grew_s >= WINDOWS.calm_s, "it shrank right after it grew"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(policies, loads)
 def test_growth_is_bounded_within_each_step(policy: ScalingPolicy, stretches: list[tuple[float, int, float]]) -> None:
     done = steps(policy, stretches)
@@ -84,7 +84,7 @@ def test_growth_is_bounded_within_each_step(policy: ScalingPolicy, stretches: li
         assert step.after <= 2 * max(2 * least, least + 4) + 4
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(policies, st.integers(1, 2000), st.floats(0, 30), st.integers(1, 60))
 def test_a_constant_load_gets_what_it_needs_and_nothing_flaps(
     policy: ScalingPolicy, calls: int, cpu: float, begin: int
@@ -103,7 +103,7 @@ def test_a_constant_load_gets_what_it_needs_and_nothing_flaps(
     assert done[-1].after == done[int((growing_s + WINDOWS.calm_s) / TICK_S)].after
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(policies, st.integers(1, 2000))
 def test_after_the_calls_it_comes_back_to_the_minimum(policy: ScalingPolicy, calls: int) -> None:
     back_s = WINDOWS.mean_s + WINDOWS.calm_s + 1
@@ -111,7 +111,7 @@ def test_after_the_calls_it_comes_back_to_the_minimum(policy: ScalingPolicy, cal
     assert done[-1].after == max(1, policy.min_replicas)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(policies, st.floats(0, 40))
 def test_busy_workers_without_calls_are_no_reason_to_start_more(policy: ScalingPolicy, cpu: float) -> None:
     assert all(

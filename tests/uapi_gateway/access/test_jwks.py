@@ -88,7 +88,7 @@ _FIELDS = st.sampled_from(["kty", "kid", "alg", "use", "key_ops", "n", "e", "crv
 
 
 # A busy machine is slow at drawing, too.
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from([RSA, EC, ED]), st.dictionaries(_FIELDS, _JSON, max_size=3))
 def test_no_key_of_any_form_is_an_unforeseen_error(good: dict[str, Any], changed: dict[str, Any]) -> None:
     found = reduced({"keys": [good | changed, RSA]})

@@ -13,7 +13,7 @@ from uapi_gateway.http.openai.identifiers import Place
 _IDS = st.text([chr(code) for code in range(0x20, 0x7F)], min_size=1, max_size=200)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(_IDS, _IDS)
 def test_there_and_back(conversation_id: str, message_id: str) -> None:
     place = Place("my-agent", conversation_id, message_id)
@@ -21,7 +21,7 @@ def test_there_and_back(conversation_id: str, message_id: str) -> None:
     assert identifiers.place_of(place.response_id) == place
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(max_size=60))
 def test_anything_else_is_not_found(text: str) -> None:
     with pytest.raises(NotFound):
