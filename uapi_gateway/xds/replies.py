@@ -1,6 +1,7 @@
 """What Envoy answers by itself, as gRPC statuses with a reason."""
 
 import base64
+from pathlib import Path
 from typing import Any
 
 from agentruntime import status
@@ -16,17 +17,26 @@ _INVALID = (
     "the credential is not valid: it has expired, was revoked, or is not of this platform; `agent keys create` makes "
     "an API key, `agent login` gets a token"
 )
-_MISSING = (
-    "this needs a credential: send an API key as 'authorization: Bearer uapi_…' or 'x-api-key: uapi_…'; "
-    "`agent keys create` makes one"
-)
 _TOO_LARGE = "the request is larger than a message may be, which is 4194304 bytes"
 _TOO_MANY = "the caller makes more calls than it may; try again in a second"
 
 
-def local_replies() -> list[dict[str, Any]]:
-    """The mappers, the first that fits first."""
-    return [*_refusals(), *_failures(), *_excesses()]
+def local_replies(token_file: Path | None = None) -> list[dict[str, Any]]:
+    """The mappers, the first that fits first.
+
+    Args:
+        token_file: where callers of this machine find this user's own key; None where others can connect, too.
+    """
+    return [*_refusals(missing(token_file)), *_failures(), *_excesses()]
+
+
+def missing(token_file: Path | None) -> str:
+    """What is said to those who show no credential."""
+    key = f"$(cat {token_file})" if token_file else "uapi_…"
+    return (
+        f"this needs a credential: send `authorization: Bearer {key}`, with an API key (`agent keys create` makes "
+        "others; the SDK takes UAPI_AUTH_TOKEN), or start the platform with `agent up --anonymous call`"
+    )
 
 
 def _failures() -> list[dict[str, Any]]:
@@ -110,12 +120,12 @@ def _excesses() -> list[dict[str, Any]]:
     ]
 
 
-def http_replies() -> dict[str, Any]:
+def http_replies(token_file: Path | None = None) -> dict[str, Any]:
     """The same on the listener for HTTP, in the form of its APIs' errors."""
     anonymous = _both(_has_status(403), _is(headers.PRINCIPAL, ANONYMOUS))
     cases = [
         (_has_status(401), 401, "UNAUTHENTICATED", "CREDENTIAL_INVALID", _INVALID),
-        (anonymous, 401, "UNAUTHENTICATED", "CREDENTIAL_MISSING", _MISSING),
+        (anonymous, 401, "UNAUTHENTICATED", "CREDENTIAL_MISSING", _literal(missing(token_file))),
         (_has_status(403), 403, "PERMISSION_DENIED", "NOT_PERMITTED", "the caller may not see this page"),
         (_has_status(408), 408, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "the request did not arrive in time"),
         (_has_status(413), 413, "RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", _TOO_LARGE),
@@ -130,7 +140,7 @@ def http_replies() -> dict[str, Any]:
     return {"mappers": mappers}
 
 
-def _refusals() -> list[dict[str, Any]]:
+def _refusals(nothing_shown: str) -> list[dict[str, Any]]:
     """Of callers that may not, or whose credential is no good."""
     miswritten = {"header_filter": {"header": {"name": "authorization", "string_match": {"contains": KEY_MARK}}}}
     anonymous = _is(headers.PRINCIPAL, ANONYMOUS)
@@ -158,9 +168,8 @@ def _refusals() -> list[dict[str, Any]]:
             code=16,
             http=401,
             reason="CREDENTIAL_MISSING",
-            message=_MISSING,
-            text="this needs a credential: send an API key as 'authorization: Bearer uapi_…' or 'x-api-key: uapi_…' "
-            "(with the SDK UAPI_AUTH_TOKEN); `agent keys create` makes one",
+            message=nothing_shown,
+            text=_literal(nothing_shown),
         ),
         _reply(
             _has_status(403),
@@ -207,6 +216,11 @@ def _details(code: int, reason: str, message: str) -> str:
     detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=status.DOMAIN))
     wire = status_pb2.Status(code=code, message=message, details=[detail]).SerializeToString()
     return base64.b64encode(wire).decode().rstrip("=")
+
+
+def _literal(text: str) -> str:
+    """A text in which Envoy fills in nothing."""
+    return text.replace("%", "%%")
 
 
 def _both(*filters: dict[str, Any]) -> dict[str, Any]:
