@@ -32,10 +32,11 @@ def local_replies(token_file: Path | None = None) -> list[dict[str, Any]]:
 
 def missing(token_file: Path | None) -> str:
     """What is said to those who show no credential."""
-    key = f"$(cat {token_file})" if token_file else "uapi_…"
+    own = f"`authorization: Bearer $(cat {token_file})`, or another API key there"
+    send = own if token_file else "an API key as `authorization: Bearer uapi_…`"
     return (
-        f"this needs a credential: send `authorization: Bearer {key}`, with an API key (`agent keys create` makes "
-        "others; the SDK takes UAPI_AUTH_TOKEN), or start the platform with `agent up --anonymous call`"
+        f"this needs a credential: send {send} (`agent keys create` makes one; the SDK takes UAPI_AUTH_TOKEN); "
+        "`agent up --anonymous call` lets callers in without one where an agent demands none"
     )
 
 
