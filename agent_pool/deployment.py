@@ -92,7 +92,7 @@ class Deployment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What of the current revision is not enforced or has no effect, and whether its log lines cannot be sent."""
-        found = [self.spec.without_effect, self.log_trouble]
+        found = [self.spec.named_otherwise, self.spec.without_effect, self.log_trouble]
         if self.spec.prepared.degraded and self.spec.permissions.secrets:
             found.append(
                 "its secrets lie in a directory below the runtime directory: it cannot have one of its own in memory"

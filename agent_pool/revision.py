@@ -5,6 +5,7 @@ from typing import Any
 
 from agentruntime.launch import ConversationSpec
 from agentruntime.manifest import AgentManifest
+from agentruntime.names import ImageReference
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent_pool.asked import (
@@ -52,6 +53,8 @@ class Program(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    # Of its own agent.yaml; what it is called is the image's name, or what its operator says.
+    name: str = ""
     entrypoint: str
     services: tuple[str, ...] = ()
     env: dict[str, str] = Field(default_factory=dict)
@@ -70,6 +73,7 @@ class Program(BaseModel):
     @classmethod
     def of(cls, manifest: AgentManifest) -> "Program":
         return cls(
+            name=manifest.name,
             entrypoint=manifest.entrypoint,
             services=tuple(manifest.services),
             env=manifest.env,
@@ -195,6 +199,14 @@ class Spec(BaseModel):
             # What has no network but its own loopback has none to be limited.
             network_bps=self.isolation.network_limit_bps or None if self.network == "host" else None,
         )
+
+    @property
+    def named_otherwise(self) -> str:
+        """That it is called after its image, though its author gave it another name; "" if not."""
+        name = self.program.name
+        if name in ("", self.agent) or self.agent != ImageReference.parse(self.image).agent:
+            return ""
+        return f"its agent.yaml calls it '{name}'; it runs as '{self.agent}', after its image (--name says otherwise)"
 
     @property
     def without_effect(self) -> str:

@@ -31,7 +31,8 @@ class Runs:
 
     async def _run_image(self, request: RunRequest) -> Deployment:
         opened = await self._pool.catalog.open(request.image)
-        agent = names.check_agent_name(request.agent or opened.manifest.name)
+        # Not what its agent.yaml says: whoever asks was looked at by the name that stands in the request.
+        agent = names.check_agent_name(request.agent or ImageReference.parse(request.image).agent)
         async with self._pool.lock(agent):
             running = self._pool.find(agent)
             if running is None or running.stopped:

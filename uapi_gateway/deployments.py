@@ -41,7 +41,7 @@ def from_deployment(deployment: pool.Deployment) -> Agent:
         idempotent=deployment.idempotent,
         descriptors=deployment.descriptors,
         permissions=_permissions(deployment),
-        demands=_demands(deployment.settings.access),
+        demands=demands_of(deployment.settings.access),
         keeping=_keeping(deployment.settings.conversations),
     )
 
@@ -51,7 +51,8 @@ def _permissions(deployment: pool.Deployment) -> Permissions:
     return Permissions(**given, operators_egress=tuple(deployment.settings.permissions.egress))
 
 
-def _demands(access: pool.Access) -> Demands:
+def demands_of(access: pool.Access) -> Demands:
+    """What an agent demands of its callers, as the pool says it."""
     return Demands(access.tls, tuple(access.keys), access.oauth2_client_id)
 
 

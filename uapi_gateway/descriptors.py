@@ -175,10 +175,25 @@ def _reflection_v1(alpha: descriptor_pb2.FileDescriptorProto) -> descriptor_pb2.
 def files_of(serialized: bytes) -> tuple[descriptor_pb2.FileDescriptorProto, ...]:
     """The files of a serialized FileDescriptorSet; none if it cannot be read."""
     try:
-        return tuple(descriptor_pb2.FileDescriptorSet.FromString(serialized).file)
+        read = descriptor_pb2.FileDescriptorSet.FromString(serialized)
     except DecodeError:
+        read = None
+    if read is None or not _is_text(read):
         _log.warning("unreadable descriptors", size_bytes=len(serialized))
         return ()
+    return tuple(read.file)
+
+
+def _is_text(message: Message) -> bool:
+    """Whether all strings of a message are UTF-8; protobuf gives those of proto2 as bytes where they are not."""
+    for described, value in message.ListFields():
+        values = value if described.is_repeated else (value,)
+        if described.type == described.TYPE_STRING:
+            if not all(isinstance(each, str) for each in values):
+                return False
+        elif described.type == described.TYPE_MESSAGE and not all(map(_is_text, values)):
+            return False
+    return True
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,6 @@
 """AgentGateway: calls with data in JSON's form, and how the platform's processes are doing."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.keys import LOCAL
 from uapi_gateway.access.policy import Policy, may_call
 from uapi_gateway.access.providers import OIDC_PREFIX
+from uapi_gateway.conversations.log import EventLog
 from uapi_gateway.envoy import Envoy
 from uapi_gateway.registry import Agent, Registry
 from uapi_gateway.xds.routes import AGENT_HEADER
@@ -118,8 +120,10 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
         own: proto.ProcessStatus,
         *,
         policy: Callable[[], Policy],
+        conversations: EventLog,
     ):
         """`own` is the gateway's pid, version and addresses; the uptime is filled in. `policy` is that in force."""
+        self._conversations = conversations
         self._registry = registry
         self._policy = policy
         self._envoy = envoy
@@ -174,7 +178,9 @@ class GatewayService(agent_gateway_pb2_grpc.AgentGatewayServicer):
     async def GetStatus(
         self, request: proto.GetStatusRequest, context: aio.ServicerContext[Any, Any]
     ) -> proto.GetStatusResponse:
-        return proto.GetStatusResponse(processes=await self.processes())
+        # Whoever has just started the platform wants to know.
+        found, _ = await asyncio.gather(self.processes(), self._conversations.heard(_STATUS_TIMEOUT_S))
+        return proto.GetStatusResponse(processes=found, problems=filter(None, [self._conversations.trouble]))
 
     async def processes(self) -> list[proto.ProcessStatus]:
         """The processes that run: gateway, and if they do envoy, pool and supervisor."""

@@ -89,7 +89,6 @@ class Parts:
         # Agents: the pool's, and those that register.
         self.pool = pool_channel(sockets.pool_link(home) if settings.pool_endpoint else home.pool_socket)
         self.watch = PoolWatch(self.pool, self.registry, self.store, self.discovery.balanced)
-        self.service = GatewayService(self.registry, self.envoy, self.pool, home, self.own, policy=self.policy)
         is_own = own_addresses(settings, self.ports)
         self.registrar = RegistryService(self.registry, self.store, outward, is_own=is_own)
         self.health_loop = HealthLoop(
@@ -98,6 +97,15 @@ class Parts:
 
         # Calls and conversations, and what is seen of them.
         self.conversations = Conversations(settings, self.registry, self.policy)
+        self.service = GatewayService(
+            self.registry,
+            self.envoy,
+            self.pool,
+            home,
+            self.own,
+            policy=self.policy,
+            conversations=self.conversations.log,
+        )
         load, self.ejections = Load(self.registry, self.conversations.log.running), Ejections(self.registry)
         self.load_service = LoadService(load, settings.load_interval_s)
         self.carrier = Relay(self.registry, self.pool, load, self.ejections, settings=settings, outward=outward)

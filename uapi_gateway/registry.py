@@ -225,6 +225,10 @@ class Registry:
             return None
         return Target(name, owner, tuple(e for e in owner.endpoints if e.worker_id == name))
 
+    def owner(self, worker_id: str) -> str:
+        """The agent whose worker that is; "" if it is nobody's."""
+        return self._workers.get(worker_id, "")
+
     def serving(self, service: str) -> list[Agent]:
         """The agents that serve a service, by id; stopped ones only where there is no other."""
         every = [agent for agent in self.agents() if service in agent.services]

@@ -145,6 +145,8 @@ def _announce(parts: Parts) -> None:
         "grpc_address": own.addresses[0].removeprefix("https://"),
         "http_address": own.addresses[1],
         "started": time.time(),
+        "anonymous": "call" if parts.settings.anonymous_calls else "none",
+        "require_client_cert": parts.settings.tls_require_client_cert,
     }
     if sources.server is not None:
         ca = str(sources.callers) if sources.callers else ""

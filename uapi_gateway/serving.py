@@ -78,7 +78,7 @@ def control(parts: Parts) -> AbstractAsyncContextManager[None]:
     server.add_generic_rpc_handlers(
         (
             *ReflectionService(registry, checks.callable_by).handlers(),
-            PoolHandler(parts.pool, parts.discovery.routed, checks),
+            PoolHandler(parts.pool, parts.discovery.routed, checks, lambda: parts.book.policy),
             A2AHandler(parts.a2a, checks),
             FallbackHandler(registry, checks.callable_by),
         )

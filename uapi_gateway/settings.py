@@ -128,6 +128,10 @@ class Settings(BaseSettings):
                 "UAPI_GATEWAY_CONVERSATIONS_URL is none that conversations can be kept at; write "
                 "postgresql://user:password@host/name, or leave it out"
             )
+        if not self.serves_tls and (self.tls_ca or self.tls_require_client_cert):
+            raise InvalidArgument(
+                "--ca and --require-client-cert say which certificates of callers are taken, and need --tls"
+            )
         if self.tls_require_client_cert and self.sources.callers is None:
             raise InvalidArgument(
                 "--require-client-cert needs the authority that signs callers' certificates: --ca FILE"

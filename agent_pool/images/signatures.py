@@ -6,7 +6,6 @@ https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md
 """
 
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +44,7 @@ class _Layer(BaseModel):
             return None
         try:
             return base64.b64decode(text, validate=True)
-        except binascii.Error:
+        except ValueError:  # no base64, or no ASCII
             return None
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MOST_BYTES = LONGEST_MESSAGE_BYTES - 64 * 1024
 # Events that are read at a time.
 _PAGE = 256
+# None was set, or never anything.
+_NO_STATE = (b"", b"null")
 
 
 class ConversationContext:
@@ -116,12 +118,14 @@ class ConversationContext:
         return self._mailbox.state_version
 
     def state_as(self, model: "type[ModelT]") -> "ModelT | None":
-        return model.model_validate_json(self._mailbox.state) if self._mailbox.state else None
+        raw = self._mailbox.state
+        return None if raw in _NO_STATE else model.model_validate_json(raw)
 
     async def set_state(self, value: "Json | BaseModel", expected_version: int | None = None) -> int:
         if hasattr(value, "model_dump"):
             value = value.model_dump(mode="json")
         try:
+            _check_keys(value)
             state = json.dumps(
                 value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
             ).encode()
@@ -170,6 +174,18 @@ class RecordedCall:
         """What came of it: any JSON."""
         to_value(value)  # here it can be seen which line said what is none
         self.value = value
+
+
+def _check_keys(value: object) -> None:
+    """Raises TypeError for an object with a key that is no text: json.dumps would make it one, or fail to sort it."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} of an object is {type(key).__name__}, and must be str")
+            _check_keys(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            _check_keys(each)
 
 
 def _part(piece: object) -> proto.Part:

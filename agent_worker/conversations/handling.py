@@ -53,19 +53,24 @@ class Handler:
             last = context.completion(returned)
         except errors.AgentError as error:
             last = failed(of_its_handler(error), message.message_id, _traceback(error))
-        except asyncio.CancelledError:
+        except GeneratorExit:
             raise
-        except Exception as error:
-            request_id = secrets.token_hex(8)
-            _log.error(
-                "on_message failed", conversation=mailbox.conversation_id, request_id=request_id, exc_info=error
-            )
-            hidden = errors.Internal(f"internal error, request id {request_id}", metadata={"request_id": request_id})
-            last = failed(hidden, message.message_id, _traceback(error))
+        except BaseException as error:
+            # Also what would end the worker, and with it all other conversations: sys.exit(), KeyboardInterrupt.
+            if isinstance(error, asyncio.CancelledError) and (message.is_cancelled or _is_being_cut()):
+                raise
+            last = self._failed(mailbox, message.message_id, error)
         if message.is_cancelled:
             # It took notice. What it sent stays said.
             raise asyncio.CancelledError
         return last
+
+    def _failed(self, mailbox: Mailbox, message_id: str, error: BaseException) -> proto.Event:
+        """Of a message whose handler let an error out that says nothing to callers."""
+        request_id = secrets.token_hex(8)
+        _log.error("on_message failed", conversation=mailbox.conversation_id, request_id=request_id, exc_info=error)
+        hidden = errors.Internal(f"internal error, request id {request_id}", metadata={"request_id": request_id})
+        return failed(hidden, message_id, _traceback(error))
 
     async def _run(self, said: ChatMessage, context: ConversationContext) -> object:
         result = self._on_message(said, context)
@@ -75,6 +80,12 @@ class Handler:
             async for piece in pieces:
                 await context.reply(piece)
         return None
+
+
+def _is_being_cut() -> bool:
+    """Whether the platform cancels what runs now, and not the author's own code something of its own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _traceback(error: BaseException) -> str:

@@ -151,7 +151,7 @@ class Mailbox:
                 self._around.replace(self, reply.opened)
             else:
                 self.adopt(reply.opened)
-        elif is_away(reply.error):
+        elif is_away(reply.error) and self.outbox.token:
             self._reopen_later()
         elif reply.error.reason == errors.LeaseLost.reason:
             self.lose()

@@ -1,15 +1,19 @@
 """RunAgent and ScaleAgent: what was answered is on disk, and what was refused changed nothing."""
 
+import io
 from pathlib import Path
 
 import pytest
 from agentruntime import errors
+from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 
 from agent_pool.asked import Asked, AskedPolicies
 from agent_pool.deployment import RunRequest
 from agent_pool.scaling.policy import AskedScaling
 from agent_pool.updates import ScaleRequest, UpdateRequest
 from tests.agent_pool.clinic import clinic
+from tests.agent_pool.harness import project
+from uapi_gateway.access.demand import POOL_NEEDS
 
 
 async def test_what_was_answered_is_on_disk(short_directory: Path) -> None:
@@ -51,3 +55,33 @@ async def test_one_that_was_stopped_goes_on_as_it_was_asked_to_run(short_directo
         again = await one.pool.run(RunRequest("echo", asked=Asked(env={"B": "2"})))
         assert (again.spec.log_level, again.spec.asked.env) == ("DEBUG", {"A": "1", "B": "2"})
         assert again.policies.restart == "no"
+
+
+async def test_what_runs_has_the_name_that_the_gateway_has_looked_at(short_directory: Path) -> None:
+    """Whoever may operate `other` must not get at `victim`, nor at its secrets, by an image that calls itself so."""
+    _, need = POOL_NEEDS["/uapi.v1.AgentPool/RunAgent"]
+    async with clinic(short_directory) as one:
+        await one.pool.run(RunRequest("echo", agent="victim", replicas=1))
+        archive = io.BytesIO(project("victim"))
+        image = await one.pool.catalog.build(archive, "registry.example.com:5000/team/other:8", lambda _: None)
+        pinned = f"registry.example.com:5000/team/other@{image.digest}"
+        for reference, name in ((image.reference, ""), (pinned, ""), (image.reference, "third")):
+            deployment = await one.pool.run(RunRequest(reference, agent=name))
+            looked_at = need.names(pb.RunAgentRequest(image=reference, agent=name))
+            assert looked_at == (deployment.agent,)
+            assert deployment.agent == (name or "other")
+            assert one.on_disk(deployment.agent).restored().agent == deployment.agent
+            # Where nobody chose the name, it may surprise.
+            assert any("calls it 'victim'" in note for note in deployment.notes) == (not name)
+        again = await one.pool.updates.update(UpdateRequest("other", image="echo"))
+        back = await one.pool.updates.roll_back("other", None, 1.0)
+        assert (again.agent, back.agent, back.spec.agent) == ("other", "other", "other")
+        victim = one.pool.get("victim")
+        assert (victim.spec.image, victim.replicas, victim.spec.number) == ("echo:latest", 1, 1)
+
+
+async def test_images_that_come_with_the_platform_are_called_as_they_are(short_directory: Path) -> None:
+    async with clinic(short_directory) as one:
+        for image in one.pool.catalog.images():
+            opened = await one.pool.catalog.open(image.reference)
+            assert image.reference == f"{opened.manifest.name}:latest"

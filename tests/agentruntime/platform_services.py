@@ -187,7 +187,7 @@ class Gateway(agent_gateway_pb2_grpc.AgentGatewayServicer):
         process = agent_gateway_pb2.ProcessStatus(
             name="gateway", pid=7, version="0.1.0", addresses=["127.0.0.1:50051"], uptime_seconds=90.0
         )
-        return agent_gateway_pb2.GetStatusResponse(processes=[process])
+        return agent_gateway_pb2.GetStatusResponse(processes=[process], problems=["the database is away"])
 
 
 class Access(access_pb2_grpc.AccessServiceServicer):

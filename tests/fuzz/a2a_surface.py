@@ -16,7 +16,7 @@ from uapi_gateway.a2a.core import Core
 from uapi_gateway.a2a.surface import Surface
 from uapi_gateway.access.policy import Caller, Policy
 from uapi_gateway.conversations.sending import SERVICE, checked_id
-from uapi_gateway.conversations.store import Key, Page
+from uapi_gateway.conversations.store import Courses, Key, Page
 from uapi_gateway.registry import Agent, Registry
 
 _AGENT = Agent("helper", (SERVICE,), ())
@@ -51,6 +51,9 @@ class _Conversations:
     async def watch(self, key: Key, *_: Any, **__: Any) -> AsyncIterator[proto.Event]:
         raise errors.ConversationNotFound(key.conversation_id)
         yield
+
+    async def messages(self, key: Key, *_: Any, **__: Any) -> Courses:
+        raise errors.ConversationNotFound(key.conversation_id)
 
     async def find(self, key: Key, message_id: str = "") -> proto.Conversation:
         raise errors.ConversationNotFound(key.conversation_id)

@@ -72,7 +72,7 @@ async def _event_log(data: bytes) -> None:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert transport.aborted
-    assert not door.allowance.held_bytes
+    assert not door.room.allowance.held_bytes
     assert {key.agent for key in store.kept} <= {"a"}
     written = bytes(transport.written)
     while written:

@@ -99,7 +99,7 @@ class PoolStandIn:
         """Runs an agent without workers; image "none" there is not."""
         if request.image == "none":
             raise errors.ImageNotFound("no image 'none'")
-        made = deployment(request.agent, {}, asleep=True)
+        made = deployment(request.agent, {}, asleep=True, settings=request.settings)
         # The news of it comes a little later than the answer.
         asyncio.get_running_loop().call_later(0.05, self.put, made)
         return pool.RunAgentResponse(deployment=made)

@@ -270,6 +270,16 @@ async def test_what_an_agent_demands(platform: Platform, keys: dict[str, str]) -
         assert isinstance(await fails(generate(platform.tcp, "x", agent="picky")), errors.Unauthenticated)
 
 
+async def test_whoever_demands_what_nobody_has_is_told(platform: Platform, keys: dict[str, str]) -> None:
+    pool = agent_pool_pb2_grpc.AgentPoolStub(platform.unix)
+    for demanded, notes in (("admin", 0), ("mistyped", 1)):
+        wanted = agent_pool_pb2.AgentSettings(access=agent_pool_pb2.Access(keys=[demanded]))
+        request = agent_pool_pb2.RunAgentRequest(image="told:1", agent="told", settings=wanted)
+        answer = await pool.RunAgent(request, timeout=10)
+        assert [demanded in note for note in answer.deployment.notes] == [True] * notes
+    platform.pool.remove("told")
+
+
 async def refused(platform: Platform, secret: str) -> bool:
     try:
         await generate(platform.tcp, "x", bearer(secret), agent="beta", timeout_s=20)

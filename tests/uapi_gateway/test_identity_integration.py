@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 import yaml
 from a2a.types import a2a_pb2
+from agentruntime import errors, status
 from agentruntime._proto.uapi.v1 import (
     access_pb2,
     access_pb2_grpc,
@@ -260,6 +261,29 @@ async def test_an_agent_that_demands_a_client(stage: Stage) -> None:
     assert await stage.call(stage.provider.signed(azp="chat x"), "chatty") is DENIED
     # The client alone is not enough.
     assert await stage.call(stage.provider.signed(azp="chat", scope="uapi.call:alpha"), "chatty") is DENIED
+
+
+async def test_a_refusal_speaks_of_what_the_caller_has(stage: Stage) -> None:
+    async def told(*metadata: tuple[str, str], agent: str = "alpha") -> errors.AgentError:
+        with pytest.raises(aio.AioRpcError) as caught:
+            await generate(stage.channel, "hello", *metadata, agent=agent)
+        return status.decode(caught.value)
+
+    # Not that an API key is no token of a provider.
+    for metadata in (("authorization", "Bearer uapi_eyJ.x.y"), ("x-api-key", "uapi_eyJ.x.y")):
+        error = await told(metadata)
+        assert error.reason == "CREDENTIAL_INVALID"
+        assert "Jwt" not in error.message
+    expired = stage.provider.signed(exp=int(time.time()) - 120)
+    assert "expired" in (await told(("authorization", f"Bearer {expired}"))).message
+    # Not that a token should be for other agents of an API key.
+    token = ("authorization", f"Bearer {stage.provider.token('uapi.call:beta')}")
+    error = await told(token)
+    assert (error.reason, "keys create" in error.message) == ("NOT_PERMITTED", False)
+    assert "agent whoami" in error.message
+    # No API key is good for an agent that demands a client.
+    error = await told(agent="chatty")
+    assert (error.reason, "agent login" in error.message) == ("CREDENTIAL_MISSING", True)
 
 
 async def test_what_is_told_of_providers(stage: Stage) -> None:

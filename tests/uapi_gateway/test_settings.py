@@ -48,6 +48,13 @@ def test_tls_needs_certificates(tmp_path: Path) -> None:
     own = tmp_path / "own.pem"
     with pytest.raises(InvalidArgument, match="--ca FILE"):
         Settings(root=tmp_path, tls_cert=own, tls_require_client_cert=True).check()
+    for given in (
+        {"tls_require_client_cert": True},
+        {"tls_ca": own},
+        {"tls_require_client_cert": True, "tls_ca": own},
+    ):
+        with pytest.raises(InvalidArgument, match=r"--ca and --require-client-cert .* need --tls"):
+            Settings(root=tmp_path, **given).check()
     (tmp_path / "key.pem").touch()
     assert Settings(root=tmp_path, tls_cert=own).sources.server == Files(own, tmp_path / "key.pem")
 

@@ -1,13 +1,13 @@
 """What A2A stands on; no word of its SDK is here, so that the gateway can begin without it."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 
 from uapi_gateway.access.policy import Caller, Policy
-from uapi_gateway.conversations.store import Key, Page
+from uapi_gateway.conversations.store import Courses, Key, Page
 from uapi_gateway.registry import Agent, Registry
 
 # Where an agent's card is (RFC 8615).
@@ -33,6 +33,11 @@ class Reads(Protocol):
         self, key: Key, after: int = 0, *, message_id: str = "", follow: bool = False
     ) -> AsyncIterator[proto.Event]:
         """Events after a sequence number, of one message or all; with `follow` until the message has ended."""
+
+    async def messages(
+        self, key: Key, before: int, limit: int, *, statuses: "Sequence[proto.MessageStatus.ValueType]" = ()
+    ) -> Courses:
+        """A conversation's messages that began before a sequence number, the newest first."""
 
     async def find(self, key: Key, message_id: str = "") -> proto.Conversation:
         """A conversation, with that message."""

@@ -3,7 +3,8 @@
 import base64
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from a2a.types import a2a_pb2 as a2a
@@ -13,53 +14,141 @@ from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 
 from uapi_gateway.a2a.core import Reads
 from uapi_gateway.a2a.tasks import TaskView
-from uapi_gateway.conversations.store import Key
+from uapi_gateway.conversations.store import Course, Key
 
 # A2A's own (specification, "List Tasks").
 _PAGE, _LARGEST_PAGE = 50, 100
-# A page ends early with so many bytes of tasks, or when so many were read for it: with the task, or the conversation,
-# that was too much, so that the next page goes on behind it.
+# A page ends early with so many bytes of tasks, or when so many were read for it: with the task, or those that were
+# read together, that were too much, so that the next page goes on behind them.
 _MOST_BYTES, _MOST_READ_BYTES = 2**22, 2**26
 # What to find a conversation counts as, however little was said in it.
 _CONVERSATION_BYTES = 2**16
+# Read together at least, for those that are not asked for.
+_AT_A_TIME = 16
+# What a state is where conversations are kept; none of others is.
+_STATUSES: Mapping[int, Sequence["proto.MessageStatus.ValueType"]] = {
+    a2a.TASK_STATE_SUBMITTED: (proto.MESSAGE_STATUS_PENDING,),
+    # One that was interrupted waits again, and is a working task still.
+    a2a.TASK_STATE_WORKING: (proto.MESSAGE_STATUS_RUNNING, proto.MESSAGE_STATUS_PENDING),
+    a2a.TASK_STATE_COMPLETED: (proto.MESSAGE_STATUS_COMPLETED,),
+    a2a.TASK_STATE_FAILED: (proto.MESSAGE_STATUS_FAILED,),
+    a2a.TASK_STATE_CANCELED: (proto.MESSAGE_STATUS_CANCELLED,),
+}
 
 
 async def tasks(log: Reads, principal: str, agent: str, params: a2a.ListTasksRequest) -> a2a.ListTasksResponse:
     """A page of a caller's tasks at an agent.
 
-    Without a context, their whole number would have to be counted: what is told is how many there are up to the end
-    of this page, and one more where others follow.
+    Without a context, or with a time, their whole number would have to be counted: what is told is how many there are
+    up to the end of this page, and one more where others follow.
 
     Raises:
         InvalidParamsError: the size is none, or the token none of ours.
         AgentError: as the log has it.
     """
-    size = _page_size(params)
-    where, passed, before = parsed(params.page_token)
-    found: list[a2a.Task] = []
-    read_bytes = found_bytes = 0
-    async with contextlib.aclosing(_conversations(log, principal, agent, params.context_id, where)) as pages:
-        async for page_token, conversation in pages:
+    page = _Page(_page_size(params), *parsed(params.page_token))
+    if params.status and params.status not in _STATUSES:
+        return page.response()
+    async with contextlib.aclosing(_conversations(log, principal, agent, params.context_id, page.where)) as found:
+        async for place, conversation in found:
             if _changed_ns(conversation) < params.status_timestamp_after.ToNanoseconds():
                 break
-            if read_bytes >= _MOST_READ_BYTES:
-                return _response(found, size, before + len(found) + 1, _token(page_token, 0, before + len(found)))
-            views, event_bytes = await _views(log, principal, agent, conversation, params)
-            read_bytes += event_bytes + _CONVERSATION_BYTES
-            wanted = [view for view in views if _asked_for(view, params)]
-            skipped = passed if page_token == where else 0
-            for number, view in enumerate(wanted[skipped:], start=skipped):
-                if len(found) == size or found_bytes >= _MOST_BYTES:
-                    token = _token(page_token, number, before + len(found))
-                    more = len(wanted) - number if params.context_id else 1
-                    return _response(found, size, before + len(found) + more, token)
-                found.append(view.task(_history(params)))
-                found_bytes += found[-1].ByteSize()
-    return _response(found, size, before + len(found), "")
+            key = Key(principal, agent, conversation.conversation_id)
+            # One that was deleted or cut meanwhile is not there.
+            with contextlib.suppress(errors.ConversationNotFound, errors.EventsExpired):
+                await _add(log, key, place, params, page)
+            if page.token:
+                break
+    return page.response()
 
 
-def _response(found: list[a2a.Task], size: int, total: int, token: str) -> a2a.ListTasksResponse:
-    return a2a.ListTasksResponse(tasks=found, page_size=size, total_size=total, next_page_token=token)
+@dataclass
+class _Page:
+    """Tasks, and how far they go.
+
+    Args:
+        size: as many tasks as there may be.
+        where: the token of the conversation that it begins with,
+        before: the event in it before which its first task began; 0 for the newest,
+        passed: and how many tasks there were on the pages before.
+    """
+
+    size: int
+    where: str
+    before: int
+    passed: int
+    tasks: list[a2a.Task] = field(default_factory=list)
+    tasks_bytes: int = 0
+    read_bytes: int = 0
+    # Of the next one; then as many tasks follow as is known.
+    token: str = ""
+    more: int = 0
+
+    @property
+    def full(self) -> bool:
+        return len(self.tasks) == self.size or self.tasks_bytes >= _MOST_BYTES
+
+    def add(self, task: a2a.Task) -> None:
+        self.tasks.append(task)
+        self.tasks_bytes += task.ByteSize()
+
+    def end(self, place: str, before: int, more: int = 1) -> None:
+        """The next page begins there."""
+        self.token, self.more = _token(place, before, self.passed + len(self.tasks)), more
+
+    def response(self) -> a2a.ListTasksResponse:
+        total = self.passed + len(self.tasks) + self.more
+        return a2a.ListTasksResponse(
+            tasks=self.tasks, page_size=self.size, total_size=total, next_page_token=self.token
+        )
+
+
+async def _add(log: Reads, key: Key, place: str, params: a2a.ListTasksRequest, page: _Page) -> None:
+    """Adds tasks of a conversation, until there are no more or the page ends."""
+    before = page.before if place == page.where else 0
+    statuses = _STATUSES[params.status] if params.status else ()
+    counted = params.context_id and not params.HasField("status_timestamp_after")
+    found_bytes = _CONVERSATION_BYTES
+    while page.read_bytes < _MOST_READ_BYTES:
+        limit = max(page.size + 1 - len(page.tasks), _AT_A_TIME)
+        read = await log.messages(key, before, limit, statuses=statuses)
+        for number, course in enumerate(read.courses):
+            if page.read_bytes >= _MOST_READ_BYTES:
+                break
+            view, event_bytes = await _view(log, key, course, artifacts=params.include_artifacts)
+            page.read_bytes += event_bytes
+            # What was deleted since has no message.
+            if view.begun and _asked_for(view, params):
+                if page.full:
+                    page.end(place, course.info.first_sequence + 1, read.count - number if counted else 1)
+                    return
+                page.add(view.task(_history(params)))
+            before = course.info.first_sequence
+        else:
+            page.read_bytes += found_bytes
+            found_bytes = 0
+            if read.count == len(read.courses):
+                return
+    page.end(place, before)
+
+
+async def _view(log: Reads, key: Key, course: Course, *, artifacts: bool) -> tuple[TaskView, int]:
+    """A task, and how many bytes were read for it."""
+    info = course.info
+    view = TaskView(key.conversation_id, info.message_id, artifacts=artifacts)
+    if course.last is not None and (not artifacts or course.last.HasField("completion")):
+        # All of the reply is in the completion.
+        for event in (course.first, course.last):
+            view.add(event)
+        return view, course.first.ByteSize() + course.last.ByteSize()
+    read_bytes = 0
+    # What was said so far is between them.
+    watched: Any = log.watch(key, info.first_sequence - 1, message_id=info.message_id)
+    async with contextlib.aclosing(watched) as events:
+        async for event in events:
+            view.add(event)
+            read_bytes += event.ByteSize()
+    return view, read_bytes
 
 
 async def _conversations(
@@ -77,28 +166,6 @@ async def _conversations(
         if not page.next_token:
             return
         token = page.next_token
-
-
-async def _views(
-    log: Reads, principal: str, agent: str, conversation: proto.Conversation, params: a2a.ListTasksRequest
-) -> tuple[list[TaskView], int]:
-    """Its tasks, the newest first, and how many bytes were read for them."""
-    key = Key(principal, agent, conversation.conversation_id)
-    views: dict[str, TaskView] = {}
-    read_bytes = 0
-    watched: Any = log.watch(key, max(0, conversation.first_sequence - 1))
-    # One that was deleted or cut meanwhile is not there.
-    with contextlib.suppress(errors.ConversationNotFound, errors.EventsExpired):
-        async with contextlib.aclosing(watched) as events:
-            async for event in events:
-                read_bytes += event.ByteSize()
-                if event.HasField("message"):
-                    views[event.message_id] = TaskView(
-                        key.conversation_id, event.message_id, artifacts=params.include_artifacts
-                    )
-                if event.message_id in views:
-                    views[event.message_id].add(event)
-    return list(reversed(views.values())), read_bytes
 
 
 def _asked_for(view: TaskView, params: a2a.ListTasksRequest) -> bool:
@@ -123,12 +190,13 @@ def _page_size(params: a2a.ListTasksRequest) -> int:
     return params.page_size
 
 
-def _token(where: str, passed: int, before: int) -> str:
-    return base64.urlsafe_b64encode(json.dumps([where, passed, before]).encode()).decode()
+def _token(where: str, before: int, passed: int) -> str:
+    return base64.urlsafe_b64encode(json.dumps([where, before, passed]).encode()).decode()
 
 
 def parsed(token: str) -> tuple[str, int, int]:
-    """The token of the conversation to go on with, how many of its tasks were shown, and how many in all."""
+    """The token of the conversation to go on with, the event in it before which its next task began, and how many
+    tasks were shown."""
     if not token:
         return "", 0, 0
     try:
@@ -136,6 +204,6 @@ def parsed(token: str) -> tuple[str, int, int]:
     except (ValueError, RecursionError):
         read = None
     match read:
-        case [str(where), int(passed), int(before)] if 0 <= passed < 2**31 and 0 <= before < 2**30:
-            return where, passed, before
+        case [str(where), int(before), int(passed)] if 0 <= before < 2**63 and 0 <= passed < 2**30:
+            return where, before, passed
     raise InvalidParamsError("pageToken is none of this platform's; begin without one")

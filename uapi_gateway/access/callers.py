@@ -93,7 +93,8 @@ def refusal(caller: Caller, role: int, agents: Iterable[str]) -> AgentError:
             reason="CREDENTIAL_MISSING",
         )
     return PermissionDenied(
-        f"{caller.principal} does not have {needed}; an administrator gives it by `agent keys create`",
+        f"{caller.principal} does not have {needed}; an administrator gives it, by a key (`agent keys create`) or a "
+        "scope of its token",
         reason="NOT_PERMITTED",
         metadata={"principal": caller.principal},
     )

@@ -91,7 +91,7 @@ class Checks:
             await self.write(checked, "failed", error.message)
 
     async def write(self, checked: Checked, outcome: Outcome, detail: str = "") -> None:
-        agents = {name: self._agent(name) for name in checked.names}
+        agents = {name: self._agent(checked.need, name) for name in checked.names}
         await self._audit.record(
             principal=checked.caller.principal,
             action=f"{checked.method.containing_service.name}/{checked.method.name}",
@@ -122,9 +122,14 @@ class Checks:
         caller, role = checked.caller, checked.need.role
         if checked.names == ANY:
             return any(grant.role >= role and grant.agents for grant in caller.grants)
-        return all(self.sees(caller, role, self._agent(name)) for name in checked.names)
+        return all(self.sees(caller, role, self._agent(checked.need, name)) for name in checked.names)
 
-    def _agent(self, name: str) -> str:
+    def _agent(self, need: Need, name: str) -> str:
+        """Whose a name is, to the service that is called."""
+        if need.naming == "agent":
+            return name
+        if need.naming == "worker":
+            return self._registry.owner(name) or name
         target = self._registry.find(name)
         return target.agent.agent_id if target else name
 

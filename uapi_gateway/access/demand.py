@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from agentruntime._proto.uapi.v1 import access_pb2 as access
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway
@@ -13,6 +13,7 @@ from agentruntime._proto.uapi.v1 import conversation_service_pb2 as conversation
 from agentruntime._proto.uapi.v1 import image_service_pb2 as images
 from agentruntime._proto.uapi.v1 import secret_service_pb2 as secrets
 from agentruntime.names import ImageReference
+from agentruntime.sections import NONE
 from google.protobuf.descriptor import MethodDescriptor
 
 from uapi_gateway.access.keys import ALL
@@ -20,6 +21,8 @@ from uapi_gateway.access.keys import ALL
 # Of a method that looks at no single agent: whoever has the role for some agent may, and sees those.
 ANY: tuple[str, ...] = ()
 Seen = Callable[[str], bool]
+# What names in a request are: agents', workers', or either, and then first an agent's; as the service reads them.
+Naming = Literal["agent", "worker", "either"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Need:
     shown: Callable[[Any, Seen], Any | None] | None = None
     # Not written down when it is allowed: it is like any call to an agent, or a renewal of what was written down.
     plain: bool = False
+    naming: Naming = "either"
 
 
 def _field(name: str) -> Callable[[Any], tuple[str, ...]]:
@@ -48,16 +52,34 @@ def _any(_request: Any) -> tuple[str, ...]:
 
 
 def _run(request: Any) -> tuple[str, ...]:
-    return (request.agent or ImageReference.parse(request.image).agent, *_permitting(request))
+    return (request.agent or ImageReference.parse(request.image).agent, *_widening(request))
 
 
 def _update(request: Any) -> tuple[str, ...]:
-    return (request.name, *_permitting(request))
+    return (request.name, *_widening(request))
 
 
-def _permitting(request: Any) -> tuple[str, ...]:
-    """What an operator adds to an agent's permissions opens ways that its image alone cannot."""
-    return (ALL,) if request.settings.permissions.ByteSize() else ()
+def _scale(request: Any) -> tuple[str, ...]:
+    return (request.agent, *_beyond(request.allow_unenforced))
+
+
+def _widening(request: Any) -> tuple[str, ...]:
+    """What opens ways that an agent's image alone cannot: to others, to this machine, or past its walls."""
+    settings = request.settings
+    return _beyond(
+        settings.permissions.ByteSize()
+        or settings.network not in (pool.NETWORK_MODE_UNSPECIFIED, pool.NETWORK_MODE_ISOLATED)
+        # A program of this machine, which the pool runs as itself.
+        or settings.venv
+        # The pool connects to it, from outside of all walls.
+        or settings.logging.aggregator not in ("", NONE)
+        or request.allow_unenforced
+    )
+
+
+def _beyond(opens: Any) -> tuple[str, ...]:
+    """Of what is more than an agent's own."""
+    return (ALL,) if opens else ()
 
 
 def _if_named(request: Any) -> tuple[str, ...]:
@@ -105,15 +127,16 @@ def calling(agent: str) -> Need:
 
 
 _POOL: Mapping[str, Need] = {
-    "RunAgent": Need(_OPERATE, _run),
+    "RunAgent": Need(_OPERATE, _run, naming="agent"),
     **{name: Need(_OPERATE, _field("name")) for name in ("StopAgent", "RestartAgent", "StreamLogs")},
     "UpdateAgent": Need(_OPERATE, _update),
+    "ScaleAgent": Need(_OPERATE, _scale, naming="agent"),
     **{
-        name: Need(_OPERATE, _field("agent"))
-        for name in ("RollbackAgent", "ScaleAgent", "WakeAgent", "ListRevisions", "GetDeployment")
+        name: Need(_OPERATE, _field("agent"), naming="agent")
+        for name in ("RollbackAgent", "WakeAgent", "ListRevisions", "GetDeployment")
     },
-    **{name: Need(_OPERATE, _field("worker_id")) for name in ("GetWorker", "DebugWorker")},
-    "ListWorkers": Need(_OPERATE, _if_named, _workers),
+    **{name: Need(_OPERATE, _field("worker_id"), naming="worker") for name in ("GetWorker", "DebugWorker")},
+    "ListWorkers": Need(_OPERATE, _if_named, _workers, naming="agent"),
     "ListDeployments": Need(_OPERATE, _any, _deployments),
     "WatchDeployments": Need(_OPERATE, _any, _event),
     "GetNode": Need(_OPERATE, _any),
@@ -123,8 +146,8 @@ _POOL: Mapping[str, Need] = {
 
 
 _REGISTRY: Mapping[str, Need] = {
-    "RegisterAgent": Need(_OPERATE, lambda request: (request.registration.agent_id,)),
-    "DeregisterAgent": Need(_OPERATE, _field("agent_id")),
+    "RegisterAgent": Need(_OPERATE, lambda request: (request.registration.agent_id,), naming="agent"),
+    "DeregisterAgent": Need(_OPERATE, _field("agent_id"), naming="agent"),
     # Whoever knows the lease may renew it: its id is random, and told to whoever registered.
     # Every few seconds, so not written down.
     "KeepAlive": Need(_OPERATE, _any, plain=True),

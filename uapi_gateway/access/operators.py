@@ -12,11 +12,14 @@ import grpc
 from agentruntime import log, status, trace
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
 from agentruntime.errors import AgentError, Unavailable
+from google.protobuf.descriptor import Descriptor
 from grpc import aio
 
 from uapi_gateway.access import headers
 from uapi_gateway.access.checks import Checks, parsed
 from uapi_gateway.access.demand import POOL_NEEDS
+from uapi_gateway.access.policy import Policy, unmet
+from uapi_gateway.deployments import demands_of
 from uapi_gateway.forwarding import bytes_handler
 from uapi_gateway.xds.routes import CHANGING
 
@@ -35,12 +38,20 @@ class PoolHandler(grpc.GenericRpcHandler):
         channel: to the pool.
         routed: waits until Envoy can route to an agent, for at most so many seconds; says whether it can.
         checks: says who may.
+        policy: what is in force now.
     """
 
-    def __init__(self, channel: aio.Channel, routed: Callable[[str, float], Awaitable[bool]], checks: Checks) -> None:
+    def __init__(
+        self,
+        channel: aio.Channel,
+        routed: Callable[[str, float], Awaitable[bool]],
+        checks: Checks,
+        policy: Callable[[], Policy],
+    ) -> None:
         self._channel = channel
         self._routed = routed
         self._checks = checks
+        self._policy = policy
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         if handler_call_details.method not in POOL_NEEDS:
@@ -57,8 +68,8 @@ class PoolHandler(grpc.GenericRpcHandler):
         try:
             async for answer in self._passed(path, _again(first, requests), context):
                 if path in _DEPLOYING:
-                    await self._await_routes(parsed(method.output_type, answer).deployment)
-                if need.shown is None:
+                    yield await self._deployed(method.output_type, answer)
+                elif need.shown is None:
                     yield answer
                 elif (shown := self._checks.shown(checked, parsed(method.output_type, answer))) is not None:
                     yield shown.SerializeToString()
@@ -87,6 +98,15 @@ class PoolHandler(grpc.GenericRpcHandler):
         finally:
             if not call.done():
                 call.cancel()
+
+    async def _deployed(self, kind: Descriptor, answer: bytes) -> bytes:
+        """The answer once Envoy knows the agent; the pool does not know who could call it."""
+        message = parsed(kind, answer)
+        await self._await_routes(message.deployment)
+        demanded = demands_of(message.deployment.settings.access)
+        if note := unmet(demanded, message.deployment.agent, self._policy()):
+            message.deployment.notes.append(note)
+        return bytes(message.SerializeToString())
 
     async def _await_routes(self, deployment: pool.Deployment) -> None:
         ready = (each.worker_id for each in deployment.workers if each.state == pool.WORKER_STATE_READY)

@@ -7,7 +7,7 @@ from agentruntime import certificates
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 
 from uapi_gateway.access.identity import Known
-from uapi_gateway.access.keys import ALL, Key
+from uapi_gateway.access.keys import ALL, LOCAL, Key
 from uapi_gateway.registry import Demands
 
 ANONYMOUS = "anonymous"
@@ -87,3 +87,22 @@ def accepts(demands: Demands, key: Key | None) -> bool:
     if not demands.keys:
         return not demands.oauth2_client_id
     return key is not None and bool({ALL, key.name, key.key_id} & set(demands.keys))
+
+
+def unmet(demands: Demands, agent: str, policy: Policy) -> str:
+    """What an agent demands and no caller has, for its operator may have mistyped it: a sentence, or ""."""
+    keys = [key for key in policy.keys.values() if key.name != LOCAL and _is_for(key, agent)]
+    absent = [each for each in demands.keys if not any(accepts(Demands(keys=(each,)), key) for key in keys)]
+    lacking = ["no API key is for it" if each == ALL else f"no API key '{each}' is for it" for each in absent]
+    if demands.oauth2_client_id and not policy.identity:
+        lacking.append(f"no identity provider is configured that could know the client '{demands.oauth2_client_id}'")
+    if not lacking:
+        return ""
+    said = " and ".join(lacking)
+    if len(lacking) < len(demands.keys) + bool(demands.oauth2_client_id):
+        return f"{agent} demands what nobody has: {said}"
+    return f"{agent} demands what nobody has: {said}; until that is there, only the platform's own user can call it"
+
+
+def _is_for(key: Key, agent: str) -> bool:
+    return Grant(key.role, key.agents).covers(proto.ROLE_CALL, agent)

@@ -27,7 +27,7 @@ _ENDS = frozenset({"completion", "failure"})
 _FREE = frozenset({"earlier", "state"})
 _CANCELLED = 1  # google.rpc.Code
 # With a message's status, in its row: its end was asked for.
-_ASKED = 64
+ASKED = 64
 
 
 def is_id(text: str) -> bool:
@@ -77,13 +77,13 @@ class Message:
     @property
     def cancelled(self) -> bool:
         """Its end was asked for, and has not come."""
-        return bool(self.status & _ASKED)
+        return bool(self.status & ASKED)
 
     def info(self, message_id: str) -> proto.MessageInfo:
         """As callers see it."""
         return proto.MessageInfo(
             message_id=message_id,
-            status=proto.MessageStatus.ValueType(self.status & ~_ASKED),
+            status=proto.MessageStatus.ValueType(self.status & ~ASKED),
             attempts=self.attempts,
             first_sequence=self.first_sequence,
             last_sequence=self.last_sequence,
@@ -254,14 +254,14 @@ class Plan:
             raise errors.FailedPrecondition(f"message '{message_id}' has ended", reason="MESSAGE_ENDED")
         if kind == "attempt":
             number = event.attempt.number or message.attempts + 1
-            status = proto.MESSAGE_STATUS_RUNNING | message.status & _ASKED
+            status = proto.MESSAGE_STATUS_RUNNING | message.status & ASKED
             draft.messages[at] = Message(status, number, message.first_sequence, 0)
         elif kind == "interruption":
             number = max(0, message.attempts - 1)
-            status = proto.MESSAGE_STATUS_PENDING | message.status & _ASKED
+            status = proto.MESSAGE_STATUS_PENDING | message.status & ASKED
             draft.messages[at] = Message(status, number, message.first_sequence, 0)
         elif kind == "cancellation":
-            draft.messages[at] = Message(message.status | _ASKED, message.attempts, message.first_sequence, 0)
+            draft.messages[at] = Message(message.status | ASKED, message.attempts, message.first_sequence, 0)
         elif kind in _ENDS:
             status = proto.MESSAGE_STATUS_COMPLETED
             if kind == "failure":

@@ -26,7 +26,7 @@ from agentruntime.errors import (
 )
 
 from uapi_gateway.conversations.leases import Done, Hold, Holder, Leases
-from uapi_gateway.conversations.store import Append, Appended, Key, Lease, Page, Store
+from uapi_gateway.conversations.store import Append, Appended, Courses, Key, Lease, Page, Store
 from uapi_gateway.conversations.watching import Watcher, Watchers
 from uapi_gateway.conversations.writing import Figures, Writer
 
@@ -75,6 +75,11 @@ class EventLog:
         self._now_ns = now_ns
         self._store: Store | None = None
         self._ready = asyncio.Event()
+        # Set as soon as the store is open, or has said why it cannot be.
+        self._heard = asyncio.Event()
+        self._trouble = ""
+        # Looks again and again for a store that went away while nothing was to be written.
+        self._look: asyncio.Task[None] | None = None
         self._leases = Leases()
         self._watchers = Watchers()
         self._own = Own()
@@ -94,6 +99,17 @@ class EventLog:
         """In how many conversations of each agent a message runs at a worker."""
         return self._leases.running()
 
+    @property
+    def trouble(self) -> str:
+        """Why the store cannot be reached now; "" if it can, as far as is known."""
+        return self._trouble or self._writer.trouble
+
+    async def heard(self, within_s: float) -> None:
+        """Waits until it is known whether the store can be opened, for so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._heard.wait()
+
     async def run(self) -> None:
         """Opens the store and writes, until cancelled."""
         store = await self._patiently(self._open, "the conversations cannot be opened; tried again")
@@ -102,6 +118,7 @@ class EventLog:
             self._leases.reserve(key)
         self._store = store
         self._ready.set()
+        self._heard.set()
         for key in unfinished:
             self._tell_left(key)
         asyncio.get_running_loop().call_later(RETURN_S, self._unreserve, unfinished)
@@ -118,9 +135,14 @@ class EventLog:
         delay_s = _FIRST_DELAY_S
         while True:
             try:
-                return await ask()
+                answer = await ask()
             except StoreUnavailable as error:
                 _log.error(what, error=error.message)
+                self._trouble = error.message
+                self._heard.set()
+            else:
+                self._trouble = ""
+                return answer
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
@@ -130,7 +152,8 @@ class EventLog:
                 async with asyncio.timeout(_PATIENCE_S):
                     await self._ready.wait()
             except TimeoutError:
-                raise StoreUnavailable("the conversations cannot be opened now; try again") from None
+                why = self._trouble or "conversations are not open yet"
+                raise StoreUnavailable(f"{why}; try again") from None
         assert self._store is not None
         return self._store
 
@@ -186,11 +209,22 @@ class EventLog:
                 return await store.acquire(
                     key, holder.name, self._now_ns(), token=token, existing=existing, to_end=to_end
                 )
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if time.monotonic() + delay_s > until_s:
+                    self._look_for(store, error)
                     raise
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    def _look_for(self, store: Store, error: StoreUnavailable) -> None:
+        """Knows of the trouble, until the store is there again."""
+        if self._look is None or self._look.done():
+            self._trouble = error.message
+            self._look = self._start(self._found(store))
+
+    async def _found(self, store: Store) -> None:
+        look = partial(store.list, principal="", agent="", page_size=1, page_token="")
+        await self._patiently(look, "the conversations cannot be read")
 
     def append(self, hold: Hold, append: Append, done: Done) -> None:
         """Has events written; `done` is called when they are on disk, or never will be."""
@@ -283,6 +317,18 @@ class EventLog:
             page_size=min(page_size or _LARGEST_PAGE, _LARGEST_PAGE),
             page_token=page_token,
         )
+
+    async def messages(
+        self, key: Key, before: int, limit: int, *, statuses: "Sequence[proto.MessageStatus.ValueType]" = ()
+    ) -> Courses:
+        """Messages that began before a sequence number, each with its first and its last event, the newest first.
+
+        Raises:
+            ConversationNotFound: there is none.
+            EventsExpired: some of them were deleted while they were read.
+            StoreUnavailable: the store cannot be reached.
+        """
+        return await (await self._opened()).messages(key, before, limit, statuses=statuses)
 
     async def read(
         self, key: Key, after: int = 0, limit: int = 0, *, message_id: str = "", backwards: bool = False

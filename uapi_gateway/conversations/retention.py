@@ -1,7 +1,7 @@
 """How conversations, or the oldest of their events, are deleted: rows, files, and what is left of them on disk."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,8 @@ from .store import Key
 
 # Deleted in one transaction: appends wait meanwhile.
 _AT_A_TIME = 100
+# Most conversations are beyond a bound by what was said since the last look.
+_SIZES_AT_A_TIME = 256
 # To have it overwritten, half a second each.
 _TRIES = 10
 
@@ -95,22 +97,21 @@ class Retention:
         head = connection.execute(locked).one_or_none()
         if head is None:
             return 0, []
+        # The event up to which all is too much.
+        least = head.last_sequence - max_events if max_events else 0
+        if max_bytes and head.bytes > max_bytes:
+            least = max(least, freeing(_sizes(connection, conversation), head.bytes - max_bytes))
         spans = select(_m.first_sequence, _m.last_sequence).where(_m.conversation == conversation)
         cuts = possible_cuts(connection.execute(spans.order_by(_m.first_sequence)).all())
         if not cuts:
             return 0, []
-        sizes = select(_e.sequence, _e.size).where(_e.conversation == conversation, _e.sequence <= cuts[-1])
-        rows = connection.execute(sizes.order_by(_e.sequence)).all()
-        excess_events = head.last_sequence - head.first_sequence + 1 - max_events if max_events else 0
-        excess_bytes = head.bytes - max_bytes if max_bytes else 0
-        cut = cut_at(cuts, dict(rows), excess_events, excess_bytes)
-        gone = (_e.conversation == conversation, _e.sequence <= cut)
-        large = select(_e.blob).where(*gone, _e.blob.is_not(None))
-        blobs = [(conversation, digest) for digest in connection.execute(large).scalars()]
+        cut = next((cut for cut in cuts if cut >= least), cuts[-1])
+        gone = delete(tables.events).where(_e.conversation == conversation, _e.sequence <= cut)
+        rows = connection.execute(gone.returning(_e.size, _e.blob)).all()
+        blobs = [(conversation, row.blob) for row in rows if row.blob is not None]
         self._blobs.remove(connection, blobs)
-        connection.execute(delete(tables.events).where(*gone))
         connection.execute(delete(tables.messages).where(_m.conversation == conversation, _m.first_sequence <= cut))
-        freed = sum(size for sequence, size in rows if sequence <= cut)
+        freed = sum(row.size for row in rows)
         changed = tables.conversations.update().where(_c.id == conversation)
         connection.execute(changed.values(first_sequence=cut + 1, bytes=_c.bytes - freed))
         return cut + 1 - int(head.first_sequence), blobs
@@ -134,20 +135,26 @@ def possible_cuts(spans: Sequence[tuple[int, int]]) -> list[int]:
     return cuts
 
 
-def cut_at(cuts: Sequence[int], sizes: Mapping[int, int], excess_events: int, excess_bytes: int) -> int:
-    """The first of these cuts that takes as many events and bytes as are too many, or the last one.
+def freeing(sizes: Iterable[tuple[int, int]], excess_bytes: int) -> int:
+    """The event with which as many bytes are gone as are too many, or the last one; no further one is looked at.
 
     Args:
-        cuts: not empty.
-        sizes: of all events up to the last cut, in bytes, by their numbers and in their order.
+        sizes: numbers and bytes of events, the oldest first.
+        excess_bytes: more than 0.
     """
-    left = iter(sizes.items())
-    for cut in cuts:
-        for sequence, size in left:
-            excess_events -= 1
-            excess_bytes -= size
-            if sequence == cut:
-                break
-        if excess_events <= 0 and excess_bytes <= 0:
-            return cut
-    return cuts[-1]
+    number = 0
+    for number, size in sizes:
+        excess_bytes -= size
+        if excess_bytes <= 0:
+            return number
+    return number
+
+
+def _sizes(connection: Connection, conversation: int) -> Iterator[tuple[int, int]]:
+    """Of all events of a conversation, read as they are asked for."""
+    wanted = select(_e.sequence, _e.size).where(_e.conversation == conversation).order_by(_e.sequence)
+    after = 0
+    while rows := connection.execute(wanted.where(_e.sequence > after).limit(_SIZES_AT_A_TIME)).all():
+        for sequence, size in rows:
+            yield sequence, size
+            after = sequence

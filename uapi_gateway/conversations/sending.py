@@ -34,7 +34,7 @@ _ID = re.compile(r"[ -~]{1,200}")
 _ATTEMPTS = 8
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 # Nobody was reached, after all the waiting that there is: an answer.
-_FINAL = (errors.AgentNotReady, errors.CircuitOpen, errors.GatewayOverloaded)
+_FINAL = (errors.AgentNotReady, errors.CircuitOpen, errors.GatewayOverloaded, errors.StoreUnavailable)
 # How a call ends whose worker, or the way there, is lost.
 _LOST = (errors.Unavailable, errors.Cancelled)
 
@@ -197,7 +197,7 @@ class Sender:
         self, key: Key, request: proto.StreamMessageRequest, deadline: float | None, after: int
     ) -> AsyncGenerator[proto.Event, None]:
         # Of a message that is not there, nothing can have been told.
-        told = after if after and await self._is_logged(key, request.message_id) else 0
+        told = after if after and await self._knows(key, request.message_id) else 0
         if not told:
             async with contextlib.aclosing(self._sent(key, request, deadline)) as events:
                 async for event in events:
@@ -246,6 +246,13 @@ class Sender:
         finally:
             call.cancel()
 
+    async def _knows(self, key: Key, message_id: str) -> bool:
+        """As `_is_logged`, but nothing was sent, so that nobody needs to wait."""
+        try:
+            return bool((await self._log.find(key, message_id)).messages)
+        except errors.NotFound:
+            return False
+
     async def _is_logged(self, key: Key, message_id: str) -> bool:
         return bool((await self._found(key, message_id)).messages)
 
@@ -282,6 +289,9 @@ class Sender:
 
 def _may_be_logged(lost: errors.AgentError) -> bool:
     """Whether a message can be on the log whose call has ended so; others were refused."""
+    if isinstance(lost, errors.StoreUnavailable):
+        # A worker that cannot open a conversation has put nothing into it.
+        return False
     return isinstance(lost, (*_LOST, errors.Internal)) or type(lost) is errors.AgentError
 
 
@@ -316,19 +326,22 @@ def _metadata(principal: str, agent: str) -> list[tuple[str, str]]:
 async def _in_time(
     events: AsyncGenerator[proto.Event, None], deadline: float | None, request: proto.StreamMessageRequest
 ) -> AsyncGenerator[proto.Event, None]:
+    taken = False
     async with contextlib.aclosing(events) as waited:
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
                     event = await anext(waited, None)
             except (TimeoutError, errors.DeadlineExceeded):
+                became = "goes on" if taken else "may have been taken, or not"
                 raise errors.DeadlineExceeded(
-                    f"there was no reply in time; message {request.message_id} goes on, send it again by that id to "
+                    f"there was no reply in time; message {request.message_id} {became}, send it again by that id to "
                     "wait for it",
                     metadata={"conversation_id": request.conversation_id, "message_id": request.message_id},
                 ) from None
             if event is None:
                 return
+            taken = True
             yield event
 
 

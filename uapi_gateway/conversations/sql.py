@@ -4,6 +4,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from agentruntime import errors
@@ -12,11 +13,11 @@ from agentruntime.errors import AgentError
 from sqlalchemy import Column, Connection, FromClause, Select, and_, bindparam, func, literal, select, tuple_
 
 from . import tables
-from .appending import Head, Message, Plan, is_id, token_of
+from .appending import ASKED, Head, Message, Plan, is_id, token_of
 from .blobs import Blobs, FileBlobs, TableBlobs
 from .databases import Database, Sqlite, database
 from .retention import Retention
-from .store import Append, Appended, Key, Lease, Page
+from .store import Append, Appended, Course, Courses, Key, Lease, Page
 
 # Of a page of events, roughly: a frame to a worker, and what a reader is sent at a time.
 PAGE_BYTES = 4 * 1024 * 1024
@@ -208,6 +209,34 @@ class SqlStore:
 
         return await self._database.read(work)
 
+    async def messages(
+        self, key: Key, before: int, limit: int, *, statuses: "Sequence[proto.MessageStatus.ValueType]" = ()
+    ) -> Courses:
+        """As in `Store`."""
+        _check(key)
+
+        def work(connection: Connection) -> Courses:
+            head = _found(connection, key)
+            rows = connection.execute(_courses(head.id, min(before, _LARGEST), limit, statuses)).all()
+            try:
+                courses = tuple(self._course(connection, head.id, row) for row in _page(rows, limit))
+            except errors.DataLoss:
+                # As for events.
+                first = _found(connection, key).first_sequence
+                if first > min(row.first_sequence for row in rows):
+                    raise _expired(key, 0, first) from None
+                raise
+            return Courses(courses, rows[0].there_are if rows else 0)
+
+        return await self._database.read(work)
+
+    def _course(self, connection: Connection, conversation: int, row: Any) -> Course:
+        first = self._event(connection, conversation, row)
+        last = None
+        if row.last_sequence:
+            last = self._event(connection, conversation, SimpleNamespace(body=row.last_body, blob=row.last_blob))
+        return Course(_message(row).info(row.message_id), first, last)
+
     async def list(self, *, principal: str | None, agent: str, page_size: int, page_token: str) -> Page:
         """As in `Store`."""
         _check_names(principal or "", agent)
@@ -339,6 +368,29 @@ def _events(conversation: int, after: int, *, backwards: bool) -> Select[Any]:
         return wanted.where(_e.sequence > after).order_by(_e.sequence)
     wanted = wanted.order_by(_e.sequence.desc())
     return wanted.where(_e.sequence < after) if after else wanted
+
+
+def _courses(conversation: int, before: int, limit: int, statuses: Sequence[int]) -> Select[Any]:
+    """Messages with their first and last events. Which, is found before any event is looked at."""
+    wanted: Select[Any] = select(_m.message_id, *_MESSAGE, func.count().over().label("there_are"))
+    wanted = wanted.where(_m.conversation == conversation)
+    if before:
+        wanted = wanted.where(_m.first_sequence < before)
+    if statuses:
+        wanted = wanted.where(_m.status.in_([status | asked for status in statuses for asked in (0, ASKED)]))
+    given = wanted.order_by(_m.first_sequence.desc()).limit(limit).subquery()
+    first, last = tables.events.alias(), tables.events.alias()
+    joined = given.join(first, and_(first.c.conversation == conversation, first.c.sequence == given.c.first_sequence))
+    joined = joined.outerjoin(
+        last, and_(last.c.conversation == conversation, last.c.sequence == given.c.last_sequence)
+    )
+    size = (first.c.size + func.coalesce(last.c.size, 0)).label("size")
+    ends = (last.c.body.label("last_body"), last.c.blob.label("last_blob"))
+    return (
+        select(given, size, first.c.body, first.c.blob, *ends)
+        .select_from(joined)
+        .order_by(given.c.first_sequence.desc())
+    )
 
 
 def _span(connection: Connection, conversation: int, message_id: str) -> tuple[int, int] | None:

@@ -71,6 +71,25 @@ class Page:
     next_token: str
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A message, from its own event to the one that ended it."""
+
+    info: proto.MessageInfo
+    first: proto.Event
+    # None of one that has not ended.
+    last: proto.Event | None
+
+
+@dataclass(frozen=True, slots=True)
+class Courses:
+    """Some of a conversation's messages, the newest first."""
+
+    courses: tuple[Course, ...]
+    # There are, with these.
+    count: int
+
+
 class Store(Protocol):
     """Every method is one transaction. Errors of the database reach the caller as `Unavailable` (STORE_UNAVAILABLE),
     and then nothing was written, or it is unknown whether it was: an append is safe to be repeated with `after`."""
@@ -124,6 +143,23 @@ class Store(Protocol):
 
         Raises:
             ConversationNotFound: there is none.
+        """
+
+    async def messages(
+        self, key: Key, before: int, limit: int, *, statuses: "Sequence[proto.MessageStatus.ValueType]" = ()
+    ) -> Courses:
+        """Messages that began before a sequence number (0: all), those that began last first, and no more than some
+        4 MiB, but one at least.
+
+        Args:
+            key: of the conversation.
+            before: their first events have smaller numbers.
+            limit: how many.
+            statuses: of those to be given; of all without one.
+
+        Raises:
+            ConversationNotFound: there is none.
+            EventsExpired: some of them were deleted while they were read.
         """
 
     async def list(self, *, principal: str | None, agent: str, page_size: int, page_token: str) -> Page:

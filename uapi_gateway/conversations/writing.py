@@ -73,6 +73,8 @@ class Writer:
         self._due: deque[Hold] = deque()
         self._news = asyncio.Event()
         self.figures = Figures()
+        # Why nothing can be written now.
+        self.trouble = ""
 
     def add(self, hold: Hold, append: Append, done: Done) -> None:
         """Has it written, after all that the conversation has to write already."""
@@ -141,6 +143,7 @@ class Writer:
                 results = await store.append(appends, now_ns)
             except StoreUnavailable as error:
                 self.figures.failures += 1
+                self.trouble = error.message
                 _log.warning("the conversations cannot be written now; tried again", error=error.message)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
@@ -154,6 +157,7 @@ class Writer:
                 # One of them may be the reason; the others have no part in it.
                 return [result for each in batch for result in await self._commit(store, [each], now_ns)]
             else:
+                self.trouble = ""
                 self.figures.add(time.monotonic() - began, len(appends))
                 return results
 

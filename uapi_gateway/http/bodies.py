@@ -94,7 +94,7 @@ class RunRequest(_Body):
         default=None, description="While another message runs; what the agent says if it is not given."
     )
     timeout_s: float | None = Field(
-        default=None, gt=0, description="How long to wait for the reply; the message goes on after that."
+        default=None, gt=0, description="How long to wait for the reply; a message that was taken goes on after that."
     )
 
     @model_validator(mode="before")

@@ -41,6 +41,7 @@ class Observation:
     # By agent.
     egress: Mapping[str, outlets.Figures] = field(default_factory=dict)
     conversations: writing.Figures = field(default_factory=writing.Figures)
+    conversations_away: bool = False
 
     @property
     def problems(self) -> list[str]:
@@ -50,6 +51,9 @@ class Observation:
             missing.append("Envoy does not answer")
         if self.node is None:
             missing.append("the pool does not answer")
+        if self.conversations_away:
+            # Anybody may read this; `agent status` says why.
+            missing.append("the conversations cannot be read or written")
         return missing
 
 
@@ -81,6 +85,7 @@ class Observer:
             relay=self.relay.figures(),
             egress=self.outlets.figures(),
             conversations=self.conversations.figures,
+            conversations_away=bool(self.conversations.trouble),
         )
 
     async def _statistics(self) -> Statistics | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from agentruntime import status
+from agentruntime.api_keys import PREFIX
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -17,6 +18,10 @@ _INVALID = (
     "the credential is not valid: it has expired, was revoked, or is not of this platform; `agent keys create` makes "
     "an API key, `agent login` gets a token"
 )
+_NOT_PERMITTED = (
+    "may not call this agent: `agent whoami` shows which agents its key, token or certificate is for, and the agent "
+    "may demand more of its callers"
+)
 _TOO_LARGE = "the request is larger than a message may be, which is 4194304 bytes"
 _TOO_MANY = "the caller makes more calls than it may; try again in a second"
 
@@ -27,16 +32,18 @@ def local_replies(token_file: Path | None = None) -> list[dict[str, Any]]:
     Args:
         token_file: where callers of this machine find this user's own key; None where others can connect, too.
     """
-    return [*_refusals(missing(token_file)), *_failures(), *_excesses()]
+    return [*_refusals(missing(token_file)), *_failures(), *_malformed(), *_excesses()]
 
 
 def missing(token_file: Path | None) -> str:
     """What is said to those who show no credential."""
-    own = f"`authorization: Bearer $(cat {token_file})`, or another API key there"
-    send = own if token_file else "an API key as `authorization: Bearer uapi_…`"
+    send = (
+        f"`authorization: Bearer $(cat {token_file})`, or there" if token_file else "`authorization: Bearer …` with"
+    )
     return (
-        f"this needs a credential: send {send} (`agent keys create` makes one; the SDK takes UAPI_AUTH_TOKEN); "
-        "`agent up --anonymous call` lets callers in without one where an agent demands none"
+        f"this needs a credential: send {send} an API key (`agent keys create` makes one; the SDK takes UAPI_AUTH_TOKEN) "
+        "or a token of an identity provider (`agent login` gets one); `agent up --anonymous call` lets callers in without "
+        "one where an agent demands none"
     )
 
 
@@ -83,6 +90,20 @@ def _failures() -> list[dict[str, Any]]:
             reason="POOL_UNAVAILABLE",
             message="the pool does not answer; `agent status` says what runs",
         ),
+    ]
+
+
+def _malformed() -> list[dict[str, Any]]:
+    """Of what the routes refuse to pass on; they say what it is."""
+    return [
+        _reply(
+            _has_status(400),
+            code=3,
+            http=400,
+            reason="METADATA_INVALID",
+            message="the call's metadata is malformed",
+            text="%LOCAL_REPLY_BODY%",
+        )
     ]
 
 
@@ -143,7 +164,9 @@ def http_replies(token_file: Path | None = None) -> dict[str, Any]:
 
 def _refusals(nothing_shown: str) -> list[dict[str, Any]]:
     """Of callers that may not, or whose credential is no good."""
-    miswritten = {"header_filter": {"header": {"name": "authorization", "string_match": {"contains": KEY_MARK}}}}
+    miswritten = _contains("authorization", KEY_MARK)
+    # Where providers are known, Envoy says of a key what is wrong with it as one of their tokens.
+    of_key = {"or_filter": {"filters": [_contains("authorization", PREFIX), _contains("x-api-key", PREFIX)]}}
     anonymous = _is(headers.PRINCIPAL, ANONYMOUS)
     return [
         _reply(
@@ -154,6 +177,13 @@ def _refusals(nothing_shown: str) -> list[dict[str, Any]]:
             message="the API key is not written as the gateway reads it",
             text="the API key is not written as the gateway reads it, and is not passed on to agents: send "
             "'authorization: Bearer uapi_…' once, or 'x-api-key: uapi_…'",
+        ),
+        _reply(
+            _both(_has_status(401), of_key),
+            code=16,
+            http=401,
+            reason="CREDENTIAL_INVALID",
+            message=_INVALID,
         ),
         _reply(
             _has_status(401),
@@ -177,11 +207,9 @@ def _refusals(nothing_shown: str) -> list[dict[str, Any]]:
             code=7,
             http=403,
             reason="NOT_PERMITTED",
-            message="the caller may not call this agent; an administrator gives it that by "
-            "`agent keys create --agents`",
+            message=f"the caller {_NOT_PERMITTED}",
             # Not which agent: it may be known from the service alone, and is not the caller's to know.
-            text=f"%REQ({headers.PRINCIPAL}):128% may not call this agent; an administrator gives it that by "
-            "`agent keys create --agents`, and the agent's access: section says what it demands",
+            text=f"%REQ({headers.PRINCIPAL}):128% {_NOT_PERMITTED}",
         ),
     ]
 
@@ -239,6 +267,10 @@ def _has(header: str) -> dict[str, Any]:
 
 def _is(header: str, value: str) -> dict[str, Any]:
     return {"header_filter": {"header": {"name": header, "string_match": {"exact": value}}}}
+
+
+def _contains(header: str, text: str) -> dict[str, Any]:
+    return {"header_filter": {"header": {"name": header, "string_match": {"contains": text}}}}
 
 
 def _begins(header: str, prefix: str) -> dict[str, Any]:

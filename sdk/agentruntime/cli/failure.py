@@ -25,6 +25,7 @@ USAGE = 2
 PLATFORM = 10
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+VALUE_AS_ARGUMENT = "a secret's value is never an argument, which others see; pipe it in, or name --from-file"
 
 
 class ReaderGone(Exception):
@@ -71,6 +72,9 @@ def _misused(error: TyperException) -> tuple[str, int, str]:
     # "agent run" once the verb is known. Only errors of usage have it.
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "agent"
+    if path == "agent secrets set" and "unexpected extra argument" in message:
+        # They would be repeated.
+        message = VALUE_AS_ARGUMENT
     unknown = re.match(r"No such command '([^']*)'", message)
     if unknown and unknown[1] in MEANT:
         # Typer's own guess goes by letters: "status" for "start".

@@ -45,7 +45,7 @@ def create(
         max_concurrency=concurrency,
     )
     if expires is not None:
-        request.expires_in.CopyFrom(duration(parse_duration(expires)))
+        request.expires_in.CopyFrom(duration(_lifetime_s(expires)))
     with platform.connect() as client:
         answer = _stub(client).CreateKey(request)
     if output.wants_json(format_):
@@ -101,6 +101,20 @@ def duration(seconds: float) -> duration_pb2.Duration:
     made = duration_pb2.Duration()
     made.FromMilliseconds(math.ceil(seconds * 1000))
     return made
+
+
+def _lifetime_s(text: str) -> float:
+    """Seconds until it expires, with a unit: who writes 30 does not mean half a minute.
+
+    Raises:
+        InvalidUnit: it is no duration, or has no unit.
+    """
+    seconds = parse_duration(text)
+    if not text.strip()[-1].isalpha():
+        raise errors.InvalidUnit(
+            f"--expires {text} has no unit; write {text.strip()}d for days, or a number with h, m or s"
+        )
+    return seconds
 
 
 def _sentence(key: access_pb2.AccessKey) -> str:

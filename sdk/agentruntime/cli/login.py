@@ -10,7 +10,7 @@ import typer
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import access_pb2, access_pb2_grpc
 from agentruntime.cli import connection, output
-from agentruntime.client import target
+from agentruntime.client import handshake, target
 from agentruntime.client.sync import Client
 from agentruntime.config import RuntimeConfig
 from agentruntime.home import Home
@@ -125,6 +125,9 @@ def _asked(config: RuntimeConfig, name: str | None) -> access_pb2.IdentityProvid
     """What the platform says of a provider."""
     uapi = config.uapi
     with Client(uapi.endpoint, "", _ASKED_WITHIN_S, ca=uapi.tls_ca, cert=uapi.tls_cert, key=uapi.tls_key) as client:
+        # Before gRPC tries, which would go on trying and write of each time.
+        if client.target.secure and (failure := handshake.tls_failure(client.target)):
+            raise failure
         stub = client.stub(access_pb2_grpc.AccessServiceStub, agent="")
         listed = stub.ListIdentityProviders(access_pb2.ListIdentityProvidersRequest()).providers
     names = ", ".join(provider.name for provider in listed)

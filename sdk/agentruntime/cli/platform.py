@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -98,19 +98,19 @@ def start(home: Home, listen: Listen) -> bool:
     return started
 
 
-def start_as_asked(home: Home, listen: Listen) -> None:
-    """As `start`, but a platform that runs already must serve TLS as was asked for.
+def start_as_asked(home: Home, listen: Listen) -> bool:
+    """As `start`, but a platform that runs already must serve TLS, and let in whom it was asked to.
 
     Raises:
         FailedPrecondition: it does not; or as for `start`.
         DeadlineExceeded: as for `start`.
     """
-    if start(home, listen) or not listen.tls:
-        return
-    served = served_tls(home)
-    given = (("--cert", listen.tls_cert), ("--key", listen.tls_key), ("--ca", listen.tls_ca))
-    how = " ".join(["agent up --tls", *(f"{flag} {path}" for flag, path in given if path)])
-    if not served:
+    if start(home, listen):
+        return True
+    runs = _announced(home)
+    served = served_tls(home) or {"cert": "", "key": "", "ca": ""}
+    how = _up(listen)
+    if listen.tls and not served["cert"]:
         raise errors.FailedPrecondition(
             f"the platform runs already, and without TLS; end it with `agent down`, then start it with `{how}`",
             reason="WITHOUT_TLS",
@@ -126,12 +126,42 @@ def start_as_asked(home: Home, listen: Listen) -> None:
                 f"`{how}`",
                 reason="OTHER_CERTIFICATE",
             )
+    if listen.tls_require_client_cert and not runs.get("require_client_cert"):
+        raise errors.FailedPrecondition(
+            "the platform runs already, and lets callers in without a certificate; end it with `agent down`, then "
+            f"start it with `{how}`",
+            reason="OTHER_CALLERS",
+        )
+    if listen.anonymous and listen.anonymous != runs.get("anonymous"):
+        raise errors.FailedPrecondition(
+            f"the platform runs already, and not with --anonymous {listen.anonymous}; end it with `agent down`, then "
+            f"start it with `{how}`",
+            reason="OTHER_CALLERS",
+        )
+    return False
+
+
+def _up(listen: Listen) -> str:
+    """The command that starts a platform so."""
+    given = (
+        ("--cert", listen.tls_cert),
+        ("--key", listen.tls_key),
+        ("--ca", listen.tls_ca),
+        ("--anonymous", listen.anonymous),
+    )
+    flags = [*(["--tls"] if listen.tls else []), *(f"{flag} {value}" for flag, value in given if value)]
+    return " ".join(["agent up", *flags, *(["--require-client-cert"] if listen.tls_require_client_cert else [])])
 
 
 def served_tls(home: Home) -> dict[str, str]:
     """The files that the gateway serves TLS with; none if it does not."""
+    return dict(_announced(home).get("tls") or {})
+
+
+def _announced(home: Home) -> dict[str, Any]:
+    """What the gateway says of itself; nothing if it says nothing."""
     try:
-        return dict(json.loads(home.gateway_file.read_text()).get("tls") or {})
+        return dict(json.loads(home.gateway_file.read_text()))
     except (OSError, ValueError):
         return {}
 

@@ -9,7 +9,7 @@ import typer
 
 from agentruntime import errors, secrets
 from agentruntime._proto.uapi.v1 import secret_service_pb2, secret_service_pb2_grpc
-from agentruntime.cli import output, platform
+from agentruntime.cli import failure, output, platform
 from agentruntime.client.sync import Client
 
 _Name = Annotated[
@@ -37,6 +37,8 @@ def set_(
     The value is asked for without showing it, or read from a pipe (but for a newline at its end), or from a file.
     Workers that run keep what they have; `agent restart` gives them what was set.
     """
+    if "=" in name:
+        raise errors.InvalidArgument(failure.VALUE_AS_ARGUMENT)
     secrets.split(name)
     request = secret_service_pb2.SetSecretRequest(
         name=name, agents=[agent.strip() for agent in agents.split(",")] if agents else []

@@ -28,6 +28,8 @@ def show(home: Home, as_json: bool) -> None:
         # The gateway died, or is only just starting: what the supervisor knows is better than nothing.
         response = gateway_pb2.GetStatusResponse()
         output.note(f"the gateway does not answer; its log is in {home.logs}")
+    for problem in response.problems:
+        output.note(problem)
     data = output.as_data(response)
     known = {process["name"] for process in data["processes"]}
     data["processes"] += [process for process in _supervised(home) if process["name"] not in known]

@@ -44,7 +44,7 @@ def command(
     """Start the platform on this machine.
 
     It goes on when this terminal closes, and restarts its parts when they die. Where it runs already, nothing
-    changes.
+    changes; if it serves TLS otherwise than it is asked to here, or lets others in, that is an error.
     """
     home = Home.default()
     listen = Listen(
@@ -60,7 +60,7 @@ def command(
         anonymous=anonymous,
     )
     with output.progress("starting the platform"):
-        started = platform.start(home, listen)
+        started = platform.start_as_asked(home, listen)
     if not started and listen.argv():
-        output.note("the platform runs already; addresses and certificates change with `agent down` and `agent up`")
+        output.note("the platform runs already; addresses change with `agent down` and `agent up`")
     status.show(home, output.wants_json(format_))

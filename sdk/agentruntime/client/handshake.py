@@ -3,6 +3,7 @@
 import socket
 import ssl
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentruntime import errors
@@ -37,12 +38,23 @@ def _look(to: Target) -> str:
     try:
         context = _context(to)
     except (OSError, ValueError) as error:
-        return f"the certificates to connect with cannot be used: {error}"
+        return _unreadable(to) or f"the certificates to connect with cannot be used: {error}"
     try:
         with closing(socket.create_connection((host, int(port)), _LONGEST_S)) as plain:
             return _handshake(to, host, plain, context)
     except OSError:
         return ""
+
+
+def _unreadable(to: Target) -> str:
+    """Which of the files cannot be read: the library's own error names none."""
+    for path in (to.ca, to.cert, to.key):
+        try:
+            if path:
+                Path(path).open("rb").close()
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+    return ""
 
 
 def _handshake(to: Target, host: str, plain: socket.socket, context: ssl.SSLContext) -> str:
@@ -79,17 +91,20 @@ def _refused_by_it(to: Target, error: ssl.SSLError) -> str:
 
 
 def _refused_by_us(to: Target, host: str, error: ssl.SSLCertVerificationError) -> str:
-    from agentruntime import certificates  # noqa: PLC0415 — only who is refused waits for its libraries
+    from agentruntime import authority, certificates  # noqa: PLC0415 — only who is refused waits for its libraries
 
     shown = _shown(to, host)
     if shown is None:
         return f"the certificate of {to.address} cannot be verified: {error.verify_message}"
     match error.verify_code:
         case n if n in (_OTHER_NAME, _OTHER_ADDRESS):
-            hosts = ", ".join(certificates.hosts_in(certificates.names_of(shown))) or "no host at all"
+            hosts = certificates.hosts_in(certificates.names_of(shown))
+            # The command leaves out what it is not told, but for this machine's own names.
+            all_of_them = " ".join(f"--host {name}" for name in [*hosts, host] if name not in authority.LOCAL_HOSTS)
             return (
-                f"the certificate of {to.address} is for {hosts}, not for {host}; connect by a name that it is for, "
-                f"or have it made for this one, too (`agent certs init --host {host}`)"
+                f"the certificate of {to.address} is for {', '.join(hosts) or 'no host at all'}, not for {host}; "
+                "connect by a name that it is for, or have it made for this one, too "
+                f"(`agent certs init {all_of_them}`)"
             )
         case n if n in (_EXPIRED, _NOT_YET):
             when = shown.not_valid_after_utc if n == _EXPIRED else shown.not_valid_before_utc

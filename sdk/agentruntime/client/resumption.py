@@ -18,8 +18,8 @@ _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 1.0
 # What became of the message, though its code is UNAVAILABLE; or meant to be known at once, or waited for already.
 _FINAL = frozenset(("MESSAGE_AMBIGUOUS", "MESSAGE_SET_ASIDE", "CIRCUIT_OPEN", "NOT_CONNECTED", "TLS_FAILED"))
-# Of a worker or a pool that is not there: nothing was sent.
-_UNREACHED = frozenset(("AGENT_NOT_READY", "POOL_UNAVAILABLE"))
+# What is not there is a worker, a pool, or what conversations are kept in: the message is nowhere yet.
+_UNREACHED = frozenset(("AGENT_NOT_READY", "POOL_UNAVAILABLE", "STORE_UNAVAILABLE"))
 # gRPC's own, where there was no connection, or it broke.
 _CONNECTION = frozenset(("UNAVAILABLE", "CONNECTION_LOST"))
 _END = ("completion", "failure")
@@ -59,6 +59,8 @@ class Resumption:
         self._failures = 0
         # Whether a worker may have something of it.
         self._reached = after > 0 or until is not Until.MESSAGE
+        # Whether anything was: it is on disk, then.
+        self._heard = after > 0
 
     def options(self, now: float) -> dict[str, Any]:
         """How the next call is made, in gRPC's words."""
@@ -85,7 +87,7 @@ class Resumption:
         """Takes an event in; False if it was handed over before."""
         self.failure = self._failed = None
         self._failures = 0
-        self._reached = True
+        self._reached = self._heard = True
         if event.sequence <= self.sequence:
             return False
         self.sequence = event.sequence
@@ -148,7 +150,10 @@ class Resumption:
         before = error if self.failure is error else self.failure
         message = f"the events were not all there within {self.timeout_s:g} s"
         if self.until is Until.MESSAGE:
-            message = f"the agent was not done within {self.timeout_s:g} s; the message goes on without its caller"
+            became = "the message goes on without its caller"
+            if not self._heard:
+                became = "it is not known whether the message was taken; send it again by the same id"
+            message = f"the agent was not done within {self.timeout_s:g} s; {became}"
         if before:
             message += f"; the attempt before failed: {before.message}"
         return errors.DeadlineExceeded(message, metadata={"before": before.message} if before else None)

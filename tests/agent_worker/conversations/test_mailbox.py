@@ -264,6 +264,11 @@ async def test_a_conversation_that_cannot_be_opened_is_said_and_nothing_else_suf
         assert worker.server._conversations is not None
         assert worker.server._conversations.find(*KEY) is None
         log.unopenable = None
+        # Nothing is there that would have to wait.
+        log.away = True
+        with pytest.raises(errors.StoreUnavailable, match="away"):
+            await worker.send("1")
+        log.away = False
         Held.go.set()
         assert text((await running).reply) == "re: 0"
         assert text((await worker.send("1")).reply) == "re: 1"

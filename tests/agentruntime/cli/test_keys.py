@@ -29,6 +29,13 @@ def test_a_key_is_shown_alone(agent: Agent, record: Record) -> None:
     assert not record.requests[-1].HasField("expires_in")
 
 
+def test_how_long_a_key_lasts_needs_a_unit(agent: Agent, record: Record) -> None:
+    result = agent("keys", "create", "--name", "ci", "--agents", "a", "--expires", "30")
+    assert (result.status, result.out) == (13, "")
+    assert "write 30d" in result.err
+    assert record.requests == []
+
+
 def test_keys_are_listed_and_revoked(agent: Agent, record: Record) -> None:
     listed = agent("keys", "list").out
     assert [word in listed for word in ("ci", "0a1b", "call", "a,b", "2.5/s, 4 in flight")] == [True] * 5

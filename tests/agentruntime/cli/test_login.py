@@ -14,6 +14,8 @@ from agentruntime.errors import Unauthenticated
 from agentruntime.home import Home
 from agentruntime.oauth2.logins import LoginFile
 
+from tests.agentruntime.client.test_handshake import serving
+from tests.certificates import self_signed
 from tests.identity_provider import CI_SECRET, IdentityProvider, identity_provider
 
 AGENT = Path(sys.executable).parent / "agent"
@@ -110,6 +112,18 @@ def test_by_device_code(provider: IdentityProvider, home: Home) -> None:
 def test_wrong_usage(home: Home, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     assert main(["login", *arguments]) == 13
     assert said in capsys.readouterr().err
+
+
+def test_a_certificate_that_nobody_vouches_for_is_one_sentence(
+    home: Home, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(self_signed(tmp_path, "own", "DNS:localhost")) as address:
+        monkeypatch.setenv("UAPI_ENDPOINT", f"https://{address}")
+        assert main(["login"]) == 24
+    # gRPC writes below Python.
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "is signed by itself" in said[0]
 
 
 def test_what_needs_no_login_and_what_is_not_said_in_clear(

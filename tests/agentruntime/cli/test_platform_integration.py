@@ -69,7 +69,7 @@ def ok(result: Result) -> Result:
 
 
 def test_up_and_down_twice(home: Home, agent_process: Agent) -> None:
-    first = json.loads(ok(agent_process("up", *FREE_PORTS, "-o", "json")).out)
+    first = json.loads(ok(agent_process("up", *FREE_PORTS, "--anonymous", "none", "-o", "json")).out)
     by_name = {process["name"]: process for process in first["processes"]}
     assert {"gateway", "envoy", "pool", "supervisor"} <= by_name.keys()
     assert all(process["pid"] > 0 and process["version"] for process in by_name.values())
@@ -78,6 +78,18 @@ def test_up_and_down_twice(home: Home, agent_process: Agent) -> None:
     assert os.getsid(by_name["supervisor"]["pid"]) == by_name["supervisor"]["pid"]
     second = ok(agent_process("up", "--grpc-port", "1"))
     assert second.err.startswith("the platform runs already")
+    for flags, why in (
+        (
+            ("--tls", "--require-client-cert"),
+            "without TLS; end it with `agent down`, then start it with `agent up --tls",
+        ),
+        (("--ca", "/ca.pem"), "not with /ca.pem"),
+        (("--require-client-cert",), "lets callers in without a certificate"),
+        (("--anonymous", "call"), "not with --anonymous call"),
+    ):
+        refused = agent_process("up", *flags)
+        assert refused.status == 19
+        assert f"the platform runs already, and {why}" in refused.err
     assert pids(agent_process) == {name: process["pid"] for name, process in by_name.items()}
     assert ok(agent_process("down")).out == "the platform has stopped\n"
     assert processes_of(home) == []

@@ -74,6 +74,21 @@ def test_what_is_refused(
     assert record.requests == []
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [["openai", "sk-0123456789"], ["openai=sk-0123456789"], ["openai", "--agents", "a", "--", "sk-0123456789"]],
+)
+def test_a_value_that_is_an_argument_is_refused_without_being_repeated(
+    agent: Agent, record: Record, argv: list[str]
+) -> None:
+    result = agent("secrets", "set", *argv)
+    assert (result.status != 0, result.out, result.err.count("\n")) == (True, "", 1)
+    assert "never an argument" in result.err
+    assert "--from-file" in result.err
+    assert "sk-" not in result.err
+    assert record.requests == []
+
+
 def test_list_and_delete(agent: Agent, record: Record) -> None:
     header, row = agent("secrets", "list").out.splitlines()
     assert header.split()[:2] == ["SECRET", "AGENTS"]

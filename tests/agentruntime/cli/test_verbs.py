@@ -25,6 +25,7 @@ def test_status(agent: Agent) -> None:
     result = agent("status")
     assert result.out.splitlines()[0].split() == ["PROCESS", "PID", "VERSION", "UP", "ADDRESSES"]
     assert result.out.splitlines()[1].split() == ["gateway", "7", "0.1.0", "1m", "30s", "127.0.0.1:50051"]
+    assert result.err == "the database is away\n"
     assert json.loads(agent("status", "-o", "json").out)["processes"][0]["pid"] == 7
 
 

@@ -78,6 +78,12 @@ def test_each_wrong_certificate_has_its_sentence(tmp_path: Path, ca: Made) -> No
     for made, trusted, words in (
         (issued(tmp_path, ca, "a", HERE, expired=True), ca, "ended on 20.* UTC; look at this machine's clock, or"),
         (issued(tmp_path, ca, "b", "DNS:b.example"), ca, r"is for b\.example, not for localhost; connect by a name"),
+        # The command that is advised leaves no name out.
+        (
+            issued(tmp_path, ca, "several", "DNS:b.example,DNS:c.example,IP:::1"),
+            ca,
+            "certs init --host b.example --host c.example`",
+        ),
         (issued(tmp_path, other, "c", HERE), ca, r"signed by 'Other CA', which .*test-ca\.pem does not know; name"),
         (issued(tmp_path, other, "d", HERE), None, "signed by 'Other CA', which this machine does not know; name"),
         (self_signed(tmp_path, "e", HERE), ca, "signed by itself, .* name it by --ca FILE or UAPI_TLS_CA"),
@@ -121,6 +127,14 @@ async def test_clients_say_it_too(tmp_path: Path, ca: Made) -> None:
         with pytest.raises(errors.Unavailable, match="signed by itself"):
             await asynchronous.generate_text("a", "x")
         await asynchronous.close()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, ca: Made) -> None:
+    nowhere = tmp_path / "nowhere.pem"
+    with serving(issued(tmp_path, ca, "server", HERE)) as address:
+        assert said(address, Made(nowhere, nowhere)) == f"{nowhere} cannot be read: No such file or directory"
+        own = Made(ca.cert, nowhere)
+        assert said(address, ca, own) == f"{nowhere} cannot be read: No such file or directory"
 
 
 def test_files_that_are_not_there_or_alone(tmp_path: Path) -> None:

@@ -102,3 +102,22 @@ def test_where_a_stream_may_end() -> None:
             resumption.closed()
         assert resumption.delay_s(cut.value, 0.0, 0.5)
     assert not Resumption(Until.FOREVER, 0, None, 0.0).ends_with(event(1, completion=proto.ChatMessage()))
+
+
+def test_that_a_message_goes_on_is_said_of_one_that_was_heard_of() -> None:
+    late = errors.DeadlineExceeded("x")
+    resumption = Resumption(Until.MESSAGE, 0, 30.0, 0.0)
+    with pytest.raises(errors.DeadlineExceeded, match="not known whether the message was taken; send it again"):
+        resumption.delay_s(late, 30.0, 0.5)
+    resumption.heard(event(1))
+    with pytest.raises(errors.DeadlineExceeded, match="the message goes on without its caller"):
+        resumption.delay_s(late, 30.0, 0.5)
+
+
+def test_a_store_that_is_away_is_said_when_the_worker_has_waited_for_it() -> None:
+    away = errors.StoreUnavailable("the database is away")
+    with pytest.raises(errors.StoreUnavailable):
+        Resumption(Until.MESSAGE, 0, 30.0, 0.0).delay_s(away, 10.1, 0.5)
+    heard = Resumption(Until.MESSAGE, 0, 30.0, 0.0)
+    heard.heard(event(1))
+    assert heard.delay_s(away, 10.1, 0.5)

@@ -14,6 +14,19 @@ _NEEDS = {**POOL_NEEDS, **OWN_NEEDS}
 _CALL, _OPERATE, _ADMINISTER = access.ROLE_CALL, access.ROLE_OPERATE, access.ROLE_ADMINISTER
 
 _PERMITTING = pool.AgentSettings(permissions=pool.Permissions(egress=["localhost:5432"]))
+# Settings, what is allowed to go unenforced, and whether that needs the role for all agents.
+_WIDENING: list[tuple[pool.AgentSettings, bool, tuple[str, ...]]] = [
+    (pool.AgentSettings(network=pool.NETWORK_MODE_HOST), False, ("*",)),
+    (pool.AgentSettings(network=pool.NETWORK_MODE_ISOLATED), False, ()),
+    (pool.AgentSettings(venv="/opt/venv"), False, ("*",)),
+    (pool.AgentSettings(logging=pool.Logging(aggregator="fluentd://localhost:6379")), False, ("*",)),
+    (pool.AgentSettings(logging=pool.Logging(aggregator="none", max_bytes=10**6)), False, ()),
+    (pool.AgentSettings(), True, ("*",)),
+    # Within the agent's own walls: its code, which is its operator's to say, could do the same.
+    (pool.AgentSettings(env={"LD_PRELOAD": "/app/x.so"}, serving=pool.Serving(debug=True)), False, ()),
+    (pool.AgentSettings(isolation=pool.Isolation(read_only_root=False), resources=pool.Resources(gpus=1)), False, ()),
+    (pool.AgentSettings(access=pool.Access(keys=["none"]), mode=pool.RUNTIME_MODE_CONTAINER), False, ()),
+]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +47,15 @@ _PERMITTING = pool.AgentSettings(permissions=pool.Permissions(egress=["localhost
             _OPERATE,
             ("a",),
         ),
+        *(
+            (f"AgentPool/{method}", request_, _OPERATE, ("a", *more))
+            for settings, unenforced, more in _WIDENING
+            for method, request_ in (
+                ("RunAgent", pool.RunAgentRequest(image="a", settings=settings, allow_unenforced=unenforced)),
+                ("UpdateAgent", pool.UpdateAgentRequest(name="a", settings=settings, allow_unenforced=unenforced)),
+            )
+        ),
+        ("AgentPool/ScaleAgent", pool.ScaleAgentRequest(agent="a", allow_unenforced=True), _OPERATE, ("a", "*")),
         ("AgentPool/StopAgent", pool.StopAgentRequest(name="a-01"), _OPERATE, ("a-01",)),
         ("AgentPool/ScaleAgent", pool.ScaleAgentRequest(agent="a"), _OPERATE, ("a",)),
         ("AgentPool/DebugWorker", pool.DebugWorkerRequest(worker_id="a-01"), _OPERATE, ("a-01",)),
@@ -90,3 +112,33 @@ def test_methods_that_nobody_thought_of_need_all_of_a_role() -> None:
             assert need.names(None) == ("*",), path
         assert method.name in path
     assert "/uapi.v1.AccessService/GetCaller" not in _NEEDS
+
+
+def test_every_setting_was_thought_of() -> None:
+    """Whoever adds one says above whether the operator of a single agent may set it."""
+    assert set(pool.AgentSettings.DESCRIPTOR.fields_by_name) == {
+        *("network", "venv", "logging", "permissions"),  # of which something needs the role for all agents
+        *(
+            "resources",
+            "env",
+            "log_level",
+            "serving",
+            "health_check",
+            "restart_policy",
+            "scaling",
+            "traffic",
+            "cache",
+        ),
+        *("mode", "isolation", "log_format", "access", "conversations"),
+    }
+
+
+def test_names_are_read_as_the_service_reads_them() -> None:
+    """An agent may be called as another one's worker would be."""
+    namings = {path.rpartition("/")[2]: (need.naming, set(method.input_type.fields_by_name)) for path, (method, need)
+               in POOL_NEEDS.items()}  # fmt: skip
+    for method, (naming, fields) in namings.items():
+        if "agent" in fields:
+            assert naming == "agent", method
+        if "worker_id" in fields:
+            assert naming == "worker", method

@@ -10,7 +10,7 @@ from tests.uapi_gateway.xds.walking import walk as walked
 from uapi_gateway.access import headers, keys
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.keys import Key, Wanted
-from uapi_gateway.access.policy import Policy, may_call
+from uapi_gateway.access.policy import Policy, may_call, unmet
 from uapi_gateway.registry import Demands
 from uapi_gateway.xds.rules import http_rules, rules
 
@@ -172,3 +172,30 @@ def test_apis_are_for_all_who_are_known(path: str, anonymous: bool) -> None:
 @pytest.mark.parametrize("path", ["/agentsx", "/v1x", "/metrics", "/docs.html", "/", "/x/agents"])
 def test_what_looks_like_an_api_is_none(path: str) -> None:
     assert not walk(http_rules(policy()).matcher, {**CALLERS["one"], ":path": path})
+
+
+@pytest.mark.parametrize(
+    ("demands", "says"),
+    [
+        (Demands(), []),
+        (Demands(tls=True), []),
+        (Demands(keys=("chosen", "two")), []),
+        (Demands(keys=(KEYS["two"].key_id,)), []),
+        (Demands(keys=("*",)), []),
+        (Demands(keys=("chosen", "typo")), ["'typo'"]),
+        # A key for another agent, and the user's own, which is no key of callers.
+        (Demands(keys=("one",)), ["'one'", "only the platform's own user"]),
+        (Demands(keys=("local",)), ["'local'", "only the platform's own user"]),
+        (Demands(oauth2_client_id="chat"), ["no identity provider", "'chat'", "only the platform's own user"]),
+        (Demands(keys=("chosen",), oauth2_client_id="chat"), ["no identity provider"]),
+    ],
+)
+def test_an_operator_is_told_of_demands_that_nobody_meets(demands: Demands, says: list[str]) -> None:
+    said = unmet(demands, "by-key", policy())
+    assert [each for each in says if each not in said] == []
+    assert bool(said) == bool(says)
+    assert ("only the platform" in said) == ("only the platform's own user" in says)
+
+
+def test_any_key_is_none_without_keys() -> None:
+    assert "no API key is for it" in unmet(Demands(keys=("*",)), "a", Policy())

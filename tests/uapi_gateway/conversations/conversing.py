@@ -21,7 +21,7 @@ from grpc import aio
 from uapi_gateway.access.policy import Policy
 from uapi_gateway.conversations import plain
 from uapi_gateway.conversations.sending import SERVICE, Sender
-from uapi_gateway.conversations.store import Key, Page
+from uapi_gateway.conversations.store import Course, Courses, Key, Page
 from uapi_gateway.registry import Agent, Demands, Registry
 
 PIECES = ("You ", "said ", "it")
@@ -132,6 +132,23 @@ class MemoryLog:
         await self.find(key)
         found = [e for e in self.events[key][after:] if not message_id or e.message_id == message_id]
         return found[:limit], len(found) > limit
+
+    async def messages(
+        self, key: Key, before: int, limit: int, *, statuses: "Sequence[proto.MessageStatus.ValueType]" = ()
+    ) -> Courses:
+        self._check()
+        if key not in self.events:
+            raise errors.ConversationNotFound(key.conversation_id)
+        events = self.events[key]
+        infos = [self._info(events, each) for each in dict.fromkeys(event.message_id for event in reversed(events))]
+        found = [
+            Course(
+                info, events[info.first_sequence - 1], events[info.last_sequence - 1] if info.last_sequence else None
+            )
+            for info in sorted(infos, key=lambda info: -info.first_sequence)
+            if (not before or info.first_sequence < before) and (not statuses or info.status in statuses)
+        ]
+        return Courses(tuple(found[:limit]), len(found))
 
     async def list(self, principal: str | None, agent: str, page_size: int = 0, page_token: str = "") -> Page:
         found = [await self.find(key) for key in self.events if (key.principal, key.agent) == (principal, agent)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import AgentError, ConversationNotFound, EventsExpired, LeaseLost, StoreUnavailable
 
-from uapi_gateway.conversations.store import Append, Appended, Key, Lease, Page
+from uapi_gateway.conversations.store import Append, Appended, Course, Courses, Key, Lease, Page
 
 _RUNNING, _PENDING = proto.MESSAGE_STATUS_RUNNING, proto.MESSAGE_STATUS_PENDING
 _ENDS = {
@@ -143,6 +143,18 @@ class MemoryStore:
             conversation_id=key.conversation_id, agent=key.agent, principal=key.principal,
             last_sequence=kept.last, messages=messages,
         )  # fmt: skip
+
+    async def messages(
+        self, key: Key, before: int, limit: int, *, statuses: "Sequence[proto.MessageStatus.ValueType]" = ()
+    ) -> Courses:
+        kept = self._get(key)
+        events = {event.sequence: event for event in kept.events}
+        found = [
+            Course(info, events[info.first_sequence], events.get(info.last_sequence))
+            for info in sorted(kept.messages.values(), key=lambda info: -info.first_sequence)
+            if (not before or info.first_sequence < before) and (not statuses or info.status in statuses)
+        ]
+        return Courses(tuple(found[:limit]), len(found))
 
     async def list(self, *, principal: str | None, agent: str, page_size: int, page_token: str) -> Page:
         found = [

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
@@ -21,7 +22,8 @@ from tests.waiting import eventually
 from uapi_gateway.conversations import log as log_module
 from uapi_gateway.conversations.leases import Hold, Holder
 from uapi_gateway.conversations.log import EventLog
-from uapi_gateway.conversations.store import Append, Appended, Key
+from uapi_gateway.conversations.sql import SqlStore
+from uapi_gateway.conversations.store import Append, Appended, Key, Store
 
 KEY = Key("local", "a", "first")
 
@@ -547,3 +549,46 @@ async def test_cancelling_what_was_just_written_is_told() -> None:
         hold.unended.clear()
         assert await log.cancel(KEY, "m") == proto.MESSAGE_STATUS_PENDING
         assert holder.told == [("cancelled", "m")]
+
+
+async def test_a_store_that_cannot_be_reached_is_said_and_found_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "_PATIENCE_S", 0.1)
+    away, store = SqlStore("postgresql://nobody@127.0.0.1:1/x", tmp_path), MemoryStore()
+    stores: list[Store] = [away]
+
+    async def opened() -> Store:
+        await stores[0].open()
+        return stores[0]
+
+    log = EventLog(opened)
+    task = asyncio.create_task(log.run())
+    await log.heard(10)
+    assert "127.0.0.1" in log.trouble
+    for asked in (log.open(KEY, Holding()), log.find(KEY)):
+        with pytest.raises(StoreUnavailable, match=r"127.0.0.1.*; try again"):
+            await asked
+    stores[0] = store
+    await eventually(lambda: not log.trouble)
+    assert (await log.open(KEY, Holding()))[0].token
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await away.close()
+
+
+async def test_a_store_that_goes_away_is_trouble_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "_PATIENCE_S", 0.01)
+    async with running() as (log, store):
+        hold = await opened(log, Holding())
+        store.troubles = ["away"] * 3
+        writing = asyncio.create_task(append(log, hold, said("m")))
+        await eventually(lambda: log.trouble == "away")
+        await writing
+        assert not log.trouble
+        # Where nothing is to be written, it is looked for.
+        store.troubles = ["away"] * 3
+        with pytest.raises(StoreUnavailable):
+            await opened(log, Holding(), Key("local", "a", "second"))
+        assert "away" in log.trouble
+        await eventually(lambda: not log.trouble)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from uapi_gateway.conversations.retention import cut_at, possible_cuts
+from uapi_gateway.conversations.retention import freeing, possible_cuts
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,8 @@ def test_a_cut_is_where_no_message_goes_on(spans: list[tuple[int, int]], cuts: l
     assert possible_cuts(spans) == cuts
 
 
-@pytest.mark.parametrize(
-    ("events", "bytes_", "cut"),
-    [(1, 0, 3), (3, 0, 3), (4, 0, 6), (6, 0, 6), (100, 0, 9), (0, 1, 3), (0, 30, 3), (0, 31, 6), (2, 61, 9)],
-)
-def test_as_little_is_cut_as_does_it(events: int, bytes_: int, cut: int) -> None:
-    assert cut_at([3, 6, 9], dict.fromkeys(range(1, 10), 10), events, bytes_) == cut
+@pytest.mark.parametrize(("excess", "number"), [(1, 1), (10, 1), (11, 2), (30, 3), (31, 4), (1000, 4)])
+def test_no_more_is_read_than_is_too_much(excess: int, number: int) -> None:
+    sizes = iter(dict.fromkeys(range(1, 5), 10).items())
+    assert freeing(sizes, excess) == number
+    assert [left for left, _ in sizes] == list(range(number + 1, 5))

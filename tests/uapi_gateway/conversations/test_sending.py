@@ -114,6 +114,7 @@ async def test_nothing_was_told_of_a_message_that_is_not_there(sending: Standing
         errors.AgentNotReady("no worker"),
         errors.Internal("a bug"),
         errors.AgentStopped("stopped"),
+        errors.StoreUnavailable("the database is away"),
     ],
 )
 async def test_a_refusal_is_told_at_once(sending: Standing, error: errors.AgentError) -> None:
@@ -122,6 +123,20 @@ async def test_a_refusal_is_told_at_once(sending: Standing, error: errors.AgentE
         await all_of(sending)
     assert caught.value.reason == error.reason
     assert len(sending.worker.calls) == 1
+
+
+async def test_what_was_told_is_asked_of_a_log_that_is_away_once(sending: Standing) -> None:
+    sending.log.failures = [errors.StoreUnavailable("the database is away")] * 2
+    with pytest.raises(errors.StoreUnavailable):
+        await anext(sending.sender.stream(LOCAL, "helper", asked(), after=3))
+    assert (len(sending.log.failures), sending.worker.calls) == (1, [])
+
+
+async def test_that_a_message_goes_on_is_said_of_one_that_was_taken(sending: Standing) -> None:
+    sending.worker.breaks = ["logged"]
+    sending.log.failures = [errors.StoreUnavailable("the database is away")] * 100
+    with pytest.raises(errors.DeadlineExceeded, match="message m may have been taken, or not"):
+        await sending.sender.collect(LOCAL, "helper", asked(), timeout_s=0.2)
 
 
 async def test_one_that_never_arrives_is_given_up(sending: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +162,7 @@ async def test_ids_are_made_where_none_are_given(sending: Standing) -> None:
 async def test_time_that_is_over_ends_the_wait_and_not_the_message(sending: Standing, place: str) -> None:
     sending.worker.gate.clear()
     sending.worker.breaks = [place]
-    with pytest.raises(errors.DeadlineExceeded, match="message m goes on"):
+    with pytest.raises(errors.DeadlineExceeded, match="message m goes on, send it again by that id"):
         await sending.sender.collect(LOCAL, "helper", asked(), timeout_s=0.2)
     sending.worker.gate.set()
     reply = await sending.sender.collect(LOCAL, "helper", asked())

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -21,10 +21,10 @@ from sqlalchemy import event
 
 from tests.postgresql import Server
 from tests.waiting import eventually, until
-from uapi_gateway.conversations import sql, tables
+from uapi_gateway.conversations import retention, sql, tables
 from uapi_gateway.conversations.databases import Sqlite
 from uapi_gateway.conversations.sql import SqlStore
-from uapi_gateway.conversations.store import Append, Appended, Key, Lease
+from uapi_gateway.conversations.store import Append, Appended, Courses, Key, Lease
 
 from .saying import KEY, append, begun, completed, failed, piece, said, state, texts, written
 
@@ -254,6 +254,42 @@ async def test_one_message_s_events_among_others(store: SqlStore) -> None:
     assert await store.events(KEY, 0, 9, message_id="z") == ([], False)
 
 
+async def test_messages_with_their_ends_and_nothing_between(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(errors.ConversationNotFound):
+        await store.messages(KEY, 0, 9)
+    lease = await store.acquire(KEY, "", 1)
+    assert await store.messages(KEY, 0, 9) == Courses((), 0)
+    await turn(store, lease, "a", "x" * 100_000)
+    # One waits while the other runs, and is cancelled; the last one is to be.
+    asked = proto.Event(message_id="d", cancellation=proto.Cancellation())
+    both = (said("b"), begun("b"), said("c"), piece("b"), failed("c", 1), failed("b"))
+    await store.append([append(lease, *both, said("d"), begun("d"), piece("d"), asked)], 1)
+
+    async def told(
+        before: int, limit: int, statuses: "Sequence[proto.MessageStatus.ValueType]" = ()
+    ) -> tuple[list[str], int]:
+        found = await store.messages(KEY, before, limit, statuses=statuses)
+        shown = [texts([course.first, *([course.last] if course.last else [])]) for course in found.courses]
+        assert [course.info.message_id for course in found.courses] == [
+            course.first.message_id for course in found.courses
+        ]
+        return [" ".join(each) for each in shown], found.count
+
+    every = ["10 message d", "6 message c 8 failure c", "4 message b 9 failure b", "1 message a 3 completion a"]
+    assert await told(0, 9) == (every, 4)
+    assert await told(0, 3) == (every[:3], 4)
+    assert await told(6, 9) == (every[2:], 2)
+    assert await told(0, 9, statuses=[proto.MESSAGE_STATUS_RUNNING]) == (every[:1], 1)
+    ended = [proto.MESSAGE_STATUS_CANCELLED, proto.MESSAGE_STATUS_COMPLETED]
+    assert await told(0, 1, statuses=ended) == (every[1:2], 2)
+    [course] = (await store.messages(KEY, 2, 9)).courses
+    assert course.last is not None
+    assert len(course.last.completion.parts[0].text) == 100_000
+    monkeypatch.setattr(sql, "PAGE_BYTES", 1000)
+    assert await told(0, 9) == (every[:3], 4)
+    assert await told(4, 9) == (every[3:], 1)
+
+
 async def test_large_events(store: SqlStore) -> None:
     lease = await store.acquire(KEY, "", 1)
     sizes = [60_000, 70_000, 4_000_000]
@@ -319,6 +355,22 @@ async def test_trimming_takes_the_oldest_messages(store: SqlStore, tmp_path: Pat
     assert await store.trim("helper", max_events=1, max_bytes=1) == 0
     await turn(store, lease, "m4")
     assert len([path for path in tmp_path.glob("blobs/*/*") if path.is_file()]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("max_events", "turns", "cut"),
+    [(11, 0, 3), (9, 0, 3), (8, 0, 6), (0, 0.1, 9), (0, 3.5, 3), (0, 2.5, 6), (7, 3.5, 6)],
+)
+async def test_as_little_is_trimmed_as_does_it(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, max_events: int, turns: float, cut: int
+) -> None:
+    monkeypatch.setattr(retention, "_SIZES_AT_A_TIME", 2)
+    lease = await store.acquire(KEY, "", 1)
+    for number in range(4):
+        await turn(store, lease, f"m{number}", "x" * 200)
+    max_bytes = int((await store.find(KEY)).bytes / 4 * turns)
+    assert await store.trim("helper", max_events=max_events, max_bytes=max_bytes) == cut
+    assert (await store.find(KEY)).first_sequence == cut + 1
 
 
 async def test_expiring_leaves_what_runs(store: SqlStore) -> None:
@@ -438,6 +490,7 @@ async def message_s_way(store: SqlStore) -> None:
         await store.events(KEY, 0, 9, backwards=True)
         await store.find(KEY)
         await store.find(KEY, "m0")
+        await store.messages(KEY, 20, 2, statuses=[proto.MESSAGE_STATUS_COMPLETED])
 
 
 async def test_sqlite_looks_everything_up(tmp_path: Path) -> None:

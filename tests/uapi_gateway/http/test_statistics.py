@@ -67,9 +67,11 @@ def test_the_platforms_document() -> None:
         "memory_usage": "512MB",
         "cpu_usage": "35%",
     }
-    ill = platform_document(Observation(None, None, None))
+    ill = platform_document(Observation(None, None, None, conversations_away=True))
     assert ill["status"] == "unhealthy"
-    assert ill["reason"] == "Envoy does not answer; the pool does not answer"
+    assert ill["reason"] == (
+        "Envoy does not answer; the pool does not answer; the conversations cannot be read or written"
+    )
 
 
 def test_an_agents_document() -> None:

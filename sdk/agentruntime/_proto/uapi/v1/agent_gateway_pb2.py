@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1buapi/v1/agent_gateway.proto\x12\x07uapi.v1\x1a\x1cgoogle/protobuf/struct.proto\"l\n\x10\x43\x61llAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12%\n\x04\x64\x61ta\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\":\n\x11\x43\x61llAgentResponse\x12%\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"f\n\rProcessStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x16\n\x0euptime_seconds\x18\x05 \x01(\x01\"\x12\n\x10GetStatusRequest\">\n\x11GetStatusResponse\x12)\n\tprocesses\x18\x01 \x03(\x0b\x32\x16.uapi.v1.ProcessStatus2\x9b\x01\n\x0c\x41gentGateway\x12\x42\n\tCallAgent\x12\x19.uapi.v1.CallAgentRequest\x1a\x1a.uapi.v1.CallAgentResponse\x12G\n\tGetStatus\x12\x19.uapi.v1.GetStatusRequest\x1a\x1a.uapi.v1.GetStatusResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1buapi/v1/agent_gateway.proto\x12\x07uapi.v1\x1a\x1cgoogle/protobuf/struct.proto\"l\n\x10\x43\x61llAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12%\n\x04\x64\x61ta\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\":\n\x11\x43\x61llAgentResponse\x12%\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"f\n\rProcessStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x11\n\taddresses\x18\x04 \x03(\t\x12\x16\n\x0euptime_seconds\x18\x05 \x01(\x01\"\x12\n\x10GetStatusRequest\"P\n\x11GetStatusResponse\x12)\n\tprocesses\x18\x01 \x03(\x0b\x32\x16.uapi.v1.ProcessStatus\x12\x10\n\x08problems\x18\x02 \x03(\t2\x9b\x01\n\x0c\x41gentGateway\x12\x42\n\tCallAgent\x12\x19.uapi.v1.CallAgentRequest\x1a\x1a.uapi.v1.CallAgentResponse\x12G\n\tGetStatus\x12\x19.uapi.v1.GetStatusRequest\x1a\x1a.uapi.v1.GetStatusResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,7 +43,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=344
   _globals['_GETSTATUSREQUEST']._serialized_end=362
   _globals['_GETSTATUSRESPONSE']._serialized_start=364
-  _globals['_GETSTATUSRESPONSE']._serialized_end=426
-  _globals['_AGENTGATEWAY']._serialized_start=429
-  _globals['_AGENTGATEWAY']._serialized_end=584
+  _globals['_GETSTATUSRESPONSE']._serialized_end=444
+  _globals['_AGENTGATEWAY']._serialized_start=447
+  _globals['_AGENTGATEWAY']._serialized_end=602
 # @@protoc_insertion_point(module_scope)

@@ -61,7 +61,7 @@ class AgentGatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """The gateway's processes and addresses. Does not block.
+        """The gateway's processes and addresses, and what does not work. Blocks for a second at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,7 @@ class AgentGatewayStub:
     (the data does not fit the method's request, or the method streams).
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_agent_gateway_pb2.GetStatusRequest, _agent_gateway_pb2.GetStatusResponse]
-    """The gateway's processes and addresses. Does not block."""
+    """The gateway's processes and addresses, and what does not work. Blocks for a second at most."""
 
 @_typing.type_check_only
 class AgentGatewayAsyncStub(AgentGatewayStub):
@@ -52,7 +52,7 @@ class AgentGatewayAsyncStub(AgentGatewayStub):
     (the data does not fit the method's request, or the method streams).
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_agent_gateway_pb2.GetStatusRequest, _agent_gateway_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """The gateway's processes and addresses. Does not block."""
+    """The gateway's processes and addresses, and what does not work. Blocks for a second at most."""
 
 class AgentGatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -74,6 +74,6 @@ class AgentGatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_gateway_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_gateway_pb2.GetStatusResponse, _abc.Awaitable[_agent_gateway_pb2.GetStatusResponse]]:
-        """The gateway's processes and addresses. Does not block."""
+        """The gateway's processes and addresses, and what does not work. Blocks for a second at most."""
 
 def add_AgentGatewayServicer_to_server(servicer: AgentGatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

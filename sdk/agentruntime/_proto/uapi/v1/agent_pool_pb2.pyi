@@ -934,7 +934,7 @@ class RunAgentRequest(_message.Message):
     image: _builtins.str
     """"name:tag", "name" (tag latest), or "name@sha256:…"."""
     agent: _builtins.str
-    """The agent's name; empty takes the image's."""
+    """The agent's name; empty takes the image's: "other" of "host/team/other:8", whatever its agent.yaml says."""
     replicas: _builtins.int
     """Unset keeps what runs, or starts one; with auto_scale as many as min_replicas says, but one."""
     allow_unenforced: _builtins.bool
@@ -1761,7 +1761,9 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was degraded because this machine cannot enforce it, a sentence each."""
+        """What was degraded because this machine cannot enforce it, and what else is not as it was written, a sentence each. In
+        the answer to what runs or changes the agent, also what it demands of its callers that nobody has.
+        """
 
     @_builtins.property
     def settings(self) -> Global___AgentSettings:
