@@ -39,9 +39,9 @@ def missing(token_file: Path | None) -> str:
     """What is said to those who show no credential."""
     first = f"`authorization: Bearer $(cat {token_file})`, another" if token_file else "`authorization: Bearer …`, an"
     return (
-        f"this needs a credential: send {first} API key (`agent keys create` makes one; the SDK takes UAPI_AUTH_TOKEN) "
-        "or a token of an identity provider (`agent login` gets one); `agent up --anonymous call` lets callers in "
-        "without one where an agent demands none"
+        f"this needs a credential: send {first} API key (`agent keys create` makes one; the SDK takes "
+        "UAPI_AUTH_TOKEN) or a token of an identity provider (`agent login` gets one); `agent up --anonymous call` lets "
+        "callers in without one where an agent demands none"
     )
 
 
