@@ -40,8 +40,8 @@ def missing(token_file: Path | None) -> str:
     first = f"`authorization: Bearer $(cat {token_file})`, another" if token_file else "`authorization: Bearer …`, an"
     return (
         f"this needs a credential: send {first} API key (`agent keys create` makes one; the SDK takes "
-        "UAPI_AUTH_TOKEN) or a token of an identity provider (`agent login` gets one); `agent up --anonymous call` lets "
-        "callers in without one where an agent demands none"
+        "UAPI_AUTH_TOKEN) or a token of an identity provider (`agent login` gets one); `agent up --anonymous call` "
+        "lets callers in without one where an agent demands none"
     )
 
 
