@@ -317,7 +317,7 @@ class Keeper:
             _log.info("worker ended", worker_id=worker.worker_id, reason=line)
         else:
             worker.apply(Event.FAIL, line)
-            worker.last_traceback = rest if "Traceback" in rest else ""
+            worker.last_traceback = rest
             _log.warning("worker failed", worker_id=worker.worker_id, reason=reason)
         self._changed(worker.agent)
         try:
@@ -389,6 +389,5 @@ def _failure_action(deployment: Deployment, worker: Worker) -> FailureAction:
 
 
 def _failure(worker: Worker, end: Exit) -> str:
-    if end.traceback:
-        return f"worker {worker.worker_id} failed: {end.error} ({end.reason})\n{end.traceback}"
-    return end.reason
+    reason = f"worker {worker.worker_id} failed: {end.error} ({end.reason})" if end.error else end.reason
+    return f"{reason}\n{end.traceback}" if end.traceback else reason

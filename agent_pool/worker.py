@@ -42,7 +42,7 @@ class Worker:
     handle: Mapping[str, Any] = field(default_factory=dict)
     meter: Meter | None = None
     probe: HealthProbe | None = None
-    # Of the last failure, if the agent's code raised.
+    # Of the last failure, if the agent's code raised; else the last words of its log.
     last_traceback: str = ""
     # When it is started again, since the epoch; 0 if it is not to be.
     retry_at_s: float = 0.0

@@ -1,6 +1,7 @@
 """A worker's life after the fork: get ready, take up what the pool handed over, serve, drain, end."""
 
 import asyncio
+import faulthandler
 import json
 import os
 import random
@@ -127,6 +128,8 @@ def run(
         secrets_fd: what the pool handed over of secrets.
     """
     linux.name_process(spec.worker_id)
+    # Where a signal such as SIGSEGV ends it, its log says in which line of the agent's code.
+    faulthandler.enable(2, all_threads=False)
     calls.attach(sandbox.system_calls(template.sandbox))
     take_environment({**template.env, **spec.env})
     _reseed()
@@ -145,7 +148,7 @@ def run(
         stage = "start"
         # Never closed: that would wait for threads in which the agent hangs, and the process ends anyway.
         return readied.runner.run(_serve(readied, spec, loaded, channel, sandbox.event_log(template.sandbox)))
-    except Exception as error:
+    except BaseException as error:  # also sys.exit() of a task that the agent has started
         report = error.message if isinstance(error, errors.AgentError) else f"{type(error).__name__}: {error}"
         _log.error("worker failed", stage=stage, error=report)
         traceback.print_exc()

@@ -107,6 +107,7 @@ class Exit:
     reason: str
     # The agent's own, if it said.
     error: str = ""
+    # With the error; without one, the last words of its log, from where the interpreter began to say how it died.
     traceback: str = ""
     # Of exit(3), or the negated number of the signal that killed it; None where nobody saw it.
     status: int | None = None

@@ -191,7 +191,7 @@ class DockerDriver(Driver):
             door.unlink(missing_ok=True)
         process.reports = Reports(connection)
         await self._tell_who(process, connection)
-        await process.until_listening(partial(endings.failure, self._logs, process))
+        await process.until_listening(partial(endings.failure, process))
         process.close_door(container.uid)
         return self._running(container)
 

@@ -23,21 +23,24 @@ def told(logs: LogStore, process: WorkerProcess, status: int | None, counters: C
     """
     process.reports.hear_out()
     reason = exits.explain(status, counters, process.launch.revision.limits)
+    worker_id, agent = process.launch.worker_id, process.launch.revision.agent
+    failure = process.reports.failure
+    clean = logs.redactor(agent).text
+    trace = clean(failure.get("traceback", ""))
+    if status != 0 and not trace:
+        # Before the pool adds to it.
+        trace = logs.last_words(agent, worker_id, process.log_start).removeprefix("\n")
     if process.reports.listening and status != 0:
         # Of one that never served, whoever started it hears.
-        worker_id, agent = process.launch.worker_id, process.launch.revision.agent
         with contextlib.suppress(OSError):  # a full disk must not hide how the worker ended
             logs.note(agent, worker_id, "error", "worker ended", reason=reason)
-    failure = process.reports.failure
-    clean = logs.redactor(process.launch.revision.agent).text
     code = None if status is None else os.waitstatus_to_exitcode(status)
-    return Exit(reason, clean(failure.get("error", "")), clean(failure.get("traceback", "")), code)
+    return Exit(reason, clean(failure.get("error", "")), trace, code)
 
 
-def failure(logs: LogStore, process: WorkerProcess, end: Exit) -> errors.AgentFailed:
+def failure(process: WorkerProcess, end: Exit) -> errors.AgentFailed:
     """Of a worker that ended before it served."""
-    worker_id, agent = process.launch.worker_id, process.launch.revision.agent
-    if end.traceback:
-        return errors.AgentFailed(f"worker {worker_id} failed: {end.error} ({end.reason})\n{end.traceback}")
-    words = logs.last_words(agent, worker_id, process.log_start)
+    worker_id, words = process.launch.worker_id, f"\n{end.traceback}" if end.traceback else ""
+    if end.error:
+        return errors.AgentFailed(f"worker {worker_id} failed: {end.error} ({end.reason}){words}")
     return errors.AgentFailed(f"worker {worker_id} ended before it was ready: {end.reason}{words}")

@@ -134,7 +134,7 @@ class ProcessDriver(Driver):
         if not answer.get("ok"):
             raise errors.AgentFailed(f"worker {launch_.worker_id} could not be forked: {answer.get('error')}")
         process.attach(answer.get("pid"), template.pid, self._tell_exit(process))
-        await process.until_listening(partial(endings.failure, self._logs, process))
+        await process.until_listening(partial(endings.failure, process))
         process.close_door(self._uid(revision, process.slot, template))
         self._spares.renew(revision, template.channel, template.pid)
         return process.running()

@@ -20,7 +20,9 @@ from agent_pool.logs.retention import LogPolicy
 
 _SUFFIX = ".log"
 _LAST_WORDS = 12
-_LAST_BYTES = 8192
+_LAST_BYTES = 16 * 1024
+# What Python's faulthandler begins with, of a process that a signal such as SIGSEGV ends.
+_FATAL = "Fatal Python error: "
 _FOLLOW_INTERVAL_S = 0.1
 # Lines handed on at a time.
 _BATCH = 500
@@ -80,6 +82,8 @@ class LogStore:
     def last_words(self, agent: str, worker_id: str, since: int = 0) -> str:
         """The last lines of a log, each on its own line after a newline, "" if there are none.
 
+        Of a process that a signal ended, all that the interpreter said of that: in which line it was.
+
         Args:
             since: of the file's size, in bytes, before which nothing counts.
         """
@@ -92,7 +96,9 @@ class LogStore:
             return ""
         # Before it is cut into lines and thrown away: a value may have several.
         text = self.redactor(agent).text(text)
-        return "".join(f"\n{line}" for line in text.splitlines()[-_LAST_WORDS:])
+        said = text.splitlines()
+        fatal = [number for number, line in enumerate(said) if line.startswith(_FATAL)]
+        return "".join(f"\n{line}" for line in said[fatal[-1] if fatal else -_LAST_WORDS :])
 
     def size(self, agent: str, worker_id: str) -> int:
         """Where a log ends, in bytes since its first one."""

@@ -34,7 +34,7 @@ def cancelled(message: Message) -> proto.Event:
 
 def set_aside(message: Message, lost: Sequence[wire.LostWorker]) -> proto.Event:
     """It has ended too many workers, of which so much is known."""
-    reasons = "; ".join(each.reason for each in lost)
+    reasons = _reasons(lost)
     error = errors.MessageSetAside(
         f"the message was begun {MOST_ATTEMPTS} times, and each time its worker ended; it is not handled again"
         + (f": {reasons}" if reasons else "; `agent logs` has what the workers said")
@@ -44,9 +44,13 @@ def set_aside(message: Message, lost: Sequence[wire.LostWorker]) -> proto.Event:
 
 def ambiguous(message: Message, lost: Sequence[wire.LostWorker]) -> proto.Event:
     """It was begun, and is not to be begun again."""
-    reasons = "; ".join(each.reason for each in lost)
+    reasons = _reasons(lost)
     error = errors.MessageAmbiguous(
         "the worker ended while it handled the message, which may have had effects; send another one to go on"
         + (f" ({reasons})" if reasons else "")
     )
     return failed(error, message.message_id)
+
+
+def _reasons(lost: Sequence[wire.LostWorker]) -> str:
+    return "; ".join(each.reason or f"worker {each.worker_id} ended" for each in lost)

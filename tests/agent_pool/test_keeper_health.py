@@ -151,6 +151,7 @@ async def test_a_crash_loop_is_called_so_with_the_last_traceback(ward: Ward) -> 
         assert ward.worker.crash_loop is (failures >= 5)
         assert ward.worker.retry_at_s
         assert ward.worker.last_traceback == "Traceback …\nValueError: no"
+        assert ward.worker.last_failure.endswith("failed: ValueError: no (exit status 1)")
         await ward.until(State.READY)
         assert not ward.worker.crash_loop
         assert not ward.worker.retry_at_s

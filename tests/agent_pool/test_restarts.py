@@ -10,7 +10,7 @@ from tests.agent_pool.harness import RunningPool
 pytestmark = [pytest.mark.integration, pytest.mark.root]
 
 ENDS = """\
-import os, time
+import asyncio, os, sys, time
 from agentruntime import Agent
 
 class Tester(Agent):
@@ -19,7 +19,14 @@ class Tester(Agent):
             os._exit(int(prompt.split()[1]))
         if prompt.startswith("block"):
             time.sleep(float(prompt.split()[1]))
+        if prompt == "crash":
+            os.kill(os.getpid(), 11)
+        if prompt == "leave":
+            await asyncio.create_task(self.leave())
         return prompt
+
+    async def leave(self):
+        sys.exit(4)
 """
 
 
@@ -47,6 +54,23 @@ async def test_a_crash_loop_is_named(pool: RunningPool) -> None:
     looping = await pool.until("tester-01", lambda now: now.crash_loop)
     assert looping.reason == "killed by signal 9"
     assert looping.HasField("retry_at")
+
+
+async def test_where_it_ended_is_told(pool: RunningPool) -> None:
+    await build(pool)
+    [worker] = (await pool.run("tester:1.0.0")).workers
+    await ask(worker, "crash")
+    crashed = await restarted(pool, 1)
+    assert crashed.reason == "restarted after: killed by signal 11"
+    said = crashed.last_traceback.splitlines()
+    assert said[0] == "Fatal Python error: Segmentation fault", said
+    assert any(line.endswith("in generate") and "tester.py" in line for line in said), said
+    await ask(crashed, "leave")
+    left = await restarted(pool, 2)
+    assert left.reason == "restarted after: worker tester-01 failed: SystemExit: 4 (exit status 1)"
+    assert "in leave" in left.last_traceback
+    await ask(left, "exit 3")
+    assert "worker serves" in (await restarted(pool, 3)).last_traceback
 
 
 async def test_one_that_ends_as_it_may_is_not_started_again(pool: RunningPool) -> None:

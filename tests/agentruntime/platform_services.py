@@ -54,6 +54,8 @@ class Record:
         self.services: list[str] = []
         self.outside: list[agent_registry_pb2.AgentInfo] = []
         self.log = Log()
+        # Of the gateway.
+        self.addresses = ["127.0.0.1:50051"]
         # While it is not set, RunAgent and StreamText do not answer.
         self.holds = threading.Event()
         self.holds.set()
@@ -185,7 +187,7 @@ class Gateway(agent_gateway_pb2_grpc.AgentGatewayServicer):
     def GetStatus(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
         process = agent_gateway_pb2.ProcessStatus(
-            name="gateway", pid=7, version="0.1.0", addresses=["127.0.0.1:50051"], uptime_seconds=90.0
+            name="gateway", pid=7, version="0.1.0", addresses=self._record.addresses, uptime_seconds=90.0
         )
         return agent_gateway_pb2.GetStatusResponse(processes=[process], problems=["the database is away"])
 

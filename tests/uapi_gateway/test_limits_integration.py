@@ -4,14 +4,21 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 from agentruntime import errors, status
+from agentruntime._proto.uapi.v1 import access_pb2, access_pb2_grpc
+from agentruntime.agent import Agent
 from agentruntime.home import Home
+from agentruntime.launch import WorkerSpec
 from grpc import aio
 
+from agent_worker.lag import LagSelector
+from agent_worker.loader import LoadedAgent
+from agent_worker.server import WorkerServer
 from tests.hostile import frames
 from tests.uapi_gateway.echo_service import echoing
 from tests.uapi_gateway.pool_service import PoolStandIn, deployment
@@ -22,13 +29,33 @@ pytestmark = pytest.mark.integration
 _RATE, _CONNECTIONS = 20, 8
 
 
+class Patient(Agent):
+    async def generate(self, prompt: str, *, temperature: float, max_tokens: int) -> AsyncIterator[str]:
+        if prompt == "hang":
+            await asyncio.sleep(3600)
+        yield prompt
+
+
+@contextlib.asynccontextmanager
+async def worker(address: str, name: str) -> AsyncIterator[None]:
+    """One of ours: they count the calls in flight."""
+    server = WorkerServer(WorkerSpec(name, name.rpartition("-")[0], 1, 1), LagSelector())
+    await server.start(LoadedAgent(Patient, (), (), b""), address, name)
+    try:
+        yield
+    finally:
+        await server._server.stop(0)
+        server._threads.shutdown()
+
+
 @pytest_asyncio.fixture
 async def limited(home: Home) -> AsyncIterator[Gateway]:
     """A gateway where every caller may make 20 calls per second, and 8 connections are all that there may be."""
     pool, gateway = PoolStandIn(), Gateway(home)
-    address = f"unix:{home.root}/w.sock"
-    async with echoing(address, "a-01"), pool.serving(home):
+    address, own = f"unix:{home.root}/w.sock", f"unix:{home.root}/own.sock"
+    async with echoing(address, "a-01"), worker(own, "b-01"), pool.serving(home):
         pool.put(deployment("a", {"a-01": address}))
+        pool.put(deployment("b", {"b-01": own}))
         try:
             await gateway.start(
                 UAPI_GATEWAY_RATE_PER_CALLER=f"{_RATE}/s", UAPI_GATEWAY_MAX_CONNECTIONS=f"{_CONNECTIONS}"
@@ -38,10 +65,10 @@ async def limited(home: Home) -> AsyncIterator[Gateway]:
             gateway.stop()
 
 
-async def outcome(channel: aio.Channel) -> str:
+async def outcome(channel: aio.Channel, *metadata: tuple[str, str], agent: str = "a") -> str:
     """ "OK", or the reason of the refusal."""
     try:
-        await generate(channel, "hello", agent="a", timeout_s=30)
+        await generate(channel, "hello", *metadata, agent=agent, timeout_s=30)
     except aio.AioRpcError as error:
         return status.decode(error).reason
     return "OK"
@@ -51,10 +78,11 @@ async def test_limits_of_a_gateway(limited: Gateway) -> None:
     async with limited.channel() as tcp, limited.channel(unix=True) as own:
 
         async def answered() -> bool:
-            return await outcome(own) == "OK"
+            return {await outcome(own, agent=agent) for agent in ("a", "b")} == {"OK"}
 
         await eventually(answered)
         await _rates(tcp, own)
+        await _keys(tcp, own)
     await _connections(limited)
     await _silence(limited)
 
@@ -69,6 +97,38 @@ async def _rates(tcp: aio.Channel, own: aio.Channel) -> None:
         await asyncio.gather(*(generate(tcp, "hello", agent="a", timeout_s=30) for _ in range(10 * _RATE)))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert isinstance(status.decode(caught.value), errors.RateLimited)
+
+
+async def _keys(tcp: aio.Channel, own: aio.Channel) -> None:
+    """A key's own rate counts, be it lower or higher than everybody's, and so do its calls in flight."""
+    wanted: dict[str, dict[str, Any]] = {
+        "seldom": {"rate_per_second": 1 / 3600},
+        "often": {"rate_per_second": 1000.0},
+        "few": {"rate_per_second": 1000.0, "max_concurrency": 2},
+    }
+    credentials = {}
+    for name, limits in wanted.items():
+        request = access_pb2.CreateKeyRequest(name=name, agents=["*"], **limits)
+        made = await access_pb2_grpc.AccessServiceStub(own).CreateKey(request, timeout=30)
+        credentials[name] = ("authorization", f"Bearer {made.secret}")
+    assert [await outcome(tcp, credentials["seldom"]) for _ in range(3)] == ["OK", "RATE_LIMITED", "RATE_LIMITED"]
+    many = await asyncio.gather(*(outcome(tcp, credentials["often"]) for _ in range(10 * _RATE)))
+    assert set(many) == {"OK"}
+
+    async def too_many() -> bool:
+        return await outcome(tcp, credentials["few"], agent="b") == "TOO_MANY_CALLS"
+
+    held = [asyncio.ensure_future(generate(tcp, "hang", credentials["few"], agent="b", timeout_s=60)) for _ in "12"]
+    await eventually(too_many)
+    # Others are not counted with it.
+    assert await outcome(tcp, credentials["often"], agent="b") == "OK"
+    held.pop().cancel()
+
+    async def one_more() -> bool:
+        return not await too_many()
+
+    await eventually(one_more)
+    held.pop().cancel()
 
 
 async def _connections(gateway: Gateway) -> None:

@@ -15,8 +15,8 @@ import grpc
 import pytest
 import pytest_asyncio
 from agentruntime import errors, status
+from agentruntime._proto.uapi.v1 import access_pb2, access_pb2_grpc, agent_registry_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_proto
-from agentruntime._proto.uapi.v1 import agent_registry_pb2_grpc, text_generation_pb2_grpc
 from agentruntime._proto.uapi.v1 import text_generation_pb2 as text
 from agentruntime.certificates import GATEWAY, POOL
 from cryptography import x509
@@ -299,12 +299,26 @@ async def test_a_certificate_says_who_calls(secured: Secured, tmp_path: Path) ->
             told = await generate(channel, "headers", *spoofed, agent="alpha")
         assert f"x-uapi-principal: {principal!r}" in told.splitlines()
         assert "x-uapi-caller" not in told
-    # As agent beta it may call what beta's permissions say: nothing. And the pool is there to be called.
+    # As agent alpha it may call itself, as beta what beta's permissions say: nothing. Each may ask who it is.
+    own = issued(tmp_path, secured.ca, "alpha", "URI:spiffe://agentruntime/agent/alpha")
+    async with secured.channel(own) as channel:
+        assert await generate(channel, "x", agent="alpha") == "alpha-01: x"
+        assert await caller(channel) == ("agent:alpha", ["alpha"])
+    # And the pool is there to be called.
     for name, uri in (("agents", "spiffe://agentruntime/agent/beta"), ("pool", POOL)):
         async with secured.channel(issued(tmp_path, secured.ca, name, f"URI:{uri}")) as channel:
             with pytest.raises(aio.AioRpcError) as refused:
                 await generate(channel, "x", agent="alpha")
             assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            principal, _ = await caller(channel)
+            assert principal in ("agent:beta", f"cert:{POOL}")
+
+
+async def caller(channel: aio.Channel) -> tuple[str, list[str]]:
+    """Whom the gateway takes a caller for, and which agents it may call."""
+    stub: access_pb2_grpc.AccessServiceAsyncStub = access_pb2_grpc.AccessServiceStub(channel)
+    found = await stub.GetCaller(access_pb2.GetCallerRequest(), timeout=5)
+    return found.principal, [agent for grant in found.grants for agent in grant.agents]
 
 
 def mutual(made: Made, ca: Made) -> grpc.ServerCredentials:

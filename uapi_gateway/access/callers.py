@@ -20,6 +20,7 @@ from uapi_gateway.access.policy import (
     Caller,
     Grant,
     Policy,
+    with_itself,
 )
 
 ROLE_NAMES: dict[int, str] = {role.value: role.name.lower() for role in scopes.Role}
@@ -56,8 +57,8 @@ def grants_of(principal: str, key: Key | None, claims: Mapping[str, Any], policy
     if principal.startswith(CERTIFICATE_PREFIX):
         return () if principal == POOL else (CALL_ALL,)
     if principal.startswith(AGENT_PREFIX):
-        agents = policy.permitted.get(principal.removeprefix(AGENT_PREFIX), ())
-        return (Grant(proto.ROLE_CALL, agents),) if agents else ()
+        agent = principal.removeprefix(AGENT_PREFIX)
+        return (Grant(proto.ROLE_CALL, with_itself(agent, policy.permitted.get(agent, ()))),)
     for known in policy.identity:
         provider = known.provider
         if principal.startswith(provider.principal_prefix):

@@ -1,7 +1,9 @@
 """Whether a call on the control socket may be made, by role and by the agents that it names; denials are audited."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
@@ -21,6 +23,8 @@ from uapi_gateway.registry import Registry
 
 # Fields by which requests name what they are about.
 _NAMES = ("name", "key", "reference")
+# For the request of a call that is refused in any case.
+_REQUEST_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,39 @@ class Checks:
         """
         checked = Checked(self.caller(context), method, need, need.names(request), _about(request))
         if not self._allowed(checked):
-            await self._refuse(checked)
+            await self._refuse(checked, checked.names)
         if checked.changes:
             await self.write(checked, "allowed")
         return checked
 
-    async def admit(self, method: MethodDescriptor, need: Need, context: aio.ServicerContext[Any, Any]) -> None:
-        """The same before the request is there: whoever has the role for no agent is not waited for."""
-        checked = Checked(self.caller(context), method, need, ANY)
-        if not self._allowed(checked):
-            await self._refuse(checked)
+    async def admit(
+        self,
+        method: MethodDescriptor,
+        need: Need,
+        first: Awaitable[bytes | None],
+        context: aio.ServicerContext[Any, Any],
+    ) -> None:
+        """The same before the request is there: who has the role for no agent is waited for no longer than a moment,
+        so that what they wanted is written down.
 
-    async def _refuse(self, checked: Checked) -> None:
-        error = refusal(checked.caller, checked.need.role, checked.names)
+        Args:
+            method: that is called.
+            need: of it.
+            first: the first request, awaited of those alone who are refused; None if there is none.
+            context: of the call.
+        """
+        checked = Checked(self.caller(context), method, need, ANY)
+        if self._allowed(checked):
+            return
+        with contextlib.suppress(TimeoutError, InvalidArgument):
+            async with asyncio.timeout(_REQUEST_S):
+                request = parsed(method.input_type, await first or b"")
+            checked = replace(checked, names=need.names(request), about=_about(request))
+        # Which they wanted is for the log alone: all of it is refused.
+        await self._refuse(checked, ANY)
+
+    async def _refuse(self, checked: Checked, names: tuple[str, ...]) -> None:
+        error = refusal(checked.caller, checked.need.role, names)
         await self.write(checked, "denied", error.message)
         raise error
 

@@ -10,6 +10,8 @@ PREFIX = "x-uapi-caller-"
 KEY = PREFIX + "key"
 # The key's id and the agent that the call is for, joined by "@".
 PAIR = PREFIX + "pair"
+# The principal of the agent that the call is for: who calls is that one, if it calls itself.
+OWN = PREFIX + "own"
 # The claims of an identity provider's token that was good, in base64url.
 CLAIMS = PREFIX + "claims"
 # Before a provider's name: whom its token is of, until the principal is made of it.
@@ -28,4 +30,4 @@ CONVERSATION = PREFIX + "conversation"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-PRIVATE = (KEY, PAIR, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, CONVERSATION, FOR, *caller.PRIVATE)
+PRIVATE = (KEY, PAIR, OWN, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, CONVERSATION, FOR, *caller.PRIVATE)

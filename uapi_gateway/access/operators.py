@@ -62,8 +62,9 @@ class PoolHandler(grpc.GenericRpcHandler):
         self, path: str, requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[bytes]:
         method, need = POOL_NEEDS[path]
-        await self._checks.admit(method, need, context)
-        first = await anext(aiter(requests), None)
+        reading = anext(aiter(requests), None)
+        await self._checks.admit(method, need, reading, context)
+        first = await reading
         checked = await self._checks.check(method, need, parsed(method.input_type, first or b""), context)
         try:
             async for answer in self._passed(path, _again(first, requests), context):

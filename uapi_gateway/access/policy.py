@@ -67,6 +67,11 @@ class Caller:
         return any(grant.covers(role, agent) for grant in self.grants)
 
 
+def with_itself(agent: str, permitted: tuple[str, ...]) -> tuple[str, ...]:
+    """All that an agent may call: what its permissions name, and itself."""
+    return permitted if permitted == (ALL,) or agent in permitted else (*permitted, agent)
+
+
 def may_call(caller: Caller, agent: str, demands: Demands | None) -> bool:
     """Whether a caller may call an agent: it has the role, and is what the agent demands."""
     if not caller.may(proto.ROLE_CALL, agent):

@@ -41,7 +41,7 @@ class LogDoor:
 
     Args:
         log: what they come for.
-        ends: what is known of workers that have ended.
+        ends: how workers end.
         held_bytes: of requests that are not answered yet, of all workers; one agent has no more than it leaves.
     """
 
@@ -80,7 +80,7 @@ class Connection(FramedConnection):
         self._door = door
         self._log = door.log
         self._peer = peer
-        self.worker_id = peer.worker_id
+        self.end = door.ends.of(peer.worker_id)
         self._holds: dict[tuple[str, str], Hold] = {}
         # What is done for requests that are not answered yet, and watches.
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -181,7 +181,7 @@ class Connection(FramedConnection):
             state=lease.state,
             state_version=lease.state_version,
             messages=[proto.OpenMessage(info=info, message=message) for info, message in lease.messages],
-            lost=[self._door.ends.of(worker_id) for worker_id in self._log.lost(key)],
+            lost=self._log.lost(key, lease.messages[0][0].message_id) if lease.messages else (),
         )
         reply = proto.LogReply(id=request.id, opened=opened)
         if reply.ByteSize() > frames.LARGEST_REPLY_BYTES:

@@ -1,11 +1,17 @@
-"""What is known of workers that have ended: for those who handle again what one of them left."""
+"""How workers end, as far as that is heard: for those who handle again what one of them left."""
+
+from weakref import WeakSet
 
 from agentruntime._proto.uapi.v1 import event_log_pb2 as proto
 
 from uapi_gateway.registry import Registry
 
-# The latest; each is as long as a traceback.
-_MOST = 256
+
+class End:
+    """Of one worker's process; what is known of it comes when it has ended, or never."""
+
+    def __init__(self, worker_id: str) -> None:
+        self.worker = proto.LostWorker(worker_id=worker_id)
 
 
 class Ends:
@@ -13,22 +19,26 @@ class Ends:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._known: dict[str, proto.LostWorker] = {}
+        # Those that somebody still holds.
+        self._awaited: WeakSet[End] = WeakSet()
+        # The failed ones of each agent: news of the agent tells of them again until they are started again.
+        self._failed: dict[str, dict[str, tuple[str, str]]] = {}
         registry.listeners.append(self._changed)
 
-    def of(self, worker_id: str) -> proto.LostWorker:
-        """What is known of a worker's last end; nothing but its name, if nothing is."""
-        return self._known.get(worker_id) or proto.LostWorker(worker_id=worker_id)
+    def of(self, worker_id: str) -> End:
+        """The next end of the worker of that name."""
+        end = End(worker_id)
+        self._awaited.add(end)
+        return end
 
     def _changed(self, agent_id: str) -> None:
         agent = self._registry.get(agent_id)
-        for endpoint in agent.endpoints if agent is not None else ():
-            if endpoint.failure:
-                self._known.pop(endpoint.worker_id, None)
-                self._known[endpoint.worker_id] = proto.LostWorker(
-                    worker_id=endpoint.worker_id,
-                    reason=f"worker {endpoint.worker_id} ended: {endpoint.failure}",
-                    traceback=endpoint.traceback,
-                )
-                if len(self._known) > _MOST:
-                    del self._known[next(iter(self._known))]
+        endpoints = agent.endpoints if agent is not None else ()
+        failed = {each.worker_id: (each.failure, each.traceback) for each in endpoints if each.failure}
+        news = dict(failed.items() - self._failed.pop(agent_id, {}).items())
+        if failed:
+            self._failed[agent_id] = failed
+        for end in [each for each in self._awaited if each.worker.worker_id in news]:
+            failure, end.worker.traceback = news[end.worker.worker_id]
+            end.worker.reason = f"worker {end.worker.worker_id} ended: {failure}"
+            self._awaited.discard(end)

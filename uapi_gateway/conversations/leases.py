@@ -12,6 +12,7 @@ from typing import Protocol
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import AgentError
 
+from uapi_gateway.conversations.ends import End
 from uapi_gateway.conversations.store import Append, Appended, Key, Lease
 
 # Gets what became of an append, and the time of its events.
@@ -23,8 +24,7 @@ class Holder(Protocol):
 
     # For people who read the table.
     name: str
-    # "" where that is not known.
-    worker_id: str
+    end: End
     # It has gone, and can hold nothing any more.
     ended: bool
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from agentruntime import log
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from agentruntime._proto.uapi.v1 import event_log_pb2 as wire
 from agentruntime.errors import (
     AgentError,
     Cancelled,
@@ -25,6 +26,7 @@ from agentruntime.errors import (
     StoreUnavailable,
 )
 
+from uapi_gateway.conversations.ends import End
 from uapi_gateway.conversations.leases import Done, Hold, Holder, Leases
 from uapi_gateway.conversations.store import Append, Appended, Courses, Key, Lease, Page, Store
 from uapi_gateway.conversations.watching import Watcher, Watchers
@@ -49,7 +51,7 @@ class Own:
     """The gateway, where it writes itself. It gives back at once what it holds."""
 
     name = "gateway"
-    worker_id = ""
+    end = End("")
     ended = False
 
     def wanted(self, key: Key) -> None:
@@ -84,8 +86,8 @@ class EventLog:
         self._watchers = Watchers()
         self._own = Own()
         self._writer = Writer(self._written, self._take_away, now_ns=now_ns)
-        # Workers that ended while a message of the conversation ran, the oldest first.
-        self._lost: dict[Key, list[str]] = {}
+        # Workers that ended while a message of the conversation ran, which has not ended, the oldest first.
+        self._lost: dict[Key, tuple[str, list[End]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # Told of conversations with messages that have not ended, which nobody has.
         self.left: list[Callable[[Key], None]] = []
@@ -238,9 +240,10 @@ class EventLog:
             hold.drained.append(done)
         self._writer.settle(hold)
 
-    def lost(self, key: Key) -> Sequence[str]:
-        """Workers that ended while they handled the message that is the first now, the oldest first."""
-        return self._lost.get(key, ())
+    def lost(self, key: Key, message_id: str) -> Sequence[wire.LostWorker]:
+        """What is known by now of the workers that ended while they handled that message, the oldest first."""
+        of, ends = self._lost.get(key, ("", ()))
+        return [end.worker for end in ends] if of == message_id else ()
 
     def held(self, key: Key) -> bool:
         """Whether somebody has it."""
@@ -249,11 +252,12 @@ class EventLog:
     def _free(self, hold: Hold) -> None:
         if self._leases.get(hold.key) is not hold:
             return
+        of, ends = self._lost.pop(hold.key, ("", []))
         if hold.holder.ended and hold.running:
-            self._lost.setdefault(hold.key, []).append(hold.holder.worker_id)
-            del self._lost[hold.key][:-_MOST_LOST]
-        elif not hold.running:
-            self._lost.pop(hold.key, None)
+            ends = [*(ends if of == hold.running else ()), hold.holder.end][-_MOST_LOST:]
+            self._lost[hold.key] = hold.running, ends
+        elif of in hold.unended:
+            self._lost[hold.key] = of, ends
         if cancelled := [message_id for message_id in hold.unended if message_id in hold.cancelled]:
             # It was asked for, and whoever was told has gone.
             self._leases.seize(hold.key)

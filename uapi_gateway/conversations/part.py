@@ -45,7 +45,7 @@ class Conversations:
 
     def add_to(self, control: aio.Server, checks: Checks, audit: AuditLog) -> None:
         """Serves calls that name no agent."""
-        service = ConversationService(self.log, checks, audit)
+        service = ConversationService(self.log, self._registry, checks, audit)
         conversation_grpc.add_ConversationServiceServicer_to_server(service, control)
 
     def door(self) -> Door:

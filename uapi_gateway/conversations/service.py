@@ -11,7 +11,7 @@ from typing import Any
 from agentruntime._proto.uapi.v1 import access_pb2 as access
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime._proto.uapi.v1 import conversation_service_pb2_grpc as conversation_grpc
-from agentruntime.errors import InvalidArgument
+from agentruntime.errors import AgentNotFound, ConversationNotFound, InvalidArgument
 from grpc import aio
 
 from uapi_gateway.access.callers import refusal
@@ -22,6 +22,7 @@ from uapi_gateway.conversations.log import EventLog
 from uapi_gateway.conversations.sending import shown
 from uapi_gateway.conversations.store import Key
 from uapi_gateway.kernel.audit import AuditLog
+from uapi_gateway.registry import Registry
 from uapi_gateway.xds.routes import AGENT_HEADER
 
 _Context = aio.ServicerContext[Any, Any]
@@ -30,8 +31,9 @@ _Context = aio.ServicerContext[Any, Any]
 class ConversationService(conversation_grpc.ConversationServiceServicer):
     """The service."""
 
-    def __init__(self, log: EventLog, checks: Checks, audit: AuditLog) -> None:
+    def __init__(self, log: EventLog, registry: Registry, checks: Checks, audit: AuditLog) -> None:
         self._log = log
+        self._registry = registry
         self._checks = checks
         self._audit = audit
 
@@ -64,7 +66,12 @@ class ConversationService(conversation_grpc.ConversationServiceServicer):
         self, request: proto.GetConversationRequest, context: _Context
     ) -> proto.GetConversationResponse:
         _, key = await self._admit(request, context, "GetConversation")
-        return proto.GetConversationResponse(conversation=await self._log.find(key, request.message_id))
+        try:
+            found = await self._log.find(key, request.message_id)
+        except ConversationNotFound:
+            await self._require(key.agent, key.principal)
+            raise
+        return proto.GetConversationResponse(conversation=found)
 
     async def ListConversations(
         self, request: proto.ListConversationsRequest, context: _Context
@@ -78,6 +85,8 @@ class ConversationService(conversation_grpc.ConversationServiceServicer):
         elif request.agent and not self._sees(caller, agent):
             await self._refuse(caller, access.ROLE_CALL, agent, "ListConversations", agent)
         page = await self._log.list(whose, request.agent, request.page_size, request.page_token)
+        if request.agent and not page.conversations:
+            await self._require(request.agent, whose)
         # Of agents that it may not call any more, it sees nothing.
         found = [each for each in page.conversations if self._sees(caller, each.agent)]
         return proto.ListConversationsResponse(conversations=found, next_page_token=page.next_token)
@@ -86,8 +95,21 @@ class ConversationService(conversation_grpc.ConversationServiceServicer):
         self, request: proto.DeleteConversationRequest, context: _Context
     ) -> proto.DeleteConversationResponse:
         _, key = await self._admit(request, context, "DeleteConversation", always=True)
-        await self._log.delete(key)
+        try:
+            await self._log.delete(key)
+        except ConversationNotFound:
+            await self._require(key.agent, key.principal)
+            raise
         return proto.DeleteConversationResponse()
+
+    async def _require(self, agent: str, principal: str | None) -> None:
+        """Conversations stay when their agent goes; but a name that nothing is known of is probably written wrongly.
+
+        Raises:
+            AgentNotFound: there is no such agent, and the principal (None: nobody) has a conversation with it.
+        """
+        if not self._registry.find(agent) and not (await self._log.list(principal, agent, 1)).conversations:
+            raise AgentNotFound(agent)
 
     async def _admit(
         self, request: Any, context: _Context, method: str, *, always: bool = False

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
+from agentruntime.errors import InvalidArgument
 from starlette.requests import Request
 
 from uapi_gateway.access.callers import caller_of
@@ -55,8 +56,18 @@ class Core:
     policy: Callable[[], Policy]
 
     def caller(self, request: Request) -> Caller:
-        """Whom a request comes from, as Envoy says."""
-        return caller_of(request.headers.items(), self.policy())
+        """Whom a request comes from, as Envoy says.
+
+        Raises:
+            InvalidArgument: the request says that it comes from somebody else, or is about somebody else's.
+        """
+        caller = caller_of(request.headers.items(), self.policy())
+        if request.query_params.get("principal", caller.principal) != caller.principal:
+            raise InvalidArgument(
+                f"you are {caller.principal}, and over HTTP conversations are the caller's own; operators read "
+                "others' by `agent conversations show AGENT ID --principal PRINCIPAL`"
+            )
+        return caller
 
     def agents(self, caller: Caller) -> list[Agent]:
         """The agents that a caller may call, by name."""

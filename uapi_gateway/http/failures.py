@@ -42,6 +42,9 @@ def tell(application: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         # Of several, because a thing may have several forms, the one that got furthest; a list is one, however long.
         found = max(error.errors(), key=lambda each: (len(each["loc"]), each["type"] == "too_long"))
+        if found["type"] == "json_invalid":
+            # In the words of the OpenAI API (openai/refusals.py).
+            return response(InvalidArgument(f"the body is not JSON: {found['ctx']['error']}", reason="INVALID_JSON"))
         where = ".".join(str(part) for part in found["loc"] if part != "body")
         said = f"{where}: {found['msg']}" if where else f"the body is not what this takes: {found['msg']}"
         return response(InvalidArgument(said, reason="INVALID_DATA"))

@@ -7,7 +7,7 @@ All is found by look-up, so that a thousand agents or ten thousand keys cost a c
                       anonymous                 what demands nothing, or nothing at all
     x-uapi-caller-pair                          a key, and one of its agents
     x-uapi-caller-key                           a key for all agents
-    x-uapi-principal: agent:<agent>             the agents that it may call
+    x-uapi-principal: agent:<agent>             the agents that it may call, and itself
                       cert:<URI>                all agents that demand no more; nothing, if it is the pool's
                       oidc:…                    as the token's scopes say (tokens.py)
 
@@ -30,8 +30,10 @@ from uapi_gateway.access import headers, policy
 from uapi_gateway.access.keys import ALL, KEY_MARK, LOCAL, Key
 from uapi_gateway.access.policy import Policy
 from uapi_gateway.registry import Demands
+from uapi_gateway.xds import cel
 
 # Whom nobody knows may ask whether the platform runs, as orchestrators do, and where to log in.
+_WHO_AM_I = "/uapi.v1.AccessService/GetCaller"
 OPEN_TO_NOBODY = ("/grpc.health.v1.Health/Check", "/uapi.v1.AccessService/ListIdentityProviders")
 # Of the APIs over HTTP, and of the page that describes them (RE2).
 API_PATHS = r"/(agents|v1|\.well-known/agent-card\.json|docs|openapi\.json)(/.*)?"
@@ -54,16 +56,25 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
     by_key = {key.key_id: _rule(key.agents, wanted.demands, key) for key in others if key.agents == (ALL,)}
     by_pair = {pair: leaf for key in others if key.agents != (ALL,) for pair, leaf in _pairs(key, wanted.demands)}
     by_agent = {
-        policy.AGENT_PREFIX + agent: _rule(agents, wanted.demands, None) for agent, agents in wanted.permitted.items()
+        policy.AGENT_PREFIX + agent: _rule(policy.with_itself(agent, agents), wanted.demands, None)
+        for agent, agents in wanted.permitted.items()
     }
     known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), policy.POOL: DENY, **by_agent}
-    certified = [(_certified(), _rule((ALL,), wanted.demands, None))]
-    by_principal = look_up(headers.PRINCIPAL, known, first(certified, by_token or DENY))
+    anything = _rule((ALL,), wanted.demands, None)
+    # Of agents without permissions, too, which need no rule of their own for it.
+    itself = cel.predicate(cel.equal(cel.header(headers.PRINCIPAL), cel.header(headers.OWN)))
+    by_name = first([(_certified(), anything), (itself, anything)], by_token or DENY)
+    by_principal = look_up(headers.PRINCIPAL, known, by_name)
     tree = look_up(headers.PAIR, by_pair, look_up(headers.KEY, by_key, by_principal))
     miswritten = _predicate("authorization")
     miswritten.single_predicate.value_match.contains = KEY_MARK
     message = rbac_pb2.RBAC()
-    message.matcher.CopyFrom(first([(miswritten, DENY), (given(headers.GRANTED), ALLOW)], tree).matcher)
+    # Whoever is known may ask as whom; above all those who may do nothing else.
+    asking = look_up(
+        headers.PRINCIPAL, {policy.ANONYMOUS: tree}, first([(given(headers.PRINCIPAL), PLATFORM_ONLY)], DENY)
+    )
+    cases = [(miswritten, DENY), (given(headers.GRANTED), ALLOW), (matches(":path", _WHO_AM_I), asking)]
+    message.matcher.CopyFrom(first(cases, tree).matcher)
     return message
 
 

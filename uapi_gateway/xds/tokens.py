@@ -10,15 +10,15 @@ from typing import Any
 from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.matching.common_inputs.network.v3 import network_inputs_pb2
 from envoy.extensions.matching.input_matchers.metadata.v3 import metadata_pb2
-from google.protobuf import any_pb2, json_format
-from xds.type.matcher.v3 import cel_pb2, http_inputs_pb2, matcher_pb2
+from google.protobuf import json_format
+from xds.type.matcher.v3 import matcher_pb2
 
 from uapi_gateway.access import headers, keys, scopes
 from uapi_gateway.access.identity import Known
 from uapi_gateway.access.providers import Provider
 from uapi_gateway.access.scopes import EVERY_AGENT, Role
 from uapi_gateway.registry import Demands
-from uapi_gateway.xds import filters, rules
+from uapi_gateway.xds import cel, filters, rules
 from uapi_gateway.xds.resources import Resource
 
 # Where jwt_authn leaves the claims of a token that is good, each provider's under its name.
@@ -164,41 +164,13 @@ def _claim(provider: str, claim: str, value: dict[str, Any]) -> Any:
     where = network_inputs_pb2.DynamicMetadataInput(filter=_CLAIMS)
     where.path.add().key = provider
     where.path.add().key = claim
-    return _matched(where, json_format.ParseDict({"value": value}, metadata_pb2.Metadata()))
+    how = json_format.ParseDict({"value": value}, metadata_pb2.Metadata())
+    return cel.matched(_Predicate(), where, how)
 
 
 def _names_agent(provider: str, claim: str, header: str) -> Any:
-    """A claim has the scope that stands in a header: `request.headers[header] in <claim>`, in CEL's syntax tree."""
-    ids = iter(range(1, 100))
-
-    def node(**content: Any) -> dict[str, Any]:
-        return {"id": str(next(ids)), **content}
-
-    def call(function: str, *arguments: Any) -> dict[str, Any]:
-        return node(call_expr={"function": function, "args": list(arguments)})
-
-    def entry(of: Any, key: str) -> dict[str, Any]:
-        return call("_[_]", of, node(const_expr={"string_value": key}))
-
-    def attribute(name: str, member: str) -> dict[str, Any]:
-        return node(select_expr={"operand": node(ident_expr={"name": name}), "field": member})
-
-    held = entry(entry(entry(attribute("metadata", "filter_metadata"), _CLAIMS), provider), claim)
-    tree = call("@in", entry(attribute("request", "headers"), header), held)
-    matcher = {"expr_match": {"cel_expr_parsed": {"expr": tree}}}
-    return _matched(
-        http_inputs_pb2.HttpAttributesCelMatchInput(), json_format.ParseDict(matcher, cel_pb2.CelMatcher())
-    )
-
-
-def _matched(where: Any, how: Any) -> Any:
-    predicate = _Predicate()
-    for field, message in ((predicate.single_predicate.input, where), (predicate.single_predicate.custom_match, how)):
-        packed = any_pb2.Any()
-        packed.Pack(message, deterministic=True)
-        field.name = message.DESCRIPTOR.full_name
-        field.typed_config.CopyFrom(packed)
-    return predicate
+    """A claim has the scope that stands in a header."""
+    return cel.predicate(cel.is_in(cel.header(header), cel.metadata(_CLAIMS, provider, claim)))
 
 
 def _any(predicates: list[Any]) -> Any:

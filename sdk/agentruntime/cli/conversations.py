@@ -33,8 +33,10 @@ def list_(
         found = list(client.conversations(agent, all_principals=all_))
     if output.wants_json(format_):
         output.print_json([output.as_data(each) for each in found])
-    else:
-        output.print_table(_COLUMNS, [_row(each) for each in found])
+        return
+    output.print_table(_COLUMNS, [_row(each) for each in found])
+    if not found and not all_:
+        output.note("you have none; --all shows those of every caller, to operators")
 
 
 def show(
@@ -110,7 +112,15 @@ def _stub(client: Client) -> conversation_service_pb2_grpc.ConversationServiceSt
 
 def _get(client: Client, agent: str, id_: str, principal: str) -> proto.Conversation:
     request = proto.GetConversationRequest(conversation_id=id_, agent=agent, principal=principal)
-    return _stub(client).GetConversation(request).conversation
+    try:
+        return _stub(client).GetConversation(request).conversation
+    except errors.ConversationNotFound:
+        if not principal:
+            output.note(
+                "you have none of that id; operators see another caller's by --principal, and whose there are by "
+                "`agent conversations list --all`"
+            )
+        raise
 
 
 def _events(client: Client, of: proto.Conversation, agent: str, principal: str) -> Iterator[proto.Event]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from agentruntime import errors, supervisor, units
 from agentruntime._proto.uapi.v1 import access_pb2, access_pb2_grpc
+from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool_pb2
-from agentruntime.cli import connection, output, platform
+from agentruntime.cli import connection, output, platform, status
 from agentruntime.home import Home
 
 # What the pool calls these, in words.
@@ -50,11 +51,12 @@ def command(format_: output.Output = None) -> None:
     config = connection.config()
     if not platform.is_local(config) or supervisor.is_running(Home.default()):
         with platform.connect(config) as client:
+            listening = client.gateway.GetStatus(gateway_pb2.GetStatusRequest())
             node = client.pool.GetNode(pool_pb2.GetNodeRequest())
             listed = client.stub(access_pb2_grpc.AccessServiceStub, agent="").ListIdentityProviders(
                 access_pb2.ListIdentityProvidersRequest()
             )
-        findings += [*machine(node), *identity_providers(listed, time.time())]
+        findings += [*listens(listening), *machine(node), *identity_providers(listed, time.time())]
     else:
         findings.append(Finding("platform", False, "not running; start it with `agent up` to see what is enforced"))
     if output.wants_json(format_):
@@ -62,6 +64,16 @@ def command(format_: output.Output = None) -> None:
         return
     rows = [[finding.what, "ok" if finding.ok else "no", finding.detail] for finding in findings]
     output.print_table(["WHAT", "", "DETAIL"], rows)
+
+
+def listens(of: gateway_pb2.GetStatusResponse) -> list[Finding]:
+    """Whether others can read along."""
+    address = status.plaintext_address(of)
+    return (
+        [Finding("encryption", False, f"{status.WITHOUT_TLS} at {address}, which other machines reach")]
+        if address
+        else []
+    )
 
 
 def machine(node: pool_pb2.GetNodeResponse) -> list[Finding]:

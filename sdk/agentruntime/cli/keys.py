@@ -80,7 +80,10 @@ def list_(format_: output.Output = None) -> None:
 def revoke(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its name or its id.")], format_: output.Output = None
 ) -> None:
-    """End an API key: from then on it is refused. Streams that it opened go on."""
+    """End an API key: from then on it is refused. Streams that it opened go on.
+
+    Its conversations stay, for whoever gets a new key of that name.
+    """
     with platform.connect() as client:
         revoked = _stub(client).RevokeKey(access_pb2.RevokeKeyRequest(key=key)).key
     if output.wants_json(format_):

@@ -1,11 +1,14 @@
 """`agent status`."""
 
+import ipaddress
 from typing import Any
 
 from agentruntime import errors, processes, supervisor, units
 from agentruntime._proto.uapi.v1 import agent_gateway_pb2 as gateway_pb2
 from agentruntime.cli import connection, output, platform
 from agentruntime.home import Home
+
+WITHOUT_TLS = "no TLS (`agent up --tls` after `agent down` serves it)"
 
 
 def command(format_: output.Output = None) -> None:
@@ -30,6 +33,8 @@ def show(home: Home, as_json: bool) -> None:
         output.note(f"the gateway does not answer; its log is in {home.logs}")
     for problem in response.problems:
         output.note(problem)
+    if open_to := plaintext_address(response):
+        output.note(f"note: whoever is on the network can read and change what is said at {open_to}: {WITHOUT_TLS}")
     data = output.as_data(response)
     known = {process["name"] for process in data["processes"]}
     data["processes"] += [process for process in _supervised(home) if process["name"] not in known]
@@ -47,6 +52,19 @@ def show(home: Home, as_json: bool) -> None:
         for process in data["processes"]
     ]
     output.print_table(["PROCESS", "PID", "VERSION", "UP", "ADDRESSES"], rows)
+
+
+def plaintext_address(response: gateway_pb2.GetStatusResponse) -> str:
+    """Where the platform listens without TLS for other machines; "" if it does not."""
+    addresses = (address for process in response.processes for address in process.addresses)
+    return next(filter(_is_plaintext, addresses), "")
+
+
+def _is_plaintext(address: str) -> bool:
+    if address.startswith(("https://", "unix:")):
+        return False
+    host = address.removeprefix("http://").rpartition(":")[0].strip("[]")
+    return not ipaddress.ip_address(host).is_loopback
 
 
 def _supervised(home: Home) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from agentruntime import errors
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.client import repeat
 
-# The pool starts a worker that ends again and again every 30 s at last: twice that is time for one more try.
+# As long as the pool waits at most before it starts a worker again that ended again and again (docs/decisions/0077).
 PATIENCE_S = 60.0
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 1.0

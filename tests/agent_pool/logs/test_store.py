@@ -87,6 +87,9 @@ def test_levels_and_tails(store: LogStore) -> None:
     assert texts(store, "a-01", tail=0) == []
     assert store.last_words("a", "a-01").splitlines()[-1].startswith("{")
     assert store.last_words("a", "a-09") == ""
+    fatal = ["Fatal Python error: Segmentation fault", "", *(f'  File "a.py", line {n} in f' for n in range(20))]
+    write(store, "a-03", "before\n" + "".join(f"{line}\n" for line in fatal))
+    assert store.last_words("a", "a-03").splitlines()[1:] == fatal
     assert store.agent_of("a-01") == "a"
     assert store.agent_of("a-09") is None
     assert store.agents() == ["a"]

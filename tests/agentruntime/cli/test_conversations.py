@@ -99,4 +99,13 @@ def test_delete(agent: Agent, first: list[proto.Event], record: Record) -> None:
     )
     result = agent(*delete)
     assert (result.status, result.err) == (15, "error: conversation 'first' not found\n")
-    assert agent("conversations", "show", "helper", "first").status == 15
+    result = agent("conversations", "show", "helper", "first")
+    assert (result.status, "--principal" in result.err) == (15, True)
+    assert "--principal" not in agent("conversations", "show", "helper", "first", "--principal", "key:ci").err
+
+
+def test_of_an_empty_list_it_is_said_that_others_may_have_some(agent: Agent, log: Log) -> None:
+    assert "--all" in agent("conversations", "list").err
+    assert not agent("conversations", "list", "--all").err
+    log.append("c", "m", message=said("x"))
+    assert not agent("conversations", "list").err

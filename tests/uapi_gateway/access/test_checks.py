@@ -1,5 +1,6 @@
 """Whether a call on the control socket may be made, where names of agents and of workers meet."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from uapi_gateway.access.keys import Key
 from uapi_gateway.access.policy import Policy
 from uapi_gateway.deployments import from_deployment
 from uapi_gateway.kernel.audit import AuditLog
+from uapi_gateway.kernel.audit_store import Wanted
 from uapi_gateway.registry import Registry
 
 _KEYS = {
     agent: Key(agent, agent, access.ROLE_OPERATE, (agent,), public="", created_at=0.0) for agent in ("web", "web-01")
 }
+_CALLING = Key("caller", "caller", access.ROLE_CALL, ("*",), public="", created_at=0.0)
 
 
 class Call:
@@ -85,4 +88,36 @@ async def test_a_worker_is_its_agents_also_where_an_agent_is_called_so(tmp_path:
         ("StopAgent", pool.StopAgentRequest(name="web-01"), "web-01"),
     ):
         assert [key for key in _KEYS if await allowed(both, method, request, key)] == [whose]
+    await audit.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "target"),
+    [
+        ("StopAgent", pool.StopAgentRequest(name="web"), "web"),
+        ("StopAgent", pool.StopAgentRequest(name="web-01"), "web"),
+        ("RunAgent", pool.RunAgentRequest(image="team/other:8"), "other"),
+        ("RunAgent", pool.RunAgentRequest(image="No Image"), ""),
+        # It never says what it wants.
+        ("DebugWorker", None, ""),
+    ],
+)
+async def test_what_was_wanted_is_recorded_of_those_who_may_nothing(
+    tmp_path: Path, method: str, request_: Any, target: str
+) -> None:
+    registry, audit = Registry(), AuditLog(tmp_path / "audit.db")
+    registry.put_pool_agent(from_deployment(deployment("web", {"web-01": "unix:/w"})))
+    checks = Checks(registry, lambda: Policy(keys={_CALLING.key_id: _CALLING}), audit)
+
+    async def first() -> bytes | None:
+        if request_ is None:
+            await asyncio.Event().wait()
+        return bytes(request_.SerializeToString())
+
+    call: Any = Call("caller")
+    with pytest.raises(PermissionDenied, match="the role operate for an agent"):
+        await checks.admit(*POOL_NEEDS[f"/uapi.v1.AgentPool/{method}"], first(), call)
+    [record] = await audit.read(Wanted())
+    assert (record.entry.principal, record.entry.action) == ("key:caller", f"AgentPool/{method}")
+    assert (record.entry.outcome, record.entry.target) == ("denied", target)
     await audit.close()

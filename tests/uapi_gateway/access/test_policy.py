@@ -38,7 +38,7 @@ DEMANDS = {
     "tls-key": Demands(tls=True, keys=("chosen",)),
     "client": Demands(oauth2_client_id="chat"),
 }
-AGENTS = ("open", "unknown", *DEMANDS)
+AGENTS = ("open", "unknown", "caller", "free", "other", *DEMANDS)
 
 
 def policy(*, anonymous: bool = True) -> Policy:
@@ -51,8 +51,10 @@ def policy(*, anonymous: bool = True) -> Policy:
 
 
 def walk(tree: Any, sent: dict[str, str]) -> bool:
-    """As Envoy, which joins the key and the agent."""
-    return walked(tree, {**sent, headers.PAIR: f"{sent.get(headers.KEY, '')}@{sent.get(headers.FOR, '')}"})
+    """As Envoy, which puts caller and agent beside each other."""
+    called = sent.get(headers.FOR, "")
+    beside = {headers.PAIR: f"{sent.get(headers.KEY, '')}@{called}", headers.OWN: f"agent:{called}"}
+    return walked(tree, {**sent, **beside})
 
 
 def told(principal: str, **more: str) -> dict[str, str]:
@@ -73,6 +75,8 @@ CALLERS: dict[str, dict[str, str]] = {
     "certificate over tls": told("cert:x", **{headers.SECURE: "TLSv1.3"}),
     "pool": told("cert:spiffe://agentruntime/pool"),
     "agent without permission": told("agent:other"),
+    "agent that demands a key": told("agent:by-key"),
+    "certificate that looks like an agent's": told("cert:agent:tls-key"),
     "revoked": {headers.PRINCIPAL: "key:gone", headers.KEY: "gone"},
     "nobody": {},
 }
@@ -108,6 +112,13 @@ CALLERS: dict[str, dict[str, str]] = {
         ("agent", "unknown", False),
         ("free agent", "unknown", True),
         ("agent without permission", "open", False),
+        # Each may use itself; not who only looks like it.
+        ("agent without permission", "other", True),
+        ("agent", "caller", True),
+        ("free agent", "free", True),
+        ("agent", "other", False),
+        ("agent that demands a key", "by-key", False),
+        ("certificate that looks like an agent's", "tls-key", False),
         ("revoked", "open", False),
     ],
 )
@@ -134,12 +145,25 @@ def test_calls_of_the_platform_itself_pass_but_for_those_of_nobody() -> None:
         tree = rules(policy(anonymous=anonymous)).matcher
         path = {":path": "/uapi.v1.AgentRegistry/ListAgents"}
         for name, said in CALLERS.items():
-            if name not in ("nobody", "revoked", "agent without permission", "anonymous", "pool"):
+            if name not in ("nobody", "revoked", "anonymous", "pool") and not name.startswith("agent "):
                 assert walk(tree, {**said, **path}), name
         assert walk(tree, {**CALLERS["anonymous"], **path}) is anonymous
         assert walk(tree, {**CALLERS["anonymous"], ":path": "/grpc.health.v1.Health/Check"})
         assert not walk(tree, {**CALLERS["revoked"], **path})
         assert not walk(tree, path)
+
+
+def test_whoever_is_known_may_ask_as_whom() -> None:
+    path = {":path": "/uapi.v1.AccessService/GetCaller"}
+    for anonymous in (True, False):
+        tree = rules(policy(anonymous=anonymous)).matcher
+        # "-" is whose token is good, and for somebody else.
+        for name, said in {**CALLERS, "token": told("-")}.items():
+            expected = {"nobody": False, "anonymous": anonymous}.get(name, True)
+            assert walk(tree, {**said, **path}) is expected, name
+            # Whatever stands in the path, it is no way to an agent.
+            if name in ("agent without permission", "token", "pool"):
+                assert not walk(tree, {**said, **path, headers.FOR: "open"})
 
 
 def test_a_key_that_is_not_written_as_it_must_be_goes_nowhere() -> None:

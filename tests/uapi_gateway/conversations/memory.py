@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from agentruntime._proto.uapi.v1 import conversation_service_pb2 as proto
 from agentruntime.errors import AgentError, ConversationNotFound, EventsExpired, LeaseLost, StoreUnavailable
 
+from uapi_gateway.conversations.ends import End
 from uapi_gateway.conversations.store import Append, Appended, Course, Courses, Key, Lease, Page
 
 _RUNNING, _PENDING = proto.MESSAGE_STATUS_RUNNING, proto.MESSAGE_STATUS_PENDING
@@ -216,7 +217,7 @@ class Holding:
     """A holder."""
 
     def __init__(self, name: str = "a-01") -> None:
-        self.name = self.worker_id = name
+        self.name, self.end = name, End(name)
         self.ended = False
         self.told: list[tuple[str, str]] = []
 

@@ -102,6 +102,9 @@ async def test_leases_end_with_their_connection_and_what_is_known_of_the_worker_
         ended = Endpoint("", False, "a-01", failure="exit status 1", traceback="T")
         registry.put_pool_agent(Agent("a", (), (ended,)))
         await first.close()
+        # Again, of the process that has its name now.
+        registry.put_pool_agent(Agent("a", (), (Endpoint("unix:/s", True, "a-01"),)))
+        registry.put_pool_agent(Agent("a", (), (Endpoint("", False, "a-01", failure="OOM-killed"),)))
         opened = (await second.reply()).opened
         assert opened.token > token
         assert [(each.info.message_id, each.message.parts[0].text) for each in opened.messages] == [("m", "Hi")]

@@ -211,11 +211,32 @@ async def test_a_lost_connection_frees_its_leases_and_is_remembered() -> None:
         another = Holding("a-02")
         hold, lease = await log.open(KEY, another)
         assert [(info.message_id, info.status) for info, _ in lease.messages] == [("m", proto.MESSAGE_STATUS_RUNNING)]
-        assert log.lost(KEY) == ["a-01"]
+        assert [each.worker_id for each in log.lost(KEY, "m")] == ["a-01"]
         await append(log, hold, over("m"))
         await release(log, hold)
-        assert log.lost(KEY) == ()
+        assert log.lost(KEY, "m") == ()
         assert left == [KEY]
+
+
+async def test_ends_are_a_messages_own() -> None:
+    async with running() as (log, _):
+        for number in (1, 2):
+            holder = Holding(f"a-{number}")
+            hold = await opened(log, holder)
+            await append(log, hold, *([said("m")] if number == 1 else []), begun("m"))
+            end(log, holder, hold)
+        # Given back by one that had begun it, and drains: what is known of the others stays.
+        holder = Holding("a-3")
+        hold = await opened(log, holder)
+        await append(log, hold, begun("m"), proto.Event(message_id="m", interruption=proto.Interruption()))
+        await release(log, hold)
+        assert [each.worker_id for each in log.lost(KEY, "m")] == ["a-1", "a-2"]
+        holder = Holding("a-4")
+        hold = await opened(log, holder)
+        await append(log, hold, over("m"), said("n"), begun("n"))
+        end(log, holder, hold)
+        assert [each.worker_id for each in log.lost(KEY, "n")] == ["a-4"]
+        assert log.lost(KEY, "m") == ()
 
 
 async def test_who_had_it_before_the_gateway_started_gets_it_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from uapi_gateway.conversations.service import ConversationService
 from uapi_gateway.conversations.store import Key
 from uapi_gateway.kernel.audit import AuditLog
 from uapi_gateway.kernel.audit_store import Wanted as Looked
-from uapi_gateway.registry import Registry
+from uapi_gateway.registry import Agent, Registry
 
 _FAILURE = proto.Event(message_id="m", failure=proto.Failure(code=13, message="it broke", traceback="its code"))
 _KEYS = {
@@ -34,6 +34,7 @@ _KEYS = {
         ("caller", access.ROLE_CALL, ("a",)),
         ("operator", access.ROLE_OPERATE, ("a",)),
         ("stranger", access.ROLE_CALL, ("b",)),
+        ("everything", access.ROLE_OPERATE, ("*",)),
     )
 }
 
@@ -43,6 +44,7 @@ class Served:
     stub: "conversation_grpc.ConversationServiceAsyncStub"
     log: EventLog
     store: MemoryStore
+    registry: Registry
     audit: AuditLog
 
     async def written(self) -> list[tuple[str, str, str, str]]:
@@ -55,17 +57,19 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     """The caller's conversation "mine" with agent a, in which a message has failed and another runs."""
     audit = AuditLog(tmp_path / "audit.db")
     policy = Policy(keys={key.key_id: key for key in _KEYS.values()})
-    checks = Checks(Registry(), lambda: policy, audit)
+    registry = Registry()
+    registry.put_pool_agent(Agent("a", ("p.S",), ()))
+    checks = Checks(registry, lambda: policy, audit)
     async with running() as (log, store):
         server = aio.server(interceptors=[ServerInterceptor(), Guard(checks)])
-        service = ConversationService(log, checks, audit)
+        service = ConversationService(log, registry, checks, audit)
         conversation_grpc.add_ConversationServiceServicer_to_server(service, server)
         server.add_insecure_port(f"unix:{tmp_path}/s")
         await server.start()
         hold = await opened(log, Holding(), Key("key:caller", "a", "mine"))
         await append(log, hold, said("m"), begun("m"), _FAILURE, said("n"), begun("n"))
         async with aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-            yield Served(conversation_grpc.ConversationServiceStub(channel), log, store, audit)
+            yield Served(conversation_grpc.ConversationServiceStub(channel), log, store, registry, audit)
         await server.stop(None)
     await audit.close()
 
@@ -158,3 +162,31 @@ async def test_what_is_for_an_agent_says_so(served: Served) -> None:
         assert (error.reason, "x-uapi-agent" in error.message) == ("AGENT_MISSING", True)
     with pytest.raises(aio.AioRpcError, match="x-uapi-agent"):
         await anext(aiter(served.stub.StreamMessage(proto.StreamMessageRequest(), metadata=_as("caller"))))
+
+
+async def test_an_agent_that_nothing_is_known_of(served: Served) -> None:
+    for id_, agent, reason in (
+        ("other", "a", "CONVERSATION_NOT_FOUND"),
+        ("mine", "b", "AGENT_NOT_FOUND"),
+    ):
+        for call in (
+            served.stub.GetConversation(
+                proto.GetConversationRequest(conversation_id=id_, agent=agent), metadata=_as("everything")
+            ),
+            served.stub.DeleteConversation(
+                proto.DeleteConversationRequest(conversation_id=id_, agent=agent), metadata=_as("everything")
+            ),
+        ):
+            assert (await _refused(call)).reason == reason
+    nothing = await served.stub.ListConversations(
+        proto.ListConversationsRequest(agent="a"), metadata=_as("everything")
+    )
+    assert not nothing.conversations
+    listing = served.stub.ListConversations(proto.ListConversationsRequest(agent="b"), metadata=_as("everything"))
+    assert (await _refused(listing)).reason == "AGENT_NOT_FOUND"
+    # What was said stays when the agent goes.
+    served.registry.remove_pool_agent("a")
+    asked = proto.GetConversationRequest(conversation_id="other", agent="a")
+    assert (await _refused(served.stub.GetConversation(asked, metadata=_as("caller")))).reason == (
+        "CONVERSATION_NOT_FOUND"
+    )

@@ -278,6 +278,7 @@ async def test_an_agent_that_only_generates_keeps_nothing(api: Api) -> None:
             "deeper",
         ),
         ("/agents/helper/run", {"messages": [{"content": "\ud800"}]}, (400, "INVALID_DATA"), "half a character"),
+        ("/agents/helper/run?principal=key:other", HI, (400, "INVALID_ARGUMENT"), "you are local"),
         ("/agents/helper/nothing", HI, (404, "NOT_FOUND"), "/docs"),
         ("/agents", HI, (405, "HTTP"), "/docs"),
     ],
@@ -290,6 +291,17 @@ async def test_refusals_say_why(api: Api, path: str, body: Any, expected: tuple[
         error = response.json()["error"]
         assert (response.status_code, error["reason"]) == expected, error
         assert words in error["message"]
+
+
+async def test_a_body_that_is_no_json_and_a_principal_of_others(api: Api) -> None:
+    headers = {"content-type": "application/json"}
+    response = await api.client.post("/agents/helper/run", content='{"messages"', headers=headers)
+    error = response.json()["error"]
+    assert (response.status_code, error["reason"]) == (400, "INVALID_JSON")
+    assert error["message"].startswith("the body is not JSON: Expecting")
+    for path in ("/agents/helper/conversations", "/agents/helper/conversations/c/events"):
+        assert "you are local" in (await api.client.get(f"{path}?principal=key:other")).json()["error"]["message"]
+    assert (await api.client.get("/agents/helper/conversations?principal=local")).status_code == 200
 
 
 async def test_who_may_not_call_the_agent_is_told_by_the_status(api: Api) -> None:

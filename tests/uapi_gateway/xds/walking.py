@@ -5,6 +5,7 @@ from typing import Any
 
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.type.matcher.v3 import http_inputs_pb2
+from xds.type.matcher.v3 import cel_pb2
 
 
 def walk(matcher: Any, headers: dict[str, str]) -> bool:
@@ -33,6 +34,8 @@ def _found(matcher: Any, headers: dict[str, str]) -> Any:
 
 def _holds(predicate: Any, headers: dict[str, str]) -> bool:
     single = predicate.single_predicate
+    if single.HasField("custom_match"):
+        return _equal(single.custom_match, headers)
     value = headers.get(_header(single.input))
     if value is None:
         return False
@@ -40,6 +43,16 @@ def _holds(predicate: Any, headers: dict[str, str]) -> bool:
     if wanted.WhichOneof("match_pattern") == "contains":
         return wanted.contains in value
     return re.fullmatch(wanted.safe_regex.regex, value) is not None
+
+
+def _equal(given: Any, headers: dict[str, str]) -> bool:
+    """Of an expression that compares two headers, the only kind that is met here."""
+    matcher = cel_pb2.CelMatcher()
+    assert given.typed_config.Unpack(matcher)
+    call = matcher.expr_match.cel_expr_parsed.expr.call_expr
+    assert call.function == "_==_"
+    names = [each.call_expr.args[1].const_expr.string_value for each in call.args]
+    return len(names) == 2 and names[0] in headers and headers[names[0]] == headers.get(names[1])
 
 
 def _header(given: Any) -> str:

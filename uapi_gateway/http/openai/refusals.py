@@ -57,7 +57,8 @@ def malformed(error: ValidationError, given: Any) -> errors.InvalidArgument:
     """
     found = error.errors(include_url=False, include_input=False)[0]
     if found["type"] == "json_invalid":
-        return errors.InvalidArgument(f"the body is not JSON: {found['msg']}"[:_LONGEST], reason="INVALID_JSON")
+        said = f"the body is not JSON: {found['ctx']['error']}"
+        return errors.InvalidArgument(said[:_LONGEST], reason="INVALID_JSON")
     param = _path(found["loc"], given)
     said = found["msg"].removeprefix("Value error, ")
     if found["type"] == "missing":

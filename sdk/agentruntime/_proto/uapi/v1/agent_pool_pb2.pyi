@@ -1650,7 +1650,7 @@ class Worker(_message.Message):
     crash_loop: _builtins.bool
     """It fails again and again, and is started ever more rarely; `reason` and `last_traceback` say why."""
     last_traceback: _builtins.str
-    """Of the last failure, if the agent's code raised."""
+    """Of the last failure, if the agent's code raised; else the last words of the worker's log."""
     lag_seconds: _builtins.float
     """The longest time its event loop was blocked between the last two health checks, in seconds."""
     weight: _builtins.int

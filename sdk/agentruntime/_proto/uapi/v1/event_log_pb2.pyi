@@ -390,7 +390,7 @@ class LostWorker(_message.Message):
     reason: _builtins.str
     """In a sentence: "worker my-agent-01 ended: OOM-killed at 512 MB"."""
     traceback: _builtins.str
-    """Where the agent's code raised; empty if it did not."""
+    """Where the agent's code raised, or the last words of the worker's log."""
     def __init__(
         self,
         *,
