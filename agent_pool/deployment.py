@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from agentruntime import names
+from agentruntime import errors, names
+from agentruntime.sections import NONE
 
 from agent_pool.asked import Asked, AskedPolicies
 from agent_pool.drivers.base import Launch, Prepared, Revision
@@ -29,6 +30,8 @@ class RunRequest:
     asked: Asked = field(default_factory=Asked)
     policies: AskedPolicies = field(default_factory=AskedPolicies)
     allow_unenforced: bool = False
+    # By an operator of some agents alone.
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,25 @@ class Deployment:
                 worker.ask_now.set()
         self.asked, self.policies = merged, policies
         return changed
+
+    def check_narrow(self, spec: Spec, asked: AskedPolicies) -> None:
+        """Checks what an operator of some agents may not change: where the pool itself sends log lines.
+
+        Args:
+            spec: the revision.
+            asked: all policies that are asked for with it.
+
+        Raises:
+            PermissionDenied: to somewhere else than now.
+        """
+        wanted = asked.over(spec.program.policies).logging.aggregator
+        now = self.policies.logging.aggregator if self.begun else NONE
+        if wanted not in (None, NONE, now):
+            raise errors.PermissionDenied(
+                f"the agent.yaml of {spec.image} has log lines sent to {wanted}, to which the pool connects; that "
+                "takes the role operate for all agents, or --log-aggregator none",
+                reason="NOT_PERMITTED",
+            )
 
     def turn_to(self, spec: Spec) -> None:
         """Makes a revision the current one, and forgets the oldest that nothing runs from.

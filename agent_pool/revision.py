@@ -218,6 +218,18 @@ class Spec(BaseModel):
             return ""
         return "the network limit has no effect: the network is isolated; --network host has one to be limited"
 
+    def wider_than(self, other: "Spec") -> list[str]:
+        """The settings by which it has what another has not, and which only an operator of all agents may make."""
+        given, before = self.asked.permissions, other.asked.permissions
+        wider = [name for name, names in spoken(given).items() if set(names) - set(getattr(before, name) or ())]
+        if self.network == "host" and other.network != "host":
+            wider.append("network")
+        if self.asked.venv not in ("", other.asked.venv):
+            wider.append("venv")
+        if self.allow_unenforced and not other.allow_unenforced:
+            wider.append("allow_unenforced")
+        return wider
+
     def same_as(self, other: "Spec") -> bool:
         """Whether workers of both are launched in the same way, from the same image."""
         return self._launched() == other._launched()

@@ -55,6 +55,8 @@ class Runs:
     ) -> Deployment:
         """Starts an agent that does not run; if that fails, everything is as it was."""
         deployment = self._new_deployment(agent, opened, request, before)
+        if request.narrow:
+            (before or deployment).check_narrow(deployment.spec, deployment.asked)
         workers = self._crew.enlist(deployment, deployment.target)
         if deployment.spec.mode == "container":
             deployment.status = "loading its code in a container, whose image is made if there is none"

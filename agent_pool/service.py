@@ -4,12 +4,14 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import agentruntime
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
 from agentruntime._proto.uapi.v1 import agent_pool_pb2_grpc
+from agentruntime.calls import SOME_AGENTS_KEY
 from grpc import aio
 
 from agent_pool import debugging, messages, requests
@@ -31,8 +33,8 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         self._started_s = time.monotonic()
 
     async def RunAgent(self, request: pb.RunAgentRequest, context: Context) -> pb.RunAgentResponse:
-        asked = requests.run_request(request)
-        source = await self._pool.catalog.obtain(asked.image)
+        asked = replace(requests.run_request(request), narrow=_of_some_agents(context))
+        source = await self._pool.catalog.obtain(asked.image, from_engine=not asked.narrow)
         deployment = await self._pool.run(asked)
         return pb.RunAgentResponse(deployment=messages.deployment(deployment), image_source=source)
 
@@ -45,15 +47,17 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
         return pb.RestartAgentResponse(worker_ids=worker_ids)
 
     async def UpdateAgent(self, request: pb.UpdateAgentRequest, context: Context) -> pb.UpdateAgentResponse:
-        asked = requests.update_request(request)
+        asked = replace(requests.update_request(request), narrow=_of_some_agents(context))
         if asked.image:
-            await self._pool.catalog.obtain(asked.image)
+            await self._pool.catalog.obtain(asked.image, from_engine=not asked.narrow)
         deployment = await self._pool.updates.update(asked)
         return pb.UpdateAgentResponse(deployment=messages.deployment(deployment))
 
     async def RollbackAgent(self, request: pb.RollbackAgentRequest, context: Context) -> pb.RollbackAgentResponse:
         number = request.revision if request.HasField("revision") else None
-        deployment = await self._pool.updates.roll_back(request.agent, number, requests.grace_s(request))
+        deployment = await self._pool.updates.roll_back(
+            request.agent, number, requests.grace_s(request), narrow=_of_some_agents(context)
+        )
         return pb.RollbackAgentResponse(deployment=messages.deployment(deployment))
 
     async def ScaleAgent(self, request: pb.ScaleAgentRequest, context: Context) -> pb.ScaleAgentResponse:
@@ -182,3 +186,8 @@ class AgentPoolService(agent_pool_pb2_grpc.AgentPoolServicer):
 
     def _stats(self, keys: list[str], share: bool) -> dict[str, Stats]:
         return {key: self._pool.driver.stats(key, share=share) for key in keys}
+
+
+def _of_some_agents(context: Context) -> bool:
+    """Whoever calls may not operate all agents, as the gateway says."""
+    return any(key == SOME_AGENTS_KEY for key, _ in context.invocation_metadata() or ())

@@ -36,6 +36,8 @@ class UpdateRequest:
     policies: AskedPolicies = field(default_factory=AskedPolicies)
     grace_s: float = DEFAULT_GRACE_S
     allow_unenforced: bool = False
+    # By an operator of some agents alone.
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,16 @@ class Updates:
             await over.wait()
         return await self._pool.finish(self._update(request))
 
-    async def roll_back(self, agent: str, number: int | None, grace_s: float) -> Deployment:
-        """Rolls out what an earlier revision was. See the proto's RollbackAgent."""
-        return await self._pool.finish(self._roll_back(agent, number, grace_s))
+    async def roll_back(self, agent: str, number: int | None, grace_s: float, *, narrow: bool = False) -> Deployment:
+        """Rolls out what an earlier revision was. See the proto's RollbackAgent.
+
+        Args:
+            agent: its name.
+            number: of the revision; None for the one before.
+            grace_s: for calls in flight.
+            narrow: nothing comes back that only an operator of all agents may ask for.
+        """
+        return await self._pool.finish(self._roll_back(agent, number, grace_s, narrow=narrow))
 
     async def scale(self, request: ScaleRequest) -> Deployment:
         """Gives an agent another scaling policy, other resources, or more or fewer workers. See ScaleAgent."""
@@ -121,6 +130,8 @@ class Updates:
                 deployment = self._pool.get(agent)
                 one = _worker(deployment, request.name)
                 spec = await self._next(deployment, request, "canary" if one else "update")
+                if request.narrow:
+                    deployment.check_narrow(spec, request.policies.over(deployment.asked))
                 async with self._pool.policies(deployment, request.policies):
                     await self._turn_to(deployment, spec, one, request.grace_s, request.allow_unenforced)
                 return deployment
@@ -144,12 +155,21 @@ class Updates:
         # What makes no difference now may make one to the revision after it.
         return same.model_copy(update={"asked": asked}) if same else spec
 
-    async def _roll_back(self, agent: str, number: int | None, grace_s: float) -> Deployment:
+    async def _roll_back(self, agent: str, number: int | None, grace_s: float, *, narrow: bool) -> Deployment:
         with self._alone(agent):
             async with self._pool.lock(agent):
                 deployment = self._pool.get(agent)
                 spec = await self._earlier(deployment, number)
-                await self._turn_to(deployment, spec, None, grace_s, allow_unenforced=True)
+                if narrow:
+                    deployment.check_narrow(spec, deployment.asked)
+                if narrow and (wider := spec.wider_than(deployment.spec)):
+                    raise errors.PermissionDenied(
+                        f"that revision of agent '{agent}' has other {', '.join(wider)} than the current one; "
+                        "to bring them back takes the role operate for all agents",
+                        reason="NOT_PERMITTED",
+                    )
+                allowed = spec.allow_unenforced or not narrow
+                await self._turn_to(deployment, spec, None, grace_s, allow_unenforced=allowed)
                 return deployment
 
     async def _earlier(self, deployment: Deployment, number: int | None) -> Spec:

@@ -202,10 +202,16 @@ class Catalog:
         async with self._changing():
             self._store.remove(ImageReference.parse(reference))
 
-    async def obtain(self, reference: str) -> str:
+    async def obtain(self, reference: str, *, from_engine: bool = True) -> str:
         """Has an image in the store, from wherever it is found first: the store, the engine, its registry.
 
-        Returns where it was: "local", "docker", or the registry's host.
+        Args:
+            reference: what it is called.
+            from_engine: may be false, for to take one out of the engine pip is run, as its agent.yaml says, with all
+                that the pool may; and what is in the engine may be there as some agent's base image.
+
+        Returns:
+            Where it was: "local", "docker", or the registry's host.
 
         Raises:
             ImageNotFound: it is nowhere.
@@ -216,8 +222,8 @@ class Catalog:
             self._store.find(wanted)
             return LOCAL
         except errors.ImageNotFound:
-            # To take one out of the engine, pip is run as its agent.yaml says: not for what nobody vouches for.
-            if not self._trust.required and await self._obtain_from_engine(wanted):
+            # Nor is pip run for what nobody vouches for.
+            if from_engine and not self._trust.required and await self._obtain_from_engine(wanted):
                 return DOCKER
             if not wanted.registry:
                 raise

@@ -184,11 +184,14 @@ def faults(seen: Evidence) -> dict[str, list[str]]:
         "gaps in a log": [],
         "tokens that became smaller": [],
         "leases of two workers": [],
+        # A worker that replaces another one has its name.
+        "leases of two processes": [],
         "attempts of unknown workers": [],
         "messages that were ended twice": [],
         "streams with a gap, a repeat, or other events than the log": [],
     }
     holders: dict[tuple[str, int], str] = {}
+    processes: dict[tuple[str, int], str] = {}
     for name, log in seen.logs.items():
         if [event.sequence for event in log] != list(range(1, len(log) + 1)):
             found["gaps in a log"].append(name)
@@ -201,6 +204,10 @@ def faults(seen: Evidence) -> dict[str, list[str]]:
                     found["attempts of unknown workers"].append(f"{name}, {event.sequence}")
                 if holder != event.attempt.worker_id:
                     found["leases of two workers"].append(f"{name}, {event.token}")
+            if event.HasField("chunk") and event.chunk.name != processes.setdefault(
+                (name, event.token), event.chunk.name
+            ):
+                found["leases of two processes"].append(f"{name}, {event.token}")
         order = [event.message_id for event in log if event.HasField("message")]
         ends = [event.message_id for event in log if event.HasField("completion") or event.HasField("failure")]
         found["messages that were ended twice"] += sorted({each for each in ends if ends.count(each) > 1})

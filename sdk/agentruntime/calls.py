@@ -8,6 +8,8 @@ from typing import Any
 
 # Metadata: the agents that a call has come by, ",first,second". The platform adds each.
 CHAIN_KEY = "x-uapi-chain"
+# There if the gateway asks the pool for an operator of some agents, not of all.
+SOME_AGENTS_KEY = "x-uapi-some-agents"
 # Of the socket for system calls, as gRPC writes it; "" in a process that is no worker.
 address = ""
 

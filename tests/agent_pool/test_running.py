@@ -2,14 +2,17 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pb
+from agentruntime.calls import SOME_AGENTS_KEY
 
-from agent_pool.asked import Asked, AskedPolicies
+from agent_pool.asked import Asked, AskedPermissions, AskedPolicies
 from agent_pool.deployment import RunRequest
 from agent_pool.scaling.policy import AskedScaling
+from agent_pool.service import AgentPoolService
 from agent_pool.updates import ScaleRequest, UpdateRequest
 from tests.agent_pool.clinic import clinic
 from tests.agent_pool.harness import project
@@ -78,6 +81,71 @@ async def test_what_runs_has_the_name_that_the_gateway_has_looked_at(short_direc
         assert (again.agent, back.agent, back.spec.agent) == ("other", "other", "other")
         victim = one.pool.get("victim")
         assert (victim.spec.image, victim.replicas, victim.spec.number) == ("echo:latest", 1, 1)
+
+
+class _Told:
+    """A call by the gateway, for an operator of some agents or of all."""
+
+    def __init__(self, *, some: bool) -> None:
+        self._told = ((SOME_AGENTS_KEY, "1"),) if some else ()
+
+    def invocation_metadata(self) -> Any:
+        return self._told
+
+
+async def test_what_was_taken_back_comes_back_by_whoever_may_give_it(short_directory: Path) -> None:
+    some: Any = _Told(some=True)
+    everything: Any = _Told(some=False)
+    given = Asked(network="host", venv="/opt/venv", permissions=AskedPermissions(egress=("localhost:5432",)))
+    taken = Asked(network="isolated", venv="/opt/other", permissions=AskedPermissions(egress=()))
+    async with clinic(short_directory) as one:
+        logs: Any = None
+        service = AgentPoolService(one.pool, logs)
+        await one.pool.run(RunRequest("echo", asked=given, allow_unenforced=True))
+        await one.pool.updates.update(UpdateRequest("echo", asked=taken))
+        with pytest.raises(errors.PermissionDenied, match="egress, network, venv, allow_unenforced"):
+            await service.RollbackAgent(pb.RollbackAgentRequest(agent="echo"), some)
+        assert one.pool.get("echo").spec.network == "isolated"
+        # What is no way beyond the agent comes back.
+        await one.pool.updates.update(UpdateRequest("echo", asked=Asked(env={"A": "2"})))
+        await service.RollbackAgent(pb.RollbackAgentRequest(agent="echo"), some)
+        now = one.pool.get("echo").spec
+        assert (now.env.get("A"), now.network, now.allow_unenforced) == (None, "isolated", False)
+        await service.RollbackAgent(pb.RollbackAgentRequest(agent="echo", revision=1), everything)
+        assert one.pool.get("echo").spec.network == "host"
+
+
+async def test_where_the_pool_sends_log_lines_is_not_said_by_an_image_alone(short_directory: Path) -> None:
+    some: Any = _Told(some=True)
+    everything: Any = _Told(some=False)
+    none = pb.AgentSettings(logging=pb.Logging(aggregator="none"))
+    async with clinic(short_directory) as one:
+        logs: Any = None
+        service = AgentPoolService(one.pool, logs)
+        for tag, port in (("1", 1111), ("2", 2222)):
+            archive = io.BytesIO(project("sender", manifest=f"logging: {{aggregator: 'fluentd://localhost:{port}'}}"))
+            await one.pool.catalog.build(archive, f"sender:{tag}", lambda _: None)
+        with pytest.raises(errors.PermissionDenied, match="localhost:1111, to which the pool connects"):
+            await service.RunAgent(pb.RunAgentRequest(image="sender:1"), some)
+        assert one.pool.find("sender") is None
+        await service.RunAgent(pb.RunAgentRequest(image="sender:1", agent="silent", settings=none), some)
+        await service.RunAgent(pb.RunAgentRequest(image="sender:1"), everything)
+        with pytest.raises(errors.PermissionDenied, match="localhost:2222"):
+            await service.UpdateAgent(pb.UpdateAgentRequest(name="sender", image="sender:2"), some)
+        # Where it goes already, it may go on.
+        more = pb.AgentSettings(env={"A": "1"})
+        await service.UpdateAgent(pb.UpdateAgentRequest(name="sender", settings=more), some)
+        await service.RollbackAgent(pb.RollbackAgentRequest(agent="sender"), some)
+        await one.pool.stop("sender", 1.0)
+        await service.RunAgent(pb.RunAgentRequest(image="sender:1"), some)
+        assert one.pool.get("sender").policies.logging.aggregator == "fluentd://localhost:1111"
+        await service.UpdateAgent(pb.UpdateAgentRequest(name="silent", image="sender:2"), some)
+        assert one.pool.get("silent").policies.logging.aggregator == "none"
+        # Of another image under the agent's name, nothing was asked before.
+        await one.pool.catalog.tag("sender:1", "team/silent:1")
+        await one.pool.stop("silent", 1.0)
+        with pytest.raises(errors.PermissionDenied, match="localhost:1111"):
+            await service.RunAgent(pb.RunAgentRequest(image="team/silent:1"), some)
 
 
 async def test_images_that_come_with_the_platform_are_called_as_they_are(short_directory: Path) -> None:

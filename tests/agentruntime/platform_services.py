@@ -225,6 +225,20 @@ class Access(access_pb2_grpc.AccessServiceServicer):
         self._record.add(request, context)
         return access_pb2.RevokeKeyResponse(key=access_pb2.AccessKey(key_id="0a1b", name=request.key))
 
+    def SetCertificateGrant(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        said = access_pb2.CertificateGrant(uri=request.uri, role=request.role, agents=request.agents)
+        return access_pb2.SetCertificateGrantResponse(grant=said)
+
+    def ListCertificateGrants(self, request: Any, context: Any) -> Any:
+        said = access_pb2.CertificateGrant(uri="spiffe://x/ci", role=access_pb2.ROLE_CALL, agents=["a", "b"])
+        said.granted_at.FromSeconds(0)
+        return access_pb2.ListCertificateGrantsResponse(grants=[access_pb2.CertificateGrant(uri="*"), said])
+
+    def RemoveCertificateGrant(self, request: Any, context: Any) -> Any:
+        self._record.add(request, context)
+        return access_pb2.RemoveCertificateGrantResponse(now=access_pb2.CertificateGrant(uri="*"))
+
     def GetCaller(self, request: Any, context: Any) -> Any:
         self._record.add(request, context)
         grants = [

@@ -175,7 +175,8 @@ def redaction(data: bytes) -> None:
     redactor = Redactor({"name": [value]})
     written = redactor.redact(rest + value + rest)
     if redactor and value.strip() not in b"[secret name]":
-        assert value.strip() not in written
+        # The mark and what follows it may look like the value, and tell nothing of it.
+        assert not any(value.strip() in piece for piece in written.split(b"[secret name]"))
     redactor.text(text(rest + value))
     redactor.text(rest.decode(errors="surrogatepass") if _is_text(rest) else "")
     by_name({"token": text(value), "event": text(rest), "more": [{"password": text(value)}]})

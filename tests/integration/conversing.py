@@ -83,13 +83,15 @@ class Http:
 class Curl(Http):
     """The same, streams by curl."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
+    def __init__(self, client: httpx.AsyncClient, url: str, key: str) -> None:
         super().__init__(client)
         self._url = url
+        self._credential = ["-H", f"authorization: Bearer {key}"] if key else []
 
     async def stream(self, conversation: str, text: str) -> list[str]:
         command = ["curl", "-sN", "--max-time", "60", f"{self._url}/agents/{AGENT}/run", "-H"]
         command += ["content-type: application/json", "-d", json.dumps(_run(conversation, text, stream=True))]
+        command += self._credential
         return _pieces(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
 
 
@@ -203,18 +205,24 @@ def _a2a(conversation: str, text: str) -> a2a.SendMessageRequest:
 
 
 @asynccontextmanager
-async def opened(name: str, platform: Platform) -> AsyncIterator[Door]:
-    """The door of that name, for a caller without a credential."""
+async def opened(name: str, platform: Platform, key: str = "") -> AsyncIterator[Door]:
+    """The door of that name, for a caller with a key, or without a credential; "a2a-grpc" without one only."""
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=platform.http_address, timeout=_TIMEOUT_S))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(
+                base_url=platform.http_address,
+                timeout=_TIMEOUT_S,
+                headers={"authorization": f"Bearer {key}"} if key else {},
+            )
+        )
         if name == "grpc":
-            yield Grpc(await stack.enter_async_context(AsyncClient(platform.grpc_address, token="")))
+            yield Grpc(await stack.enter_async_context(AsyncClient(platform.grpc_address, token=key)))
         elif name == "http":
             yield Http(http)
         elif name == "curl":
-            yield Curl(http, platform.http_address)
+            yield Curl(http, platform.http_address, key)
         elif name in ("openai", "chat"):
-            client = openai.AsyncOpenAI(base_url=f"{platform.http_address}/v1", api_key="none", max_retries=0)
+            client = openai.AsyncOpenAI(base_url=f"{platform.http_address}/v1", api_key=key or "none", max_retries=0)
             stack.push_async_callback(client.close)
             yield Responses(client) if name == "openai" else Chat(client)
         else:

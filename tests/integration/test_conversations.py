@@ -27,7 +27,9 @@ class Mortal(Agent):
         yield f"{ctx.attempt}:"
         if ctx.attempt <= int(dies):
             await ctx.set_state(ctx.attempt)  # what was said before is on disk then
-            os.kill(os.getpid(), 9)
+            if text == "variously" and ctx.attempt > 1:
+                os._exit(10 * ctx.attempt)
+            os.kill(os.getpid(), 11 if text == "variously" else 9)
         yield text
 """
 
@@ -101,7 +103,7 @@ def test_a_conversation_remembers(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("talk", ["mortal"], indirect=True)
-def test_a_message_outlives_its_worker(talk: Talk) -> None:
+def test_a_message_outlives_its_worker(agents: Platform, talk: Talk) -> None:
     events = talk.send("1 lived")
     assert text(events[-1]) == "2:lived"
     attempts = [event.attempt for event in events if event.HasField("attempt")]
@@ -110,9 +112,20 @@ def test_a_message_outlives_its_worker(talk: Talk) -> None:
     assert all(each.worker_id.startswith("mortal-") for each in attempts), attempts
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     # One that ends three of them is set aside, and the conversation goes on.
-    failure = talk.send("9 never")[-1].failure
+    failure = talk.send("9 variously")[-1].failure
     assert failure.reason == "MESSAGE_SET_ASIDE", failure
+    # Its own three ends, each with its reason, and not that of the message before it.
+    ended = failure.message.partition("not handled again: ")[2].split("; ")
+    ways = [each.partition(" ended: ")[2] for each in ended]
+    assert ways == ["killed by signal 11", "exit status 20", "exit status 30"], failure
     assert text(talk.send("0 on")[-1]) == "1:on"
+    # Which operators see: where in the agent's code it was.
+    kept = agents.json("conversations", "list", "mortal", "--all")
+    [whose] = {each["principal"] for each in kept if each["conversation_id"] == talk.conversation_id}
+    shown = agents.agent("conversations", "export", "mortal", talk.conversation_id, "--principal", whose).stdout
+    traces = [json.loads(line)["failure"]["traceback"] for line in shown.splitlines() if '"failure"' in line]
+    assert "Fatal Python error: Segmentation fault" in traces[0], traces
+    assert "in on_message" in traces[0], traces
 
 
 def curl(platform: Platform, path: str, *arguments: str) -> str:

@@ -42,9 +42,9 @@ def parrots(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Ite
     platform.agent("stop", AGENT)
 
 
-async def _log(platform: Platform, conversation: str) -> list[tuple[str, str]]:
+async def _log(platform: Platform, conversation: str, key: str = "") -> list[tuple[str, str]]:
     """What happened in a conversation: the kinds of its events, with their texts."""
-    async with AsyncClient(platform.grpc_address, token="") as client:
+    async with AsyncClient(platform.grpc_address, token=key) as client:
         events = [event async for event in client.conversation(AGENT, conversation).watch()]
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     happened: list[tuple[str, str]] = []
@@ -99,3 +99,26 @@ async def test_a_conversation_goes_on_at_any_other_door(parrots: Platform) -> No
         async with opened(name, parrots) as door:
             assert await door.say(conversation, f"from {name}") == f"{number}: from {name} "
     assert _gathered(await _log(parrots, conversation)) == _gathered(_expected(*(f"from {name}" for name in DOORS)))
+
+
+async def test_nor_does_the_terminal_stand_apart(parrots: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a credential; whoever shows the same one elsewhere has the same conversation."""
+    conversation, texts = uuid.uuid4().hex, []
+    key = parrots.agent("keys", "create", "--name", "parity", "--agents", AGENT).stdout.strip()
+
+    def chat(text: str) -> str:
+        texts.append(text)
+        with monkeypatch.context() as environment:
+            environment.setenv("UAPI_ENDPOINT", parrots.grpc_address)
+            environment.setenv("UAPI_AUTH_TOKEN", key)
+            return parrots.agent("chat", AGENT, "--conversation", conversation, "--message", text).stdout.strip()
+
+    assert chat("from the terminal") == "1: from the terminal"
+    for name in DOORS:
+        if name != "a2a-grpc":
+            texts.append(f"from {name}")
+            async with opened(name, parrots, key) as door:
+                assert "".join(await door.stream(conversation, texts[-1])) == f"{len(texts)}: {texts[-1]} "
+    assert chat("back") == f"{len(texts)}: back"
+    assert _gathered(await _log(parrots, conversation, key)) == _gathered(_expected(*texts))
+    parrots.agent("keys", "revoke", "parity")

@@ -12,6 +12,8 @@ async def test_nothing_that_was_acknowledged_is_lost() -> None:
     seen = await talks.play(talks.SHORT)
     assert seen.kills.count("worker") >= 1
     assert seen.kills.count("gateway") >= 1
+    processes = {event.chunk.name for log in seen.logs.values() for event in log if event.HasField("chunk")}
+    assert len(processes) >= talks.SHORT.workers
     assert {what: found for what, found in talks.faults(seen).items() if found} == {}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from agentruntime import errors
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime.calls import SOME_AGENTS_KEY
 from agentruntime.home import Home
 from agentruntime.interceptors import ServerInterceptor
 from grpc import aio
@@ -42,6 +43,8 @@ class PoolStandIn:
         self.deployments: dict[str, pool.Deployment] = {}
         # What the gateway asked to wake, and what happens then: by default the test has put what is said already.
         self.woken: list[str] = []
+        # Whether those who asked for it were said to be operators of some agents alone.
+        self.of_some: list[bool] = []
         self.on_wake: Callable[[str], Awaitable[None]] | None = None
         # What the gateway has reported, in its order.
         self.reports: list[pool.ReportLoadRequest] = []
@@ -89,6 +92,7 @@ class PoolStandIn:
         self, request: pool.WakeAgentRequest, context: aio.ServicerContext[Any, Any]
     ) -> pool.WakeAgentResponse:
         self.woken.append(request.agent)
+        self.of_some.append(any(key == SOME_AGENTS_KEY for key, _ in context.invocation_metadata() or ()))
         if self.on_wake is not None:
             await self.on_wake(request.agent)
         return pool.WakeAgentResponse(deployment=self.deployments[request.agent])

@@ -204,6 +204,16 @@ async def test_roles(platform: Platform, keys: dict[str, str]) -> None:
     assert (error.reason, "keys create" in error.message) == ("CREDENTIAL_MISSING", True)
 
 
+async def test_the_pool_is_told_of_operators_of_some_agents(platform: Platform, keys: dict[str, str]) -> None:
+    del platform.pool.of_some[:]
+    wake = agent_pool_pb2.WakeAgentRequest(agent="alpha")
+    for name in ("operator", "admin"):
+        stub = agent_pool_pb2_grpc.AgentPoolStub(platform.tcp)
+        await stub.WakeAgent(wake, metadata=(bearer(keys[name]),), timeout=10)
+    await agent_pool_pb2_grpc.AgentPoolStub(platform.unix).WakeAgent(wake, timeout=10)
+    assert platform.pool.of_some == [True, False, False]
+
+
 async def test_who_may_not_call_an_agent_is_not_told_of_it(platform: Platform, keys: dict[str, str]) -> None:
     registry = agent_registry_pb2_grpc.AgentRegistryStub(platform.tcp)
     mine = (bearer(keys["caller"]),)

@@ -8,8 +8,9 @@ import json
 import ssl
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -319,6 +320,68 @@ async def caller(channel: aio.Channel) -> tuple[str, list[str]]:
     stub: access_pb2_grpc.AccessServiceAsyncStub = access_pb2_grpc.AccessServiceStub(channel)
     found = await stub.GetCaller(access_pb2.GetCallerRequest(), timeout=5)
     return found.principal, [agent for grant in found.grants for agent in grant.agents]
+
+
+async def allowed(call: Awaitable[Any]) -> Any:
+    """What it is answered; None if the caller may not."""
+    try:
+        return await call
+    except aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+            return None
+        raise
+
+
+async def test_a_certificate_may_do_what_was_granted_to_it(secured: Secured, tmp_path: Path) -> None:
+    """For the very next call, over connections that were open before; and the gateway looks by the same grants."""
+    uri = "spiffe://agentruntime/client/granted"
+    own = issued(tmp_path, secured.ca, "granted", f"URI:{uri}")
+    http = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", str(secured.ca.cert)]
+    http += ["--cert", str(own.cert), "--key", str(own.key), secured.gateway.http_address + "/metrics"]
+    async with secured.gateway.channel(unix=True) as unix, secured.channel(own) as channel:
+        administrator, caller = (access_pb2_grpc.AccessServiceStub(each) for each in (unix, channel))
+        registry = agent_registry_pb2_grpc.AgentRegistryStub(channel)
+
+        async def grant(role: int, *agents: str, of: str = uri) -> None:
+            wanted = access_pb2.SetCertificateGrantRequest(uri=of, role=role, agents=agents)  # type: ignore[arg-type]  # an enum
+            await administrator.SetCertificateGrant(wanted, timeout=20)
+
+        async def may() -> tuple[bool, list[tuple[int, list[str]]], int]:
+            """Whether it may call alpha; what it is told; how many agents it sees."""
+            called = await allowed(generate(channel, "x", agent="alpha"))
+            told = await caller.GetCaller(access_pb2.GetCallerRequest())
+            assert told.principal == f"cert:{uri}"
+            listed = await allowed(registry.ListAgents(registry_proto.ListAgentsRequest()))
+            grants = [(int(each.role), list(each.agents)) for each in told.grants]
+            return bool(called), grants, len(listed.agents) if listed else 0
+
+        call, operate, nothing = access_pb2.ROLE_CALL, access_pb2.ROLE_OPERATE, access_pb2.ROLE_UNSPECIFIED
+        by_default = (True, [(call, ["*"])], 1)
+        assert await may() == by_default
+        await grant(call, "beta")
+        assert await may() == (False, [(call, ["beta"])], 0)
+        await grant(operate, "alpha")
+        assert await may() == (True, [(operate, ["alpha"])], 1)
+        assert (await secured.run(*http))[1] == "403"
+        await grant(operate, "*")
+        assert (await secured.run(*http))[1] == "200"
+        # It may not give itself more.
+        with pytest.raises(aio.AioRpcError) as refused:
+            await caller.SetCertificateGrant(access_pb2.SetCertificateGrantRequest(uri=uri), timeout=20)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        await grant(nothing)
+        assert await may() == (False, [], 0)
+        await grant(nothing, of="*")
+        now = await administrator.RemoveCertificateGrant(
+            access_pb2.RemoveCertificateGrantRequest(uri=uri), timeout=20
+        )
+        assert (now.now.uri, list(now.now.agents)) == ("*", [])
+        assert await may() == (False, [], 0)
+        await administrator.RemoveCertificateGrant(access_pb2.RemoveCertificateGrantRequest(uri="*"), timeout=20)
+        assert await may() == by_default
+        with pytest.raises(aio.AioRpcError) as none:
+            await administrator.RemoveCertificateGrant(access_pb2.RemoveCertificateGrantRequest(uri="*"), timeout=20)
+        assert none.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def mutual(made: Made, ca: Made) -> grpc.ServerCredentials:

@@ -3,6 +3,7 @@
 Imported by the first call (`entrance.py`). Over HTTP an agent is named by the path, over gRPC by the tenant.
 """
 
+import codecs
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -167,11 +168,14 @@ def _check_readable(body: bytes) -> None:
         MessageTooLarge: it has more values than anything is made of.
     """
     bounds.check_body(body)
+    if b"\0" in body or body.startswith(codecs.BOM_UTF8):
+        # The SDK would read it by another encoding than is looked at here.
+        raise errors.InvalidArgument("the body is not plain UTF-8", reason="INVALID_DATA")
     try:
         # Of bytes it would let half characters pass.
         read = json.loads(body.decode() or "{}")
     except UnicodeDecodeError:
-        raise errors.InvalidArgument("the body is not UTF-8", reason="INVALID_DATA") from None
+        raise errors.InvalidArgument("the body is not plain UTF-8", reason="INVALID_DATA") from None
     except RecursionError:
         raise errors.InvalidArgument("the body's JSON is too deep", reason="INVALID_DATA") from None
     except ValueError:

@@ -1,4 +1,4 @@
-"""The keys and rules in force: kept equal to the store and the registry, and published to Envoy."""
+"""The keys, grants and rules in force: kept equal to the store and the registry, and published to Envoy."""
 
 import asyncio
 import time
@@ -12,6 +12,7 @@ from agentruntime.files import write_atomically
 from agentruntime.home import Home
 
 from uapi_gateway.access import keys
+from uapi_gateway.access.certified import UNSAID, Certified
 from uapi_gateway.access.identity import IdentityProviders
 from uapi_gateway.access.keys import ALL, LOCAL, Key, Wanted
 from uapi_gateway.access.policy import EVERYTHING, Policy
@@ -46,6 +47,7 @@ class Book:
         self._anonymous = anonymous
         self._keys = {key.name: key for key in store.load()}
         # Of agents that are gone, too: their rules must not go before they do.
+        self._certified = {said.uri: said for said in store.load_certified()}
         self._demands: dict[str, Demands] = {}
         self._permitted: dict[str, tuple[str, ...]] = {}
         self.policy = Policy()
@@ -115,6 +117,35 @@ class Book:
             self._tell()
         return found
 
+    def certified(self) -> list[Certified]:
+        """What is said of certificates, by URI; of "*" always."""
+        return [said for _, said in sorted({ALL: UNSAID, **self._certified}.items())]
+
+    async def grant(self, said: Certified) -> None:
+        """What a certificate may do from now on: on disk, and published.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        async with self._changing:
+            await self._store.save_certified(said)
+            self._certified[said.uri] = said
+            self._publish_rules()
+
+    async def ungrant(self, uri: str) -> Certified:
+        """Takes back what was said of a certificate; what it may do then.
+
+        Raises:
+            NotFound: nothing was said of it.
+        """
+        async with self._changing:
+            if uri not in self._certified:
+                raise NotFound(f"nothing is said of '{uri}'; `agent certs grants` has all of which something is")
+            await self._store.remove_certified(uri)
+            del self._certified[uri]
+            self._publish_rules()
+        return self.policy.by_certificate(uri)
+
     async def run(self) -> None:
         """Takes expired keys out of what Envoy looks through, until cancelled."""
         while True:
@@ -172,6 +203,7 @@ class Book:
     def _publish_rules(self) -> None:
         self._stale = False
         self.policy = replace(self.policy, demands=dict(self._demands), permitted=dict(self._permitted))
+        self.policy = replace(self.policy, certified=dict(self._certified))
         identity = self.policy.identity
         access = rules.rules(self.policy, tokens.rule(identity, self.policy.demands))
         http_access = rules.http_rules(self.policy, tokens.http_rule(identity), tokens.bearers(identity))

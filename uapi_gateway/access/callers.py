@@ -55,7 +55,8 @@ def grants_of(principal: str, key: Key | None, claims: Mapping[str, Any], policy
     if key is not None:
         return (Grant(key.role, key.agents),)
     if principal.startswith(CERTIFICATE_PREFIX):
-        return () if principal == POOL else (CALL_ALL,)
+        said = policy.by_certificate(principal.removeprefix(CERTIFICATE_PREFIX))
+        return (Grant(said.role, said.agents),) if said.agents and principal != POOL else ()
     if principal.startswith(AGENT_PREFIX):
         agent = principal.removeprefix(AGENT_PREFIX)
         return (Grant(proto.ROLE_CALL, with_itself(agent, policy.permitted.get(agent, ()))),)
@@ -94,8 +95,8 @@ def refusal(caller: Caller, role: int, agents: Iterable[str]) -> AgentError:
             reason="CREDENTIAL_MISSING",
         )
     return PermissionDenied(
-        f"{caller.principal} does not have {needed}; an administrator gives it, by a key (`agent keys create`) or a "
-        "scope of its token",
+        f"{caller.principal} does not have {needed}; an administrator gives it, by a key (`agent keys create`), a "
+        "scope of its token or `agent certs grant`",
         reason="NOT_PERMITTED",
         metadata={"principal": caller.principal},
     )

@@ -102,19 +102,7 @@ def check(wanted: Wanted) -> Wanted:
         )
     if wanted.name == NONE:
         raise InvalidArgument(f"'{NONE}' is not a key's name: to `--api-key` it says that no key is demanded")
-    if wanted.role not in (proto.ROLE_CALL, proto.ROLE_OPERATE, proto.ROLE_ADMINISTER):
-        raise InvalidArgument("a key's role is call, operate or administer")
-    if not wanted.agents:
-        raise InvalidArgument("say which agents the key is for: their names, or '*' for all")
-    if ALL in wanted.agents and len(wanted.agents) > 1:
-        raise InvalidArgument("'*' stands for all agents; name it alone, or the agents without it")
-    if len(wanted.agents) > _MOST_AGENTS:
-        raise InvalidArgument(f"a key is for at most {_MOST_AGENTS} agents; '*' is all of them")
-    for agent in wanted.agents:
-        if agent != ALL and not _NAME.fullmatch(agent):
-            raise InvalidArgument(f"'{agent}' is not an agent name")
-    if wanted.role == proto.ROLE_ADMINISTER and wanted.agents != (ALL,):
-        raise InvalidArgument("the role administer is for all agents; say '*'")
+    check_grant(wanted.role, wanted.agents, "a key")
     if wanted.expires_in_s is not None and not wanted.expires_in_s > 0:
         raise InvalidArgument("a key must expire later than now; leave its duration out for one that does not expire")
     if wanted.expires_in_s is not None and wanted.expires_in_s > _LONGEST_LIFE_S:
@@ -122,6 +110,32 @@ def check(wanted: Wanted) -> Wanted:
     if not 0 <= wanted.rate_per_second < float("inf"):
         raise InvalidArgument("a key's rate is calls per second: 0, for the gateway's own limit, or more")
     return wanted
+
+
+def check_grant(role: int, agents: tuple[str, ...], of: str) -> None:
+    """Refuses a role for some agents that cannot be given.
+
+    Args:
+        role: which.
+        agents: for which.
+        of: what has it, as a sentence names it: "a key".
+
+    Raises:
+        InvalidArgument: it cannot; says why.
+    """
+    if role not in (proto.ROLE_CALL, proto.ROLE_OPERATE, proto.ROLE_ADMINISTER):
+        raise InvalidArgument(f"the role of {of} is call, operate or administer")
+    if not agents:
+        raise InvalidArgument(f"say which agents {of} is for: their names, or '*' for all")
+    if ALL in agents and len(agents) > 1:
+        raise InvalidArgument("'*' stands for all agents; name it alone, or the agents without it")
+    if len(agents) > _MOST_AGENTS:
+        raise InvalidArgument(f"{of} is for at most {_MOST_AGENTS} agents; '*' is all of them")
+    for agent in agents:
+        if agent != ALL and not _NAME.fullmatch(agent):
+            raise InvalidArgument(f"'{agent}' is not an agent name")
+    if role == proto.ROLE_ADMINISTER and agents != (ALL,):
+        raise InvalidArgument("the role administer is for all agents; say '*'")
 
 
 def mint(wanted: Wanted, now: float) -> tuple[str, Key]:

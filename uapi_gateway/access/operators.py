@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 from agentruntime import log, status, trace
+from agentruntime._proto.uapi.v1 import access_pb2 as access
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
+from agentruntime.calls import SOME_AGENTS_KEY
 from agentruntime.errors import AgentError, Unavailable
 from google.protobuf.descriptor import Descriptor
 from grpc import aio
@@ -18,7 +20,8 @@ from grpc import aio
 from uapi_gateway.access import headers
 from uapi_gateway.access.checks import Checks, parsed
 from uapi_gateway.access.demand import POOL_NEEDS
-from uapi_gateway.access.policy import Policy, unmet
+from uapi_gateway.access.keys import ALL
+from uapi_gateway.access.policy import Caller, Policy, unmet
 from uapi_gateway.deployments import demands_of
 from uapi_gateway.forwarding import bytes_handler
 from uapi_gateway.xds.routes import CHANGING
@@ -67,7 +70,7 @@ class PoolHandler(grpc.GenericRpcHandler):
         first = await reading
         checked = await self._checks.check(method, need, parsed(method.input_type, first or b""), context)
         try:
-            async for answer in self._passed(path, _again(first, requests), context):
+            async for answer in self._passed(path, _again(first, requests), checked.caller, context):
                 if path in _DEPLOYING:
                     yield await self._deployed(method.output_type, answer)
                 elif need.shown is None:
@@ -79,10 +82,12 @@ class PoolHandler(grpc.GenericRpcHandler):
             raise
 
     async def _passed(
-        self, path: str, requests: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
+        self, path: str, requests: AsyncIterator[bytes], caller: Caller, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[bytes]:
         """The call once more, at the pool."""
         metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_PASSED]
+        if not caller.may(access.ROLE_OPERATE, ALL):
+            metadata.append((SOME_AGENTS_KEY, "1"))
         if context_now := trace.current.get():
             metadata.append((trace.HEADER, context_now.header()))
         start: Any = self._channel.stream_stream(path)

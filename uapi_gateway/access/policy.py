@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from agentruntime import certificates
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 
+from uapi_gateway.access.certified import UNSAID, Certified
 from uapi_gateway.access.identity import Known
 from uapi_gateway.access.keys import ALL, LOCAL, Key
 from uapi_gateway.registry import Demands
@@ -28,10 +29,16 @@ class Policy:
     demands: Mapping[str, Demands] = field(default_factory=dict)
     # The agents that agents may call, as their permissions say; without those that may call none.
     permitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # What is said of certificates, by URI.
+    certified: Mapping[str, Certified] = field(default_factory=dict)
     # Callers without a credential may call agents that demand none.
     anonymous: bool = True
     # Identity providers and their keys.
     identity: tuple[Known, ...] = ()
+
+    def by_certificate(self, uri: str) -> Certified:
+        """What whoever shows a certificate of that name may do."""
+        return self.certified.get(uri) or self.certified.get(ALL) or UNSAID
 
 
 @dataclass(frozen=True)

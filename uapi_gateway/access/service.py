@@ -1,6 +1,7 @@
-"""AccessService: keys made, listed and ended; and whom the gateway takes a caller for."""
+"""AccessService: keys made, listed and ended; what certificates may do; and whom the gateway takes a caller for."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from agentruntime._proto.uapi.v1 import access_pb2_grpc
 from agentruntime.errors import Unavailable
 from grpc import aio
 
+from uapi_gateway.access import certified
 from uapi_gateway.access.book import Book
 from uapi_gateway.access.callers import caller_of
 from uapi_gateway.access.identity import IdentityProviders
@@ -74,6 +76,34 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
                 reason="NOT_CONFIRMED",
             )
         return proto.RevokeKeyResponse(key=key.message())
+
+    async def SetCertificateGrant(
+        self, request: proto.SetCertificateGrantRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.SetCertificateGrantResponse:
+        said = certified.wanted(request.uri, request.role, tuple(request.agents), time.time())
+        await self._book.grant(said)
+        await self._decided_so(said.uri)
+        return proto.SetCertificateGrantResponse(grant=said.message())
+
+    async def ListCertificateGrants(
+        self, request: proto.ListCertificateGrantsRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.ListCertificateGrantsResponse:
+        return proto.ListCertificateGrantsResponse(grants=[said.message() for said in self._book.certified()])
+
+    async def RemoveCertificateGrant(
+        self, request: proto.RemoveCertificateGrantRequest, context: aio.ServicerContext[Any, Any]
+    ) -> proto.RemoveCertificateGrantResponse:
+        now = await self._book.ungrant(request.uri)
+        await self._decided_so(request.uri)
+        return proto.RemoveCertificateGrantResponse(now=now.message())
+
+    async def _decided_so(self, uri: str) -> None:
+        if not await self._in_force():
+            raise Unavailable(
+                f"what '{uri}' may do is written down, but Envoy has not confirmed it within {_LONGEST_WAIT_S:g} s; "
+                "it counts as soon as Envoy is connected again: `agent status` says what runs",
+                reason="NOT_CONFIRMED",
+            )
 
     async def GetCaller(
         self, request: proto.GetCallerRequest, context: aio.ServicerContext[Any, Any]

@@ -1,9 +1,10 @@
-"""The keys that there are, on disk: their public halves, names, roles and agents."""
+"""What there is of keys and of grants of certificates, on disk: public halves, names, roles and agents."""
 
 import json
 import sqlite3
 from pathlib import Path
 
+from uapi_gateway.access.certified import Certified
 from uapi_gateway.access.keys import Key
 from uapi_gateway.kept import KeptTables
 
@@ -18,6 +19,12 @@ CREATE TABLE IF NOT EXISTS keys (
     expires_at REAL,
     rate_per_second REAL NOT NULL,
     max_concurrency INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS certificates (
+    uri TEXT PRIMARY KEY,
+    role INTEGER NOT NULL,
+    agents TEXT NOT NULL,
+    granted_at REAL NOT NULL
 );
 """
 _COLUMNS = "key_id, name, role, agents, public, created_at, expires_at, rate_per_second, max_concurrency"
@@ -52,6 +59,23 @@ class KeyStore:
         """On disk when it returns."""
         await self._tables.write("DELETE FROM keys WHERE key_id = ?", (key_id,))
 
+    def load_certified(self) -> list[Certified]:
+        """What is said of certificates, by URI. Blocks."""
+        return self._tables.read(_load_certified)
+
+    async def save_certified(self, said: Certified) -> None:
+        """On disk when it returns; takes the place of what was said of the same one.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        row = (said.uri, said.role, json.dumps(said.agents), said.granted_at)
+        await self._tables.write("INSERT OR REPLACE INTO certificates VALUES (?, ?, ?, ?)", row)
+
+    async def remove_certified(self, uri: str) -> None:
+        """On disk when it returns."""
+        await self._tables.write("DELETE FROM certificates WHERE uri = ?", (uri,))
+
     def close(self) -> None:
         self._tables.close()
 
@@ -74,3 +98,8 @@ def _row(key: Key) -> tuple[object, ...]:
 def _load(database: sqlite3.Connection) -> list[Key]:
     rows = database.execute(f"SELECT {_COLUMNS} FROM keys ORDER BY name")  # noqa: S608 — constants
     return [Key(key_id, name, role, tuple(json.loads(agents)), *rest) for key_id, name, role, agents, *rest in rows]
+
+
+def _load_certified(database: sqlite3.Connection) -> list[Certified]:
+    rows = database.execute("SELECT uri, role, agents, granted_at FROM certificates ORDER BY uri")
+    return [Certified(uri, role, tuple(json.loads(agents)), granted_at) for uri, role, agents, granted_at in rows]

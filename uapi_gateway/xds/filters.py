@@ -23,15 +23,13 @@ from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from google.protobuf import any_pb2, json_format
 
 from uapi_gateway import descriptors
-from uapi_gateway.access import headers, keys, policy
+from uapi_gateway.access import certified, headers, keys, policy
 from uapi_gateway.access.keys import Key
 from uapi_gateway.xds import resources
 from uapi_gateway.xds.resources import Resource, typed
 
 AGENT, OWNER, KEYS, TOKENS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.tokens"
 CERTIFICATE, WHO, ACCESS = "uapi.certificate", "uapi.principal", "uapi.access"
-# Before an agent's name in its certificate.
-AGENT_URI = "spiffe://agentruntime/agent/"
 CONVERSATION = "uapi.conversation"
 # Of the HTTP pages.
 HTTP_ACCESS = "uapi.http-access"
@@ -88,7 +86,7 @@ def _certified() -> dict[str, Any]:
             "regex_value_rewrite": {
                 "pattern": {
                     "google_re2": {},
-                    "regex": f"^{policy.CERTIFICATE_PREFIX}{AGENT_URI}([a-z0-9-]+)$",
+                    "regex": f"^{policy.CERTIFICATE_PREFIX}{certified.AGENT_URI}({certified.AGENT_NAME})$",
                 },
                 "substitution": f"{policy.AGENT_PREFIX}\\1",
             },

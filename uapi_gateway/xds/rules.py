@@ -8,7 +8,7 @@ All is found by look-up, so that a thousand agents or ten thousand keys cost a c
     x-uapi-caller-pair                          a key, and one of its agents
     x-uapi-caller-key                           a key for all agents
     x-uapi-principal: agent:<agent>             the agents that it may call, and itself
-                      cert:<URI>                all agents that demand no more; nothing, if it is the pool's
+                      cert:<URI>                what is said of it, else of all; nothing, if it is the pool's
                       oidc:…                    as the token's scopes say (tokens.py)
 
 A call without x-uapi-for is for the platform itself, which looks by itself.
@@ -27,6 +27,7 @@ from xds.core.v3 import extension_pb2
 from xds.type.matcher.v3 import matcher_pb2
 
 from uapi_gateway.access import headers, policy
+from uapi_gateway.access.certified import Certified
 from uapi_gateway.access.keys import ALL, KEY_MARK, LOCAL, Key
 from uapi_gateway.access.policy import Policy
 from uapi_gateway.registry import Demands
@@ -59,11 +60,16 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
         policy.AGENT_PREFIX + agent: _rule(policy.with_itself(agent, agents), wanted.demands, None)
         for agent, agents in wanted.permitted.items()
     }
-    known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), policy.POOL: DENY, **by_agent}
-    anything = _rule((ALL,), wanted.demands, None)
+    by_uri = {
+        policy.CERTIFICATE_PREFIX + uri: _rule(said.agents, wanted.demands, None)
+        for uri, said in wanted.certified.items()
+    }
+    known = {LOCAL: ALLOW, policy.ANONYMOUS: _anonymous(wanted), **by_uri, policy.POOL: DENY, **by_agent}
+    certified = _rule(wanted.by_certificate(ALL).agents, wanted.demands, None)
     # Of agents without permissions, too, which need no rule of their own for it.
     itself = cel.predicate(cel.equal(cel.header(headers.PRINCIPAL), cel.header(headers.OWN)))
-    by_name = first([(_certified(), anything), (itself, anything)], by_token or DENY)
+    own = _rule((ALL,), wanted.demands, None)
+    by_name = first([(_certified(), certified), (itself, own)], by_token or DENY)
     by_principal = look_up(headers.PRINCIPAL, known, by_name)
     tree = look_up(headers.PAIR, by_pair, look_up(headers.KEY, by_key, by_principal))
     miswritten = _predicate("authorization")
@@ -93,7 +99,10 @@ def http_rules(wanted: Policy, by_token: Any = None, bearers: Any = None) -> Any
         if policy.Grant(key.role, key.agents).covers(access_pb2.ROLE_OPERATE, ALL)
     }
     nobody = {policy.ANONYMOUS: ALLOW} if wanted.anonymous else {}
-    pages = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, {LOCAL: ALLOW, **nobody}, by_token or DENY))
+    by_uri = {policy.CERTIFICATE_PREFIX + uri: _operating(said) for uri, said in wanted.certified.items()}
+    others = first([(_certified(), _operating(wanted.by_certificate(ALL)))], by_token or DENY)
+    known_by_name = {LOCAL: ALLOW, **nobody, **by_uri, policy.POOL: DENY}
+    pages = look_up(headers.KEY, operating, look_up(headers.PRINCIPAL, known_by_name, others))
     # Whose key is good has got this header.
     known = [(given(headers.KEY), ALLOW), (_certified(), ALLOW), (matches(headers.PRINCIPAL, _ANY_AGENT), ALLOW)]
     special = {LOCAL: ALLOW, policy.POOL: DENY, **nobody}
@@ -105,6 +114,11 @@ def http_rules(wanted: Policy, by_token: Any = None, bearers: Any = None) -> Any
         ).matcher
     )
     return message
+
+
+def _operating(said: Certified) -> Any:
+    covers = policy.Grant(said.role, said.agents).covers(access_pb2.ROLE_OPERATE, ALL)
+    return ALLOW if covers else DENY
 
 
 def _anonymous(wanted: Policy) -> Any:

@@ -1,14 +1,16 @@
-"""`agent certs`: a certificate authority of one's own, for one platform."""
+"""`agent certs`: a certificate authority of one's own, for one platform; what callers with certificates may do."""
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from agentruntime import authority, certificates, errors, names
+from agentruntime._proto.uapi.v1 import access_pb2, access_pb2_grpc
 from agentruntime.authority import Wanted
-from agentruntime.cli import output
+from agentruntime.cli import keys, output, platform
+from agentruntime.client.sync import Client
 from agentruntime.home import Home
 
 
@@ -64,6 +66,78 @@ def client(
         raise errors.FailedPrecondition(f"there is no authority in {directory}; make one with `agent certs init`")
     made = authority.issue(directory, wanted, dt.datetime.now(dt.UTC))
     _say(directory, [made], format_)
+    if name is not None:
+        output.note(f"what it may do:  agent certs grant {wanted.uris[0]} --agents AGENT[,AGENT]")
+
+
+def grant(
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="The certificate's URI name; '*' is all that have no grant.")
+    ],
+    *,
+    agents: Annotated[str, typer.Option(metavar="AGENT[,AGENT]", help="The agents that it is for; '*' is all.")] = "",
+    role: Annotated[
+        Literal["call", "operate", "administer", "none"],
+        typer.Option(help="call them; or run, stop and scale them, too; or, for '*', do everything; or nothing."),
+    ] = "call",
+    format_: output.Output = None,
+) -> None:
+    """Say what whoever shows a certificate of that name may do. It counts from the next call."""
+    named = [agent.strip() for agent in agents.split(",") if agent.strip()]
+    if (role == "none") == bool(named):
+        raise errors.InvalidArgument(
+            "--role none takes no --agents" if named else "say by --agents which agents it is for, or --role none"
+        )
+    wanted = access_pb2.SetCertificateGrantRequest(uri=uri, agents=named)
+    if role != "none":
+        wanted.role = keys.ROLES[role]
+    with platform.connect() as client:
+        _show(_stub(client).SetCertificateGrant(wanted).grant, format_)
+
+
+def grants(format_: output.Output = None) -> None:
+    """List what callers with certificates may do."""
+    with platform.connect() as client:
+        found = _stub(client).ListCertificateGrants(access_pb2.ListCertificateGrantsRequest()).grants
+    if output.wants_json(format_):
+        output.print_json([output.as_data(each) for each in found])
+        return
+    rows = [
+        [
+            each.uri,
+            keys.ROLE_NAMES.get(each.role, "none"),
+            ",".join(each.agents) or "-",
+            keys.time(each, "granted_at"),
+        ]
+        for each in found
+    ]
+    output.print_table(["URI", "ROLE", "AGENTS", "GRANTED"], rows)
+
+
+def ungrant(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="As `agent certs grants` shows it.")],
+    format_: output.Output = None,
+) -> None:
+    """Take a grant back: the certificate then may do what '*' may, which can be more. --role none locks one out."""
+    with platform.connect() as client:
+        answer = _stub(client).RemoveCertificateGrant(access_pb2.RemoveCertificateGrantRequest(uri=uri))
+    if not output.wants_json(format_):
+        print(f"{uri} has no grant of its own")
+    _show(answer.now, format_)
+
+
+def _show(said: access_pb2.CertificateGrant, format_: output.Format | None) -> None:
+    if output.wants_json(format_):
+        output.print_json(output.as_data(said))
+        return
+    whose = "a certificate without a grant" if said.uri == "*" else said.uri
+    agents = "all agents" if list(said.agents) == ["*"] else ", ".join(said.agents)
+    may = f"has the role {keys.ROLE_NAMES.get(said.role, '?')} for {agents}" if said.agents else "may do nothing"
+    print(f"{whose} {may}")
+
+
+def _stub(client: Client) -> access_pb2_grpc.AccessServiceStub:
+    return client.stub(access_pb2_grpc.AccessServiceStub, agent="")
 
 
 def _initialize(
@@ -121,4 +195,4 @@ def _say(directory: Path, made: list[certificates.Files], format_: output.Format
         print(f"nothing to do: the certificates in {directory} are good for a while")
 
 
-COMMANDS = {"init": init, "client": client}
+COMMANDS = {"init": init, "client": client, "grant": grant, "grants": grants, "ungrant": ungrant}

@@ -13,12 +13,12 @@ from agentruntime.cli import output, platform
 from agentruntime.client.sync import Client
 from agentruntime.units import parse_calls, parse_duration
 
-_ROLES = {
+ROLES = {
     "call": access_pb2.ROLE_CALL,
     "operate": access_pb2.ROLE_OPERATE,
     "administer": access_pb2.ROLE_ADMINISTER,
 }
-ROLE_NAMES: dict[int, str] = {role: name for name, role in _ROLES.items()}
+ROLE_NAMES: dict[int, str] = {role: name for name, role in ROLES.items()}
 
 
 def create(
@@ -39,7 +39,7 @@ def create(
     """Make an API key. It is shown this once; callers bring it in UAPI_AUTH_TOKEN."""
     request = access_pb2.CreateKeyRequest(
         name=name,
-        role=_ROLES[role],
+        role=ROLES[role],
         agents=[agent.strip() for agent in agents.split(",") if agent.strip()],
         rate_per_second=parse_calls(rate) if rate else 0.0,
         max_concurrency=concurrency,
@@ -68,8 +68,8 @@ def list_(format_: output.Output = None) -> None:
             key.key_id,
             ROLE_NAMES.get(key.role, "-"),
             ",".join(key.agents),
-            _time(key, "created_at"),
-            _time(key, "expires_at"),
+            time(key, "created_at"),
+            time(key, "expires_at"),
             _limits(key),
         ]
         for key in found
@@ -122,16 +122,15 @@ def _lifetime_s(text: str) -> float:
 
 def _sentence(key: access_pb2.AccessKey) -> str:
     agents = "all agents" if list(key.agents) == ["*"] else ", ".join(key.agents)
-    until = _time(key, "expires_at")
+    until = time(key, "expires_at")
     end = "does not expire" if until == "-" else f"expires at {until}"
     return f"key '{key.name}' ({key.key_id}) has the role {ROLE_NAMES.get(key.role, '?')} for {agents}, and {end}"
 
 
-def _time(key: access_pb2.AccessKey, field: Literal["created_at", "expires_at"]) -> str:
-    if not key.HasField(field):
-        return "-"
-    text: str = MessageToDict(key, preserving_proto_field_name=True)[field]
-    return text[:19] + "Z"
+def time(message: access_pb2.AccessKey | access_pb2.CertificateGrant, field: str) -> str:
+    """As a table has it; "-" where there is none."""
+    text = str(MessageToDict(message, preserving_proto_field_name=True).get(field, ""))
+    return text[:19] + "Z" if text else "-"
 
 
 def _limits(key: access_pb2.AccessKey) -> str:

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 from agentruntime import certificates
+from agentruntime._proto.uapi.v1 import access_pb2
 from agentruntime.certificates import Files
 from agentruntime.home import Home
 
 from tests.agentruntime.cli.conftest import Agent, Result
+from tests.agentruntime.platform_services import Record
 
 
 def made(result: Result) -> list[str]:
@@ -57,3 +59,20 @@ def test_client_makes_a_certificate_that_says_who_calls(agent_inside: Agent) -> 
         result = agent_inside("certs", "client", *wrong)
         assert result.status == 13
         assert words in result.err
+
+
+def test_what_a_certificate_may_do_is_said_listed_and_taken_back(agent: Agent, record: Record) -> None:
+    assert agent("certs", "grant", "spiffe://x/ci", "--agents", "a, b", "--role", "operate").out == (
+        "spiffe://x/ci has the role operate for a, b\n"
+    )
+    assert agent("certs", "grant", "*", "--role", "none").out == "a certificate without a grant may do nothing\n"
+    assert record.requests == [
+        access_pb2.SetCertificateGrantRequest(uri="spiffe://x/ci", role=access_pb2.ROLE_OPERATE, agents=["a", "b"]),
+        access_pb2.SetCertificateGrantRequest(uri="*"),
+    ]
+    rows = [line.split() for line in agent("certs", "grants").out.splitlines()]
+    assert rows[1:] == [["*", "none", "-", "-"], ["spiffe://x/ci", "call", "a,b", "1970-01-01T00:00:00Z"]]
+    taken_back = agent("certs", "ungrant", "spiffe://x/ci").out
+    assert taken_back == "spiffe://x/ci has no grant of its own\na certificate without a grant may do nothing\n"
+    for wrong in (("--role", "none", "--agents", "a"), ()):
+        assert agent("certs", "grant", "spiffe://x/ci", *wrong).status == 13

@@ -18,7 +18,7 @@ def _log(*messages: str) -> list[proto.Event]:
         events += [
             proto.Event(message_id=message_id, message=_said("slowly a b")),
             proto.Event(message_id=message_id, attempt=proto.Attempt(number=1, worker_id="w-01")),
-            proto.Event(message_id=message_id, chunk=proto.Part(text="a ")),
+            proto.Event(message_id=message_id, chunk=proto.Part(text="a ", name="process")),
             proto.Event(message_id=message_id, completion=_said("a b ")),
         ]
     for number, event in enumerate(events, 1):
@@ -69,6 +69,10 @@ def _two(seen: Evidence) -> None:
     seen.logs["talk"][5].attempt.worker_id = "w-02"
 
 
+def _replaced(seen: Evidence) -> None:
+    seen.logs["talk"][6].chunk.name = "its replacement"
+
+
 def _repeat(seen: Evidence) -> None:
     seen.turns["talk"][0].events.append(seen.turns["talk"][0].events[-1])
 
@@ -91,6 +95,7 @@ def _fail(seen: Evidence) -> None:
         (_gap, "gaps in a log"),
         (_fenced, "tokens that became smaller"),
         (_two, "leases of two workers"),
+        (_replaced, "leases of two processes"),
         (_repeat, "streams with a gap, a repeat, or other events than the log"),
         (_other, "replies other than the log's"),
         (_fail, "messages that failed"),

@@ -1,5 +1,6 @@
 """A2A by its SDK's own client, in each way that it can be called."""
 
+import codecs
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -307,6 +308,9 @@ async def test_json_of_too_many_values_is_refused_before_it_is_read(gateway: Spe
         # As ASCII, for it has half a character.
         half = b'{"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "\\ud800"}]}}'
         assert (await http.post("/message:send", content=half)).status_code == 400
+        # In encodings that the SDK would tell from its first bytes.
+        for disguised in (codecs.BOM_UTF8 + half, half.decode().encode("utf-16-le")):
+            assert (await http.post("/message:send", content=disguised)).status_code == 400
         assert not gateway.worker.calls
 
 

@@ -9,6 +9,7 @@ from agentruntime._proto.uapi.v1 import access_pb2 as proto
 from tests.uapi_gateway.xds.walking import walk as walked
 from uapi_gateway.access import headers, keys
 from uapi_gateway.access.callers import caller_of
+from uapi_gateway.access.certified import Certified
 from uapi_gateway.access.keys import Key, Wanted
 from uapi_gateway.access.policy import Policy, may_call, unmet
 from uapi_gateway.registry import Demands
@@ -38,15 +39,33 @@ DEMANDS = {
     "tls-key": Demands(tls=True, keys=("chosen",)),
     "client": Demands(oauth2_client_id="chat"),
 }
+CLIENT = "spiffe://agentruntime/client/"
+CERTIFIED = {
+    said.uri: said
+    for said in (
+        Certified(CLIENT + "limited", proto.ROLE_CALL, ("open", "tls", "any-key"), 1.0),
+        Certified(CLIENT + "operator", proto.ROLE_OPERATE, ("unknown",), 1.0),
+        Certified(CLIENT + "operates-all", proto.ROLE_OPERATE, ("*",), 1.0),
+        Certified(CLIENT + "locked-out", proto.ROLE_UNSPECIFIED, (), 1.0),
+    )
+}
+# What is said of certificates of which nothing else is.
+OTHERS = (
+    None,
+    Certified("*", proto.ROLE_UNSPECIFIED, (), 1.0),
+    Certified("*", proto.ROLE_CALL, ("unknown",), 1.0),
+    Certified("*", proto.ROLE_OPERATE, ("*",), 1.0),
+)
 AGENTS = ("open", "unknown", "caller", "free", "other", *DEMANDS)
 
 
-def policy(*, anonymous: bool = True) -> Policy:
+def policy(*, anonymous: bool = True, others: Certified | None = None) -> Policy:
     return Policy(
         keys={made.key_id: made for made in KEYS.values()},
         demands=DEMANDS,
         permitted={"caller": ("open", "by-key"), "free": ("*",)},
         anonymous=anonymous,
+        certified={**CERTIFIED, **({"*": others} if others else {})},
     )
 
 
@@ -73,6 +92,9 @@ CALLERS: dict[str, dict[str, str]] = {
     "free agent": told("agent:free"),
     "certificate": told("cert:spiffe://agentruntime/client/ci"),
     "certificate over tls": told("cert:x", **{headers.SECURE: "TLSv1.3"}),
+    **{f"certificate {uri.removeprefix(CLIENT)}": told(f"cert:{uri}") for uri in CERTIFIED},
+    # Of two names: neither's grant is its own.
+    "certificate of two": told(f"cert:{CLIENT}operates-all,{CLIENT}limited"),
     "pool": told("cert:spiffe://agentruntime/pool"),
     "agent without permission": told("agent:other"),
     "agent that demands a key": told("agent:by-key"),
@@ -102,6 +124,13 @@ CALLERS: dict[str, dict[str, str]] = {
         ("certificate", "any-key", False),
         ("certificate", "tls", False),
         ("certificate over tls", "tls", True),
+        ("certificate limited", "open", True),
+        ("certificate limited", "unknown", False),
+        ("certificate limited", "tls", False),
+        ("certificate limited", "any-key", False),
+        ("certificate operator", "unknown", True),
+        ("certificate operator", "open", False),
+        ("certificate locked-out", "open", False),
         ("pool", "open", False),
         ("anonymous", "open", True),
         ("anonymous", "unknown", True),
@@ -127,10 +156,25 @@ def test_who_may_call_what(caller: str, agent: str, allowed: bool) -> None:
     assert may_call(found, agent, DEMANDS.get(agent)) is allowed
 
 
+def test_what_a_certificate_may_do() -> None:
+    def may(caller: str, role: int, agent: str, others: Certified | None = None) -> bool:
+        return caller_of(CALLERS[caller].items(), policy(others=others)).may(role, agent)
+
+    assert may("certificate operator", proto.ROLE_OPERATE, "unknown")
+    assert not may("certificate operator", proto.ROLE_OPERATE, "open")
+    assert may("certificate operates-all", proto.ROLE_OPERATE, "*")
+    assert may("certificate", proto.ROLE_CALL, "*")
+    assert not may("certificate", proto.ROLE_OPERATE, "open")
+    assert not may("certificate", proto.ROLE_CALL, "open", OTHERS[1])
+    assert [may("certificate", proto.ROLE_CALL, agent, OTHERS[2]) for agent in ("unknown", "open")] == [True, False]
+    assert not may("pool", proto.ROLE_CALL, "open", OTHERS[3])
+
+
 @pytest.mark.parametrize("anonymous", [True, False])
 @pytest.mark.parametrize("secure", [True, False])
-def test_envoy_decides_the_same(anonymous: bool, secure: bool) -> None:
-    wanted = policy(anonymous=anonymous)
+@pytest.mark.parametrize("others", OTHERS)
+def test_envoy_decides_the_same(anonymous: bool, secure: bool, others: Certified | None) -> None:
+    wanted = policy(anonymous=anonymous, others=others)
     tree = rules(wanted).matcher
     for (name, said), agent in itertools.product(CALLERS.items(), AGENTS):
         if name == "nobody":
@@ -173,14 +217,19 @@ def test_a_key_that_is_not_written_as_it_must_be_goes_nowhere() -> None:
     assert walk(tree, {**told("local"), headers.FOR: "open", "authorization": "Bearer own"})
 
 
-def test_pages_are_for_those_who_operate_all_agents() -> None:
+@pytest.mark.parametrize("others", OTHERS)
+def test_pages_are_for_those_who_operate_all_agents(others: Certified | None) -> None:
+    operating = {"local", "socket", "certificate operates-all"}
+    if others is OTHERS[-1]:
+        operating |= {"certificate", "certificate over tls", "certificate of two"}
+        operating.add("certificate that looks like an agent's")
     for anonymous in (True, False):
-        tree = http_rules(policy(anonymous=anonymous)).matcher
+        tree = http_rules(policy(anonymous=anonymous, others=others)).matcher
         for name, said in CALLERS.items():
             for path in ("/health", "/docs", "/openapi.json"):
                 assert walk(tree, {**said, ":path": path}), name
             metrics = walk(tree, {**said, ":path": "/metrics"})
-            assert metrics is (name in ("local", "socket") or (name == "anonymous" and anonymous)), name
+            assert metrics is (name in operating or (name == "anonymous" and anonymous)), name
 
 
 @pytest.mark.parametrize("path", ["/agents", "/agents/x/run", "/v1/models?limit=1", "/docs/x"])

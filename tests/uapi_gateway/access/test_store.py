@@ -6,6 +6,7 @@ from pathlib import Path
 from agentruntime._proto.uapi.v1 import access_pb2 as proto
 
 from uapi_gateway.access import keys
+from uapi_gateway.access.certified import Certified
 from uapi_gateway.access.keys import Wanted
 from uapi_gateway.access.store import KeyStore
 
@@ -27,3 +28,16 @@ async def test_keys_are_there_after_a_restart_and_nobody_else_reads_them(tmp_pat
         assert store.load() == [again]
     signature = secret.rpartition(".")[2].encode()
     assert not any(signature in file.read_bytes() for file in tmp_path.iterdir())
+
+
+async def test_what_is_said_of_certificates_is_there_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "access.db"
+    nothing = Certified("*", proto.ROLE_UNSPECIFIED, (), 1000.0)
+    before, now = (Certified("spiffe://x/ci", proto.ROLE_OPERATE, agents, 1.5) for agents in (("a",), ("b", "c")))
+    with contextlib.closing(KeyStore(path)) as store:
+        for said in (before, nothing, now):
+            await store.save_certified(said)
+    with contextlib.closing(KeyStore(path)) as store:
+        assert store.load_certified() == [nothing, now]
+        await store.remove_certified("*")
+        assert store.load_certified() == [now]

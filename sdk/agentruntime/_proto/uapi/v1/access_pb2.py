@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14uapi/v1/access.proto\x12\x07uapi.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x01\n\tAccessKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1b\n\x04role\x18\x03 \x01(\x0e\x32\r.uapi.v1.Role\x12\x0e\n\x06\x61gents\x18\x04 \x03(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0frate_per_second\x18\x07 \x01(\x01\x12\x17\n\x0fmax_concurrency\x18\x08 \x01(\r\"\xae\x01\n\x10\x43reateKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x04role\x18\x02 \x01(\x0e\x32\r.uapi.v1.Role\x12\x0e\n\x06\x61gents\x18\x03 \x03(\t\x12-\n\nexpires_in\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0frate_per_second\x18\x05 \x01(\x01\x12\x17\n\x0fmax_concurrency\x18\x06 \x01(\r\"D\n\x11\x43reateKeyResponse\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x1f\n\x03key\x18\x02 \x01(\x0b\x32\x12.uapi.v1.AccessKey\"\x11\n\x0fListKeysRequest\"4\n\x10ListKeysResponse\x12 \n\x04keys\x18\x01 \x03(\x0b\x32\x12.uapi.v1.AccessKey\"\x1f\n\x10RevokeKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"4\n\x11RevokeKeyResponse\x12\x1f\n\x03key\x18\x01 \x01(\x0b\x32\x12.uapi.v1.AccessKey\"\x1e\n\x1cListIdentityProvidersRequest\"a\n\x1dListIdentityProvidersResponse\x12,\n\tproviders\x18\x01 \x03(\x0b\x32\x19.uapi.v1.IdentityProvider\x12\x12\n\nfile_error\x18\x02 \x01(\t\"\xb7\x01\n\x10IdentityProvider\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x11\n\taudiences\x18\x03 \x03(\t\x12%\n\x05login\x18\x04 \x01(\x0b\x32\x16.uapi.v1.ProviderLogin\x12\x0c\n\x04keys\x18\x05 \x01(\r\x12.\n\nfetched_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"V\n\rProviderLogin\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x10\n\x08\x61udience\x18\x04 \x01(\t\"\x12\n\x10GetCallerRequest\"F\n\x11GetCallerResponse\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x1e\n\x06grants\x18\x02 \x03(\x0b\x32\x0e.uapi.v1.Grant\"4\n\x05Grant\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.uapi.v1.Role\x12\x0e\n\x06\x61gents\x18\x02 \x03(\t*R\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_CALL\x10\x01\x12\x10\n\x0cROLE_OPERATE\x10\x02\x12\x13\n\x0fROLE_ADMINISTER\x10\x03\x32\x98\x03\n\rAccessService\x12\x42\n\tCreateKey\x12\x19.uapi.v1.CreateKeyRequest\x1a\x1a.uapi.v1.CreateKeyResponse\x12\x44\n\x08ListKeys\x12\x18.uapi.v1.ListKeysRequest\x1a\x19.uapi.v1.ListKeysResponse\"\x03\x90\x02\x01\x12G\n\tRevokeKey\x12\x19.uapi.v1.RevokeKeyRequest\x1a\x1a.uapi.v1.RevokeKeyResponse\"\x03\x90\x02\x02\x12k\n\x15ListIdentityProviders\x12%.uapi.v1.ListIdentityProvidersRequest\x1a&.uapi.v1.ListIdentityProvidersResponse\"\x03\x90\x02\x01\x12G\n\tGetCaller\x12\x19.uapi.v1.GetCallerRequest\x1a\x1a.uapi.v1.GetCallerResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14uapi/v1/access.proto\x12\x07uapi.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x01\n\tAccessKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1b\n\x04role\x18\x03 \x01(\x0e\x32\r.uapi.v1.Role\x12\x0e\n\x06\x61gents\x18\x04 \x03(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0frate_per_second\x18\x07 \x01(\x01\x12\x17\n\x0fmax_concurrency\x18\x08 \x01(\r\"\xae\x01\n\x10\x43reateKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x04role\x18\x02 \x01(\x0e\x32\r.uapi.v1.Role\x12\x0e\n\x06\x61gents\x18\x03 \x03(\t\x12-\n\nexpires_in\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0frate_per_second\x18\x05 \x01(\x01\x12\x17\n\x0fmax_concurrency\x18\x06 \x01(\r\"D\n\x11\x43reateKeyResponse\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x1f\n\x03key\x18\x02 \x01(\x0b\x32\x12.uapi.v1.AccessKey\"\x11\n\x0fListKeysRequest\"4\n\x10ListKeysResponse\x12 \n\x04keys\x18\x01 \x03(\x0b\x32\x12.uapi.v1.AccessKey\"\x1f\n\x10RevokeKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"4\n\x11RevokeKeyResponse\x12\x1f\n\x03key\x18\x01 \x01(\x0b\x32\x12.uapi.v1.AccessKey\"|\n\x10\x43\x65rtificateGrant\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x1b\n\x04role\x18\x02 \x01(\x0e\x32\r.uapi.v1.Role\x12\x0e\n\x06\x61gents\x18\x03 \x03(\t\x12.\n\ngranted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"V\n\x1aSetCertificateGrantRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x1b\n\x04role\x18\x02 \x01(\x0e\x32\r.uapi.v1.Role\x12\x0e\n\x06\x61gents\x18\x03 \x03(\t\"G\n\x1bSetCertificateGrantResponse\x12(\n\x05grant\x18\x01 \x01(\x0b\x32\x19.uapi.v1.CertificateGrant\"\x1e\n\x1cListCertificateGrantsRequest\"J\n\x1dListCertificateGrantsResponse\x12)\n\x06grants\x18\x01 \x03(\x0b\x32\x19.uapi.v1.CertificateGrant\",\n\x1dRemoveCertificateGrantRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\"H\n\x1eRemoveCertificateGrantResponse\x12&\n\x03now\x18\x01 \x01(\x0b\x32\x19.uapi.v1.CertificateGrant\"\x1e\n\x1cListIdentityProvidersRequest\"a\n\x1dListIdentityProvidersResponse\x12,\n\tproviders\x18\x01 \x03(\x0b\x32\x19.uapi.v1.IdentityProvider\x12\x12\n\nfile_error\x18\x02 \x01(\t\"\xb7\x01\n\x10IdentityProvider\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x11\n\taudiences\x18\x03 \x03(\t\x12%\n\x05login\x18\x04 \x01(\x0b\x32\x16.uapi.v1.ProviderLogin\x12\x0c\n\x04keys\x18\x05 \x01(\r\x12.\n\nfetched_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"V\n\rProviderLogin\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0e\n\x06scopes\x18\x02 \x03(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x10\n\x08\x61udience\x18\x04 \x01(\t\"\x12\n\x10GetCallerRequest\"F\n\x11GetCallerResponse\x12\x11\n\tprincipal\x18\x01 \x01(\t\x12\x1e\n\x06grants\x18\x02 \x03(\x0b\x32\x0e.uapi.v1.Grant\"4\n\x05Grant\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.uapi.v1.Role\x12\x0e\n\x06\x61gents\x18\x02 \x03(\t*R\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_CALL\x10\x01\x12\x10\n\x0cROLE_OPERATE\x10\x02\x12\x13\n\x0fROLE_ADMINISTER\x10\x03\x32\xdc\x05\n\rAccessService\x12\x42\n\tCreateKey\x12\x19.uapi.v1.CreateKeyRequest\x1a\x1a.uapi.v1.CreateKeyResponse\x12\x44\n\x08ListKeys\x12\x18.uapi.v1.ListKeysRequest\x1a\x19.uapi.v1.ListKeysResponse\"\x03\x90\x02\x01\x12G\n\tRevokeKey\x12\x19.uapi.v1.RevokeKeyRequest\x1a\x1a.uapi.v1.RevokeKeyResponse\"\x03\x90\x02\x02\x12\x65\n\x13SetCertificateGrant\x12#.uapi.v1.SetCertificateGrantRequest\x1a$.uapi.v1.SetCertificateGrantResponse\"\x03\x90\x02\x02\x12k\n\x15ListCertificateGrants\x12%.uapi.v1.ListCertificateGrantsRequest\x1a&.uapi.v1.ListCertificateGrantsResponse\"\x03\x90\x02\x01\x12n\n\x16RemoveCertificateGrant\x12&.uapi.v1.RemoveCertificateGrantRequest\x1a\'.uapi.v1.RemoveCertificateGrantResponse\"\x03\x90\x02\x02\x12k\n\x15ListIdentityProviders\x12%.uapi.v1.ListIdentityProvidersRequest\x1a&.uapi.v1.ListIdentityProvidersResponse\"\x03\x90\x02\x01\x12G\n\tGetCaller\x12\x19.uapi.v1.GetCallerRequest\x1a\x1a.uapi.v1.GetCallerResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCESSSERVICE'].methods_by_name['ListKeys']._serialized_options = b'\220\002\001'
   _globals['_ACCESSSERVICE'].methods_by_name['RevokeKey']._loaded_options = None
   _globals['_ACCESSSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\220\002\002'
+  _globals['_ACCESSSERVICE'].methods_by_name['SetCertificateGrant']._loaded_options = None
+  _globals['_ACCESSSERVICE'].methods_by_name['SetCertificateGrant']._serialized_options = b'\220\002\002'
+  _globals['_ACCESSSERVICE'].methods_by_name['ListCertificateGrants']._loaded_options = None
+  _globals['_ACCESSSERVICE'].methods_by_name['ListCertificateGrants']._serialized_options = b'\220\002\001'
+  _globals['_ACCESSSERVICE'].methods_by_name['RemoveCertificateGrant']._loaded_options = None
+  _globals['_ACCESSSERVICE'].methods_by_name['RemoveCertificateGrant']._serialized_options = b'\220\002\002'
   _globals['_ACCESSSERVICE'].methods_by_name['ListIdentityProviders']._loaded_options = None
   _globals['_ACCESSSERVICE'].methods_by_name['ListIdentityProviders']._serialized_options = b'\220\002\001'
   _globals['_ACCESSSERVICE'].methods_by_name['GetCaller']._loaded_options = None
   _globals['_ACCESSSERVICE'].methods_by_name['GetCaller']._serialized_options = b'\220\002\001'
-  _globals['_ROLE']._serialized_start=1291
-  _globals['_ROLE']._serialized_end=1373
+  _globals['_ROLE']._serialized_start=1806
+  _globals['_ROLE']._serialized_end=1888
   _globals['_ACCESSKEY']._serialized_start=99
   _globals['_ACCESSKEY']._serialized_end=331
   _globals['_CREATEKEYREQUEST']._serialized_start=334
@@ -57,20 +63,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKEKEYREQUEST']._serialized_end=684
   _globals['_REVOKEKEYRESPONSE']._serialized_start=686
   _globals['_REVOKEKEYRESPONSE']._serialized_end=738
-  _globals['_LISTIDENTITYPROVIDERSREQUEST']._serialized_start=740
-  _globals['_LISTIDENTITYPROVIDERSREQUEST']._serialized_end=770
-  _globals['_LISTIDENTITYPROVIDERSRESPONSE']._serialized_start=772
-  _globals['_LISTIDENTITYPROVIDERSRESPONSE']._serialized_end=869
-  _globals['_IDENTITYPROVIDER']._serialized_start=872
-  _globals['_IDENTITYPROVIDER']._serialized_end=1055
-  _globals['_PROVIDERLOGIN']._serialized_start=1057
-  _globals['_PROVIDERLOGIN']._serialized_end=1143
-  _globals['_GETCALLERREQUEST']._serialized_start=1145
-  _globals['_GETCALLERREQUEST']._serialized_end=1163
-  _globals['_GETCALLERRESPONSE']._serialized_start=1165
-  _globals['_GETCALLERRESPONSE']._serialized_end=1235
-  _globals['_GRANT']._serialized_start=1237
-  _globals['_GRANT']._serialized_end=1289
-  _globals['_ACCESSSERVICE']._serialized_start=1376
-  _globals['_ACCESSSERVICE']._serialized_end=1784
+  _globals['_CERTIFICATEGRANT']._serialized_start=740
+  _globals['_CERTIFICATEGRANT']._serialized_end=864
+  _globals['_SETCERTIFICATEGRANTREQUEST']._serialized_start=866
+  _globals['_SETCERTIFICATEGRANTREQUEST']._serialized_end=952
+  _globals['_SETCERTIFICATEGRANTRESPONSE']._serialized_start=954
+  _globals['_SETCERTIFICATEGRANTRESPONSE']._serialized_end=1025
+  _globals['_LISTCERTIFICATEGRANTSREQUEST']._serialized_start=1027
+  _globals['_LISTCERTIFICATEGRANTSREQUEST']._serialized_end=1057
+  _globals['_LISTCERTIFICATEGRANTSRESPONSE']._serialized_start=1059
+  _globals['_LISTCERTIFICATEGRANTSRESPONSE']._serialized_end=1133
+  _globals['_REMOVECERTIFICATEGRANTREQUEST']._serialized_start=1135
+  _globals['_REMOVECERTIFICATEGRANTREQUEST']._serialized_end=1179
+  _globals['_REMOVECERTIFICATEGRANTRESPONSE']._serialized_start=1181
+  _globals['_REMOVECERTIFICATEGRANTRESPONSE']._serialized_end=1253
+  _globals['_LISTIDENTITYPROVIDERSREQUEST']._serialized_start=1255
+  _globals['_LISTIDENTITYPROVIDERSREQUEST']._serialized_end=1285
+  _globals['_LISTIDENTITYPROVIDERSRESPONSE']._serialized_start=1287
+  _globals['_LISTIDENTITYPROVIDERSRESPONSE']._serialized_end=1384
+  _globals['_IDENTITYPROVIDER']._serialized_start=1387
+  _globals['_IDENTITYPROVIDER']._serialized_end=1570
+  _globals['_PROVIDERLOGIN']._serialized_start=1572
+  _globals['_PROVIDERLOGIN']._serialized_end=1658
+  _globals['_GETCALLERREQUEST']._serialized_start=1660
+  _globals['_GETCALLERREQUEST']._serialized_end=1678
+  _globals['_GETCALLERRESPONSE']._serialized_start=1680
+  _globals['_GETCALLERRESPONSE']._serialized_end=1750
+  _globals['_GRANT']._serialized_start=1752
+  _globals['_GRANT']._serialized_end=1804
+  _globals['_ACCESSSERVICE']._serialized_start=1891
+  _globals['_ACCESSSERVICE']._serialized_end=2623
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,21 @@ class AccessServiceStub:
                 request_serializer=uapi_dot_v1_dot_access__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=uapi_dot_v1_dot_access__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.SetCertificateGrant = channel.unary_unary(
+                '/uapi.v1.AccessService/SetCertificateGrant',
+                request_serializer=uapi_dot_v1_dot_access__pb2.SetCertificateGrantRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_access__pb2.SetCertificateGrantResponse.FromString,
+                _registered_method=True)
+        self.ListCertificateGrants = channel.unary_unary(
+                '/uapi.v1.AccessService/ListCertificateGrants',
+                request_serializer=uapi_dot_v1_dot_access__pb2.ListCertificateGrantsRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_access__pb2.ListCertificateGrantsResponse.FromString,
+                _registered_method=True)
+        self.RemoveCertificateGrant = channel.unary_unary(
+                '/uapi.v1.AccessService/RemoveCertificateGrant',
+                request_serializer=uapi_dot_v1_dot_access__pb2.RemoveCertificateGrantRequest.SerializeToString,
+                response_deserializer=uapi_dot_v1_dot_access__pb2.RemoveCertificateGrantResponse.FromString,
+                _registered_method=True)
         self.ListIdentityProviders = channel.unary_unary(
                 '/uapi.v1.AccessService/ListIdentityProviders',
                 request_serializer=uapi_dot_v1_dot_access__pb2.ListIdentityProvidersRequest.SerializeToString,
@@ -88,6 +103,30 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetCertificateGrant(self, request, context):
+        """Says what whoever shows a certificate of that URI name may do, in place of what was said of it before. Answered when the
+        gateway decides so. Does not block.
+        Errors: INVALID_ARGUMENT (URI, agents or role).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCertificateGrants(self, request, context):
+        """What is said of certificates, by URI; that of "*" is there always. Does not block.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveCertificateGrant(self, request, context):
+        """Takes back what is said of one: it then may do what "*" may. Answered when the gateway decides so. Does not block.
+        Errors: NOT_FOUND (nothing is said of it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListIdentityProviders(self, request, context):
         """The identity providers whose tokens are taken, and how one logs in there. Anybody may ask, without a credential, too;
         but who does not operate all agents is not told how the gateway gets on with them. Does not block.
@@ -120,6 +159,21 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.RevokeKey,
                     request_deserializer=uapi_dot_v1_dot_access__pb2.RevokeKeyRequest.FromString,
                     response_serializer=uapi_dot_v1_dot_access__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'SetCertificateGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCertificateGrant,
+                    request_deserializer=uapi_dot_v1_dot_access__pb2.SetCertificateGrantRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_access__pb2.SetCertificateGrantResponse.SerializeToString,
+            ),
+            'ListCertificateGrants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCertificateGrants,
+                    request_deserializer=uapi_dot_v1_dot_access__pb2.ListCertificateGrantsRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_access__pb2.ListCertificateGrantsResponse.SerializeToString,
+            ),
+            'RemoveCertificateGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveCertificateGrant,
+                    request_deserializer=uapi_dot_v1_dot_access__pb2.RemoveCertificateGrantRequest.FromString,
+                    response_serializer=uapi_dot_v1_dot_access__pb2.RemoveCertificateGrantResponse.SerializeToString,
             ),
             'ListIdentityProviders': grpc.unary_unary_rpc_method_handler(
                     servicer.ListIdentityProviders,
@@ -213,6 +267,87 @@ class AccessService:
             '/uapi.v1.AccessService/RevokeKey',
             uapi_dot_v1_dot_access__pb2.RevokeKeyRequest.SerializeToString,
             uapi_dot_v1_dot_access__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCertificateGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AccessService/SetCertificateGrant',
+            uapi_dot_v1_dot_access__pb2.SetCertificateGrantRequest.SerializeToString,
+            uapi_dot_v1_dot_access__pb2.SetCertificateGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCertificateGrants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AccessService/ListCertificateGrants',
+            uapi_dot_v1_dot_access__pb2.ListCertificateGrantsRequest.SerializeToString,
+            uapi_dot_v1_dot_access__pb2.ListCertificateGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveCertificateGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/uapi.v1.AccessService/RemoveCertificateGrant',
+            uapi_dot_v1_dot_access__pb2.RemoveCertificateGrantRequest.SerializeToString,
+            uapi_dot_v1_dot_access__pb2.RemoveCertificateGrantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,17 @@ class AccessServiceStub:
     """Ends a key. Answered when the gateway refuses it. Streams that it opened go on to their end. Does not block.
     Errors: NOT_FOUND (no such key).
     """
+    SetCertificateGrant: _grpc.UnaryUnaryMultiCallable[_access_pb2.SetCertificateGrantRequest, _access_pb2.SetCertificateGrantResponse]
+    """Says what whoever shows a certificate of that URI name may do, in place of what was said of it before. Answered when the
+    gateway decides so. Does not block.
+    Errors: INVALID_ARGUMENT (URI, agents or role).
+    """
+    ListCertificateGrants: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListCertificateGrantsRequest, _access_pb2.ListCertificateGrantsResponse]
+    """What is said of certificates, by URI; that of "*" is there always. Does not block."""
+    RemoveCertificateGrant: _grpc.UnaryUnaryMultiCallable[_access_pb2.RemoveCertificateGrantRequest, _access_pb2.RemoveCertificateGrantResponse]
+    """Takes back what is said of one: it then may do what "*" may. Answered when the gateway decides so. Does not block.
+    Errors: NOT_FOUND (nothing is said of it).
+    """
     ListIdentityProviders: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListIdentityProvidersRequest, _access_pb2.ListIdentityProvidersResponse]
     """The identity providers whose tokens are taken, and how one logs in there. Anybody may ask, without a credential, too;
     but who does not operate all agents is not told how the gateway gets on with them. Does not block.
@@ -62,6 +73,17 @@ class AccessServiceAsyncStub(AccessServiceStub):
     RevokeKey: _aio.UnaryUnaryMultiCallable[_access_pb2.RevokeKeyRequest, _access_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Ends a key. Answered when the gateway refuses it. Streams that it opened go on to their end. Does not block.
     Errors: NOT_FOUND (no such key).
+    """
+    SetCertificateGrant: _aio.UnaryUnaryMultiCallable[_access_pb2.SetCertificateGrantRequest, _access_pb2.SetCertificateGrantResponse]  # type: ignore[assignment]
+    """Says what whoever shows a certificate of that URI name may do, in place of what was said of it before. Answered when the
+    gateway decides so. Does not block.
+    Errors: INVALID_ARGUMENT (URI, agents or role).
+    """
+    ListCertificateGrants: _aio.UnaryUnaryMultiCallable[_access_pb2.ListCertificateGrantsRequest, _access_pb2.ListCertificateGrantsResponse]  # type: ignore[assignment]
+    """What is said of certificates, by URI; that of "*" is there always. Does not block."""
+    RemoveCertificateGrant: _aio.UnaryUnaryMultiCallable[_access_pb2.RemoveCertificateGrantRequest, _access_pb2.RemoveCertificateGrantResponse]  # type: ignore[assignment]
+    """Takes back what is said of one: it then may do what "*" may. Answered when the gateway decides so. Does not block.
+    Errors: NOT_FOUND (nothing is said of it).
     """
     ListIdentityProviders: _aio.UnaryUnaryMultiCallable[_access_pb2.ListIdentityProvidersRequest, _access_pb2.ListIdentityProvidersResponse]  # type: ignore[assignment]
     """The identity providers whose tokens are taken, and how one logs in there. Anybody may ask, without a credential, too;
@@ -98,6 +120,35 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_access_pb2.RevokeKeyResponse, _abc.Awaitable[_access_pb2.RevokeKeyResponse]]:
         """Ends a key. Answered when the gateway refuses it. Streams that it opened go on to their end. Does not block.
         Errors: NOT_FOUND (no such key).
+        """
+
+    @_abc_1.abstractmethod
+    def SetCertificateGrant(
+        self,
+        request: _access_pb2.SetCertificateGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.SetCertificateGrantResponse, _abc.Awaitable[_access_pb2.SetCertificateGrantResponse]]:
+        """Says what whoever shows a certificate of that URI name may do, in place of what was said of it before. Answered when the
+        gateway decides so. Does not block.
+        Errors: INVALID_ARGUMENT (URI, agents or role).
+        """
+
+    @_abc_1.abstractmethod
+    def ListCertificateGrants(
+        self,
+        request: _access_pb2.ListCertificateGrantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.ListCertificateGrantsResponse, _abc.Awaitable[_access_pb2.ListCertificateGrantsResponse]]:
+        """What is said of certificates, by URI; that of "*" is there always. Does not block."""
+
+    @_abc_1.abstractmethod
+    def RemoveCertificateGrant(
+        self,
+        request: _access_pb2.RemoveCertificateGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.RemoveCertificateGrantResponse, _abc.Awaitable[_access_pb2.RemoveCertificateGrantResponse]]:
+        """Takes back what is said of one: it then may do what "*" may. Answered when the gateway decides so. Does not block.
+        Errors: NOT_FOUND (nothing is said of it).
         """
 
     @_abc_1.abstractmethod

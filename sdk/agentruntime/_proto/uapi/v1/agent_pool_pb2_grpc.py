@@ -188,7 +188,8 @@ class AgentPoolServicer:
     def RollbackAgent(self, request, context):
         """Rolls an agent out at an earlier revision's image and settings, as a new revision; ends a canary.
         Not idempotent without a revision named: the one before the current differs then. Blocks as UpdateAgent.
-        Errors: as UpdateAgent; NOT_FOUND (no such revision is kept).
+        Errors: as UpdateAgent; NOT_FOUND (no such revision is kept), PERMISSION_DENIED (it has settings that the current one
+        has not, and that only an operator of all agents may make).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -74,7 +74,8 @@ class AgentPoolStub:
     RollbackAgent: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.RollbackAgentRequest, _agent_pool_pb2.RollbackAgentResponse]
     """Rolls an agent out at an earlier revision's image and settings, as a new revision; ends a canary.
     Not idempotent without a revision named: the one before the current differs then. Blocks as UpdateAgent.
-    Errors: as UpdateAgent; NOT_FOUND (no such revision is kept).
+    Errors: as UpdateAgent; NOT_FOUND (no such revision is kept), PERMISSION_DENIED (it has settings that the current one
+    has not, and that only an operator of all agents may make).
     """
     ScaleAgent: _grpc.UnaryUnaryMultiCallable[_agent_pool_pb2.ScaleAgentRequest, _agent_pool_pb2.ScaleAgentResponse]
     """Sets how many workers an agent has, what each of them gets, or how it scales by itself. More workers start at
@@ -169,7 +170,8 @@ class AgentPoolAsyncStub(AgentPoolStub):
     RollbackAgent: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.RollbackAgentRequest, _agent_pool_pb2.RollbackAgentResponse]  # type: ignore[assignment]
     """Rolls an agent out at an earlier revision's image and settings, as a new revision; ends a canary.
     Not idempotent without a revision named: the one before the current differs then. Blocks as UpdateAgent.
-    Errors: as UpdateAgent; NOT_FOUND (no such revision is kept).
+    Errors: as UpdateAgent; NOT_FOUND (no such revision is kept), PERMISSION_DENIED (it has settings that the current one
+    has not, and that only an operator of all agents may make).
     """
     ScaleAgent: _aio.UnaryUnaryMultiCallable[_agent_pool_pb2.ScaleAgentRequest, _agent_pool_pb2.ScaleAgentResponse]  # type: ignore[assignment]
     """Sets how many workers an agent has, what each of them gets, or how it scales by itself. More workers start at
@@ -291,7 +293,8 @@ class AgentPoolServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_pool_pb2.RollbackAgentResponse, _abc.Awaitable[_agent_pool_pb2.RollbackAgentResponse]]:
         """Rolls an agent out at an earlier revision's image and settings, as a new revision; ends a canary.
         Not idempotent without a revision named: the one before the current differs then. Blocks as UpdateAgent.
-        Errors: as UpdateAgent; NOT_FOUND (no such revision is kept).
+        Errors: as UpdateAgent; NOT_FOUND (no such revision is kept), PERMISSION_DENIED (it has settings that the current one
+        has not, and that only an operator of all agents may make).
         """
 
     @_abc_1.abstractmethod

@@ -146,7 +146,7 @@ class ConversationServiceServicer:
 
     def GetConversation(self, request, context):
         """How far a conversation is, and what has become of its messages that have not ended, or of one. Does not block.
-        Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+        Errors: NOT_FOUND (CONVERSATION_NOT_FOUND; AGENT_NOT_FOUND: nothing is known of such an agent).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,7 +154,7 @@ class ConversationServiceServicer:
 
     def ListConversations(self, request, context):
         """The caller's, of agents that it may call, those that changed last first. Does not block.
-        Errors: INVALID_ARGUMENT (page_token).
+        Errors: INVALID_ARGUMENT (page_token), NOT_FOUND (AGENT_NOT_FOUND: nothing is known of such an agent).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,7 +162,7 @@ class ConversationServiceServicer:
 
     def DeleteConversation(self, request, context):
         """Deletes a conversation with all its events, state and files; what runs in it is cancelled first. Its id may begin
-        another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+        another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND, AGENT_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,15 +75,15 @@ class ConversationServiceStub:
     """
     GetConversation: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.GetConversationRequest, _conversation_service_pb2.GetConversationResponse]
     """How far a conversation is, and what has become of its messages that have not ended, or of one. Does not block.
-    Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+    Errors: NOT_FOUND (CONVERSATION_NOT_FOUND; AGENT_NOT_FOUND: nothing is known of such an agent).
     """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.ListConversationsRequest, _conversation_service_pb2.ListConversationsResponse]
     """The caller's, of agents that it may call, those that changed last first. Does not block.
-    Errors: INVALID_ARGUMENT (page_token).
+    Errors: INVALID_ARGUMENT (page_token), NOT_FOUND (AGENT_NOT_FOUND: nothing is known of such an agent).
     """
     DeleteConversation: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.DeleteConversationRequest, _conversation_service_pb2.DeleteConversationResponse]
     """Deletes a conversation with all its events, state and files; what runs in it is cancelled first. Its id may begin
-    another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+    another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND, AGENT_NOT_FOUND).
     """
 
 @_typing.type_check_only
@@ -133,15 +133,15 @@ class ConversationServiceAsyncStub(ConversationServiceStub):
     """
     GetConversation: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.GetConversationRequest, _conversation_service_pb2.GetConversationResponse]  # type: ignore[assignment]
     """How far a conversation is, and what has become of its messages that have not ended, or of one. Does not block.
-    Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+    Errors: NOT_FOUND (CONVERSATION_NOT_FOUND; AGENT_NOT_FOUND: nothing is known of such an agent).
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.ListConversationsRequest, _conversation_service_pb2.ListConversationsResponse]  # type: ignore[assignment]
     """The caller's, of agents that it may call, those that changed last first. Does not block.
-    Errors: INVALID_ARGUMENT (page_token).
+    Errors: INVALID_ARGUMENT (page_token), NOT_FOUND (AGENT_NOT_FOUND: nothing is known of such an agent).
     """
     DeleteConversation: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.DeleteConversationRequest, _conversation_service_pb2.DeleteConversationResponse]  # type: ignore[assignment]
     """Deletes a conversation with all its events, state and files; what runs in it is cancelled first. Its id may begin
-    another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+    another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND, AGENT_NOT_FOUND).
     """
 
 class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -218,7 +218,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_service_pb2.GetConversationResponse, _abc.Awaitable[_conversation_service_pb2.GetConversationResponse]]:
         """How far a conversation is, and what has become of its messages that have not ended, or of one. Does not block.
-        Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+        Errors: NOT_FOUND (CONVERSATION_NOT_FOUND; AGENT_NOT_FOUND: nothing is known of such an agent).
         """
 
     @_abc_1.abstractmethod
@@ -228,7 +228,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_service_pb2.ListConversationsResponse, _abc.Awaitable[_conversation_service_pb2.ListConversationsResponse]]:
         """The caller's, of agents that it may call, those that changed last first. Does not block.
-        Errors: INVALID_ARGUMENT (page_token).
+        Errors: INVALID_ARGUMENT (page_token), NOT_FOUND (AGENT_NOT_FOUND: nothing is known of such an agent).
         """
 
     @_abc_1.abstractmethod
@@ -238,7 +238,7 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_service_pb2.DeleteConversationResponse, _abc.Awaitable[_conversation_service_pb2.DeleteConversationResponse]]:
         """Deletes a conversation with all its events, state and files; what runs in it is cancelled first. Its id may begin
-        another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND).
+        another one. Errors: NOT_FOUND (CONVERSATION_NOT_FOUND, AGENT_NOT_FOUND).
         """
 
 def add_ConversationServiceServicer_to_server(servicer: ConversationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
