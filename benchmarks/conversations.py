@@ -54,7 +54,8 @@ def _restarted_with_idle(running: Platform) -> None:
     """Puts the conversations where a gateway that is started finds them."""
     running.agent("down")
     asyncio.run(_fill(running.home))
-    running.agent("up", "--grpc-port", running.address.rpartition(":")[2], "--http-port", "0")
+    port = running.address.rpartition(":")[2]
+    running.agent("up", "--grpc-port", port, "--http-port", "0", "--anonymous", "call")
     status = running.agent("status")
     running.pids.update({process["name"]: int(process["pid"]) for process in status["processes"]})
 

@@ -59,7 +59,8 @@ async def measure() -> Table:
         f"{_ROUNDS} interleaved rounds of {_CALLS} calls and of {_STREAMS * _MESSAGES} messages, "
         "a connection each, every answer checked.",
     )
-    # Two platforms, for one that knows an identity provider looks for its tokens in every call.
+    # Two platforms, for one that knows an identity provider looks for its tokens in every call. Both let in
+    # callers without a credential, beside whose calls the others are put.
     async with platform() as plain, _with_provider() as (running, token):
         worker = (await plain.run("echo", 1)).workers[0]
         made = running.agent("keys", "create", "--name", "bench", "--agents", "echo")

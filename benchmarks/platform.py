@@ -78,11 +78,12 @@ class Platform:
 
 @asynccontextmanager
 async def platform(**variables: str) -> AsyncIterator[Platform]:
-    """Starts a platform on free ports, and ends it; without other `variables` agents run native."""
+    """Starts a platform on free ports, and ends it. Callers need no credential; without other `variables` agents run
+    native."""
     with tempfile.TemporaryDirectory(prefix="uapi-bench-") as directory:
         home = Home(Path(directory))
         environment = {**os.environ, "AGENT_RUNTIME_MODE": "native", **variables, "UAPI_HOME": directory}
-        up = [str(AGENT), "up", "--grpc-port", "0", "--http-port", "0", "--output", "json"]
+        up = [str(AGENT), "up", "--grpc-port", "0", "--http-port", "0", "--anonymous", "call", "--output", "json"]
         await asyncio.to_thread(
             subprocess.run, up, env=environment, check=True, timeout=_TIMEOUT_S, stdout=subprocess.DEVNULL
         )

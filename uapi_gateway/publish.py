@@ -1,5 +1,6 @@
 """Keeps Envoy's resources equal to the registry: clusters and endpoints of agents and workers, and the routes."""
 
+import ipaddress
 from pathlib import Path
 
 from agentruntime._proto.uapi.v1 import agent_pool_pb2 as pool
@@ -38,9 +39,11 @@ class Publisher:
         self, *, home: Home, host: str, ports: Ports, access_log: Path, tls: Inbound | None = None
     ) -> None:
         """The listeners, once and for all."""
-        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log, tls))
+        # Where only this machine's programs connect, they are told where this user's own key is.
+        told = home.token_file if ipaddress.ip_address(host).is_loopback else None
+        self._cache.put(resources.LISTENER, listeners.tcp_listener(host, ports.grpc, access_log, tls, told))
         self._cache.put(resources.LISTENER, listeners.unix_listener(home.gateway_socket, access_log))
-        self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http, tls))
+        self._cache.put(resources.LISTENER, listeners.http_listener(host, ports.http, tls, told))
         self._cache.put(resources.ROUTE, routes.http_configuration(listeners.HTTP, clusters.HTTP))
         self._cache.put(resources.LISTENER, listeners.hold_listener(self._hold))
         self._cache.put(resources.LISTENER, listeners.inner_listener(inner_socket(home), access_log))

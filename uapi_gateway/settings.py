@@ -42,8 +42,8 @@ class Settings(BaseSettings):
     # 0 takes a free port; the bound one is in `run/gateway.json`.
     grpc_port: int = Field(default=50051, ge=0, le=65535)
     http_port: int = Field(default=8080, ge=0, le=65535)
-    # Whether callers without a credential may call agents that demand none. By default on loopback only.
-    anonymous: Literal["call", "none"] | None = None
+    # Whether callers without a credential may call agents that demand none.
+    anonymous: Literal["call", "none"] = "none"
     # Whose tokens are taken; by default identity-providers.yaml in the runtime directory, if it is there.
     identity_providers: Path | None = None
     # Between two fetches of an identity provider's keys.
@@ -174,8 +174,6 @@ class Settings(BaseSettings):
     @property
     def anonymous_calls(self) -> bool:
         """Whether callers without a credential may call."""
-        if self.anonymous is None:
-            return ipaddress.ip_address(self.address).is_loopback
         return self.anonymous == "call"
 
     @property

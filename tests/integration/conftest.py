@@ -52,11 +52,11 @@ class Platform:
 
 @pytest.fixture(scope="session")
 def platform() -> Iterator[Platform]:
-    """Runs the agents echo and mock-ai."""
+    """Runs the agents echo and mock-ai, for callers with a credential and without."""
     with tempfile.TemporaryDirectory(prefix="uapi-it-") as directory:
         home = Home(Path(directory, "home"))
         starting = Platform(home, "", "")
-        starting.agent("up", "--grpc-port", "0", "--http-port", "0")
+        starting.agent("up", "--grpc-port", "0", "--http-port", "0", "--anonymous", "call")
         try:
             addresses = json.loads((home.run / "gateway.json").read_text())
             running = Platform(home, addresses["grpc_address"], addresses["http_address"])

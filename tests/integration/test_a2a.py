@@ -1,6 +1,7 @@
 """A2A on a whole platform: its SDK's own client, found by an agent's card, in each way that it can be called."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -131,7 +132,9 @@ def test_the_pages_example(speaker: Platform) -> None:
     page = (ROOT / "docs" / "a2a.md").read_text()
     code = page.partition("```python\n")[2].partition("```")[0]
     code = code.replace("http://localhost:8080/agents/helper", f"{speaker.http_address}/agents/speaker")
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    environment = {**os.environ, "UAPI_AUTH_TOKEN": speaker.home.token()}
+    argv = [sys.executable, "-c", code]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True, env=environment)
     assert ran.stdout == "1: Hi"
 
 

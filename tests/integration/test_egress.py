@@ -307,5 +307,6 @@ def test_the_gateway_dies_and_comes_back(world: World) -> None:
 def test_what_went_out_is_counted(world: World) -> None:
     world.ask(f"import socket\ndef answer():\n    socket.create_connection(('{NAME}', {world.port}), 30).close()")
     address = json.loads(world.home.gateway_file.read_text())["http_address"]
-    page = urllib.request.urlopen(f"{address}/metrics", timeout=30).read().decode()
+    request = urllib.request.Request(f"{address}/metrics", headers={"authorization": f"Bearer {world.home.token()}"})
+    page = urllib.request.urlopen(request, timeout=30).read().decode()
     assert 'uapi_egress_connections_total{agent="caller",outcome="allowed"}' in page

@@ -52,10 +52,12 @@ class Gateway:
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self, **environment: str) -> None:
+        """Starts it; without other settings callers without a credential may call, as most tests do."""
+        settings = {"UAPI_GATEWAY_DRAIN_S": "0.5", "UAPI_GATEWAY_ANONYMOUS": "call", **environment}
         self._output = (self.home.root / "gateway.log").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "uapi_gateway", "--grpc-port", "0", "--http-port", "0"],
-            env={**os.environ, "UAPI_HOME": str(self.home.root), "UAPI_GATEWAY_DRAIN_S": "0.5", **environment},
+            env={**os.environ, "UAPI_HOME": str(self.home.root), **settings},
             cwd=ROOT,
             stdout=self._output,
             stderr=self._output,

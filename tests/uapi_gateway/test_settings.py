@@ -69,6 +69,12 @@ def test_the_development_authority_vouches_for_callers_only_beside_its_own_certi
     assert Settings(root=tmp_path).sources.server is None
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "0.0.0.0"])
+def test_nobody_is_let_in_without_a_credential_but_by_name(host: str) -> None:
+    assert not Settings(host=host).anonymous_calls
+    assert Settings(host=host, anonymous="call").anonymous_calls
+
+
 @pytest.mark.parametrize("wrong", [{"grpc_port": -1}, {"http_port": 65536}, {"envoy_concurrency": 0}])
 def test_values_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValidationError):

@@ -30,9 +30,11 @@ INNER = "inner"
 CALLS = "calls"
 
 
-def tcp_listener(host: str, port: int, access_log: Path, tls: Inbound | None = None) -> Resource:
+def tcp_listener(
+    host: str, port: int, access_log: Path, tls: Inbound | None = None, token_file: Path | None = None
+) -> Resource:
     """The listener for the calls of everyone."""
-    manager = managers.grpc_manager(TCP, _outer(ANONYMOUS, tls), access_log)
+    manager = managers.grpc_manager(TCP, _outer(ANONYMOUS, tls), access_log, token_file)
     return _listener(TCP, _socket(host, port), manager, _transport(tls, ["h2"]))
 
 
@@ -42,11 +44,11 @@ def unix_listener(path: Path, access_log: Path) -> Resource:
     return _listener(UNIX, _pipe(path), manager)
 
 
-def http_listener(host: str, port: int, tls: Inbound | None = None) -> Resource:
+def http_listener(host: str, port: int, tls: Inbound | None = None, token_file: Path | None = None) -> Resource:
     """The listener for the HTTP pages."""
     mutations = [*managers.http_mutations(), *filters.early(), *_certificate(tls)]
     known = filters.chain(ANONYMOUS, filters.HTTP_ACCESS, certified=_verifies(tls))
-    manager = managers.http_manager(HTTP, Chain(mutations, [*known, limits.rate_filter()]))
+    manager = managers.http_manager(HTTP, Chain(mutations, [*known, limits.rate_filter()]), token_file)
     return _listener(HTTP, _socket(host, port), manager, _transport(tls, ["h2", "http/1.1"]))
 
 

@@ -39,8 +39,17 @@ class Chain:
     filters: Sequence[dict[str, Any]] = ()
 
 
-def grpc_manager(name: str, chain: Chain, access_log: Path | None = None) -> dict[str, Any]:
-    """The manager of a listener for gRPC; its routes are the route configuration of its name."""
+def grpc_manager(
+    name: str, chain: Chain, access_log: Path | None = None, token_file: Path | None = None
+) -> dict[str, Any]:
+    """The manager of a listener for gRPC; its routes are the route configuration of its name.
+
+    Args:
+        name: of the listener.
+        chain: what a call goes through.
+        access_log: where each call is written.
+        token_file: which those are told of who show no credential.
+    """
     last = {
         "name": "envoy.filters.http.grpc_stats",
         # Counted per cluster and code: names of services and methods are the caller's to invent.
@@ -54,12 +63,12 @@ def grpc_manager(name: str, chain: Chain, access_log: Path | None = None) -> dic
         access_log,
         codec_type="HTTP2",
         **limits.call_options(),
-        local_reply_config={"mappers": local_replies()},
+        local_reply_config={"mappers": local_replies(token_file)},
         normalize_path=False,
     )
 
 
-def http_manager(name: str, chain: Chain) -> dict[str, Any]:
+def http_manager(name: str, chain: Chain, token_file: Path | None = None) -> dict[str, Any]:
     """The manager of a listener for the HTTP pages, HTTP/1.1 or 2; its routes as above.
 
     One path must not be written in several ways: filters decide by it.
@@ -70,7 +79,7 @@ def http_manager(name: str, chain: Chain) -> dict[str, Any]:
         None,
         codec_type="AUTO",
         **limits.page_options(),
-        local_reply_config=http_replies(),
+        local_reply_config=http_replies(token_file),
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",

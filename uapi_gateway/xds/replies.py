@@ -1,6 +1,7 @@
 """What Envoy answers by itself, as gRPC statuses with a reason."""
 
 import base64
+from pathlib import Path
 from typing import Any
 
 from agentruntime import status
@@ -17,10 +18,6 @@ _INVALID = (
     "the credential is not valid: it has expired, was revoked, or is not of this platform; `agent keys create` makes "
     "an API key, `agent login` gets a token"
 )
-_MISSING = (
-    "this needs a credential, as 'authorization: Bearer …': an API key (also as 'x-api-key: uapi_…'; `agent keys "
-    "create` makes one), or a token of an identity provider (`agent login` gets one)"
-)
 _NOT_PERMITTED = (
     "may not call this agent: `agent whoami` shows which agents its key, token or certificate is for, and the agent "
     "may demand more of its callers"
@@ -29,9 +26,23 @@ _TOO_LARGE = "the request is larger than a message may be, which is 4194304 byte
 _TOO_MANY = "the caller makes more calls than it may; try again in a second"
 
 
-def local_replies() -> list[dict[str, Any]]:
-    """The mappers, the first that fits first."""
-    return [*_refusals(), *_failures(), *_malformed(), *_excesses()]
+def local_replies(token_file: Path | None = None) -> list[dict[str, Any]]:
+    """The mappers, the first that fits first.
+
+    Args:
+        token_file: where callers of this machine find this user's own key; None where others can connect, too.
+    """
+    return [*_refusals(missing(token_file)), *_failures(), *_malformed(), *_excesses()]
+
+
+def missing(token_file: Path | None) -> str:
+    """What is said to those who show no credential."""
+    first = f"`authorization: Bearer $(cat {token_file})`, another" if token_file else "`authorization: Bearer …`, an"
+    return (
+        f"this needs a credential: send {first} API key (`agent keys create` makes one; the SDK takes "
+        "UAPI_AUTH_TOKEN) or a token of an identity provider (`agent login` gets one); `agent up --anonymous call` "
+        "lets callers in without one where an agent demands none"
+    )
 
 
 def _failures() -> list[dict[str, Any]]:
@@ -129,12 +140,12 @@ def _excesses() -> list[dict[str, Any]]:
     ]
 
 
-def http_replies() -> dict[str, Any]:
+def http_replies(token_file: Path | None = None) -> dict[str, Any]:
     """The same on the listener for HTTP, in the form of its APIs' errors."""
     anonymous = _both(_has_status(403), _is(headers.PRINCIPAL, ANONYMOUS))
     cases = [
         (_has_status(401), 401, "UNAUTHENTICATED", "CREDENTIAL_INVALID", _INVALID),
-        (anonymous, 401, "UNAUTHENTICATED", "CREDENTIAL_MISSING", _MISSING),
+        (anonymous, 401, "UNAUTHENTICATED", "CREDENTIAL_MISSING", _literal(missing(token_file))),
         (_has_status(403), 403, "PERMISSION_DENIED", "NOT_PERMITTED", "the caller may not see this page"),
         (_has_status(408), 408, "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "the request did not arrive in time"),
         (_has_status(413), 413, "RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", _TOO_LARGE),
@@ -149,7 +160,7 @@ def http_replies() -> dict[str, Any]:
     return {"mappers": mappers}
 
 
-def _refusals() -> list[dict[str, Any]]:
+def _refusals(nothing_shown: str) -> list[dict[str, Any]]:
     """Of callers that may not, or whose credential is no good."""
     miswritten = _contains("authorization", KEY_MARK)
     # Where providers are known, Envoy says of a key what is wrong with it as one of their tokens.
@@ -186,8 +197,8 @@ def _refusals() -> list[dict[str, Any]]:
             code=16,
             http=401,
             reason="CREDENTIAL_MISSING",
-            message=_MISSING,
-            text=f"{_MISSING}; with the SDK UAPI_AUTH_TOKEN holds it",
+            message=nothing_shown,
+            text=_literal(nothing_shown),
         ),
         _reply(
             _has_status(403),
@@ -232,6 +243,11 @@ def _details(code: int, reason: str, message: str) -> str:
     detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=status.DOMAIN))
     wire = status_pb2.Status(code=code, message=message, details=[detail]).SerializeToString()
     return base64.b64encode(wire).decode().rstrip("=")
+
+
+def _literal(text: str) -> str:
+    """A text in which Envoy fills in nothing."""
+    return text.replace("%", "%%")
 
 
 def _both(*filters: dict[str, Any]) -> dict[str, Any]:

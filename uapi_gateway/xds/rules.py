@@ -38,6 +38,9 @@ _WHO_AM_I = "/uapi.v1.AccessService/GetCaller"
 OPEN_TO_NOBODY = ("/grpc.health.v1.Health/Check", "/uapi.v1.AccessService/ListIdentityProviders")
 # Of the APIs over HTTP, and of the page that describes them (RE2).
 API_PATHS = r"/(agents|v1|\.well-known/agent-card\.json|docs|openapi\.json)(/.*)?"
+# What anybody may read over HTTP: whether the platform runs, and the description of the API. That names no agent, and
+# the browsers that it is for send no credential.
+_OPEN_PAGES = ("/health", "/docs", "/openapi.json")
 _QUERY = r"(\?.*)?"
 _ANY_AGENT = policy.AGENT_PREFIX + ".+"
 _OnMatch = matcher_pb2.Matcher.OnMatch
@@ -82,8 +85,8 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
 
 
 def http_rules(wanted: Policy, by_token: Any = None, bearers: Any = None) -> Any:
-    """The same for HTTP: health is open, the APIs look by themselves who may call which agent, and the pages are for
-    those who operate all agents.
+    """The same for HTTP: health and the API's description are open, the APIs look by themselves who may call which
+    agent, and the pages are for those who operate all agents.
 
     Args:
         wanted: who may call what.
@@ -106,7 +109,9 @@ def http_rules(wanted: Policy, by_token: Any = None, bearers: Any = None) -> Any
     apis = look_up(headers.PRINCIPAL, special, first(known, bearers or DENY))
     message = rbac_pb2.RBAC()
     message.matcher.CopyFrom(
-        look_up(":path", {"/health": ALLOW}, first([(matches(":path", API_PATHS + _QUERY), apis)], pages)).matcher
+        look_up(
+            ":path", dict.fromkeys(_OPEN_PAGES, ALLOW), first([(matches(":path", API_PATHS + _QUERY), apis)], pages)
+        ).matcher
     )
     return message
 

@@ -35,7 +35,9 @@ def command(
     ] = False,
     anonymous: Annotated[
         Literal["call", "none"] | None,
-        typer.Option(help="What callers without a credential may; call on loopback by default, none elsewhere."),
+        typer.Option(
+            help="What callers without a credential may: none by default; call any agent that demands none."
+        ),
     ] = None,
     format_: output.Output = None,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,10 +10,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import psutil
 import pytest
-from agentruntime import Client, processes, supervisor
+from agentruntime import Client, errors, processes, supervisor
 from agentruntime._proto.uapi.v1 import agent_registry_pb2 as registry_pb2
 from agentruntime.home import Home
 
@@ -92,6 +95,48 @@ def test_up_and_down_twice(home: Home, agent_process: Agent) -> None:
     assert processes_of(home) == []
     assert ok(agent_process("down")).out == "no platform runs on this machine\n"
     assert agent_process("ps").status == 24
+
+
+def test_this_user_needs_nothing_and_others_a_credential(
+    home: Home, agent_process: Agent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ok(agent_process("up", *FREE_PORTS))
+    ok(agent_process("run", "echo"))
+    announced = json.loads(home.gateway_file.read_text())
+    grpc_address, http = announced["grpc_address"], announced["http_address"]
+    port = grpc_address.rpartition(":")[2]
+    for endpoint in (None, grpc_address, f"localhost:{port}", f"http://127.0.0.1:{port}"):
+        with Client(endpoint) as client:
+            assert client.generate_text("echo", "mine").text == "mine"
+        called = agent_process(*(("--endpoint", endpoint) if endpoint else ()), "call", "echo", "mine")
+        assert ok(called).out == "mine\n"
+    # Another user of this machine has another runtime directory.
+    monkeypatch.setenv("UAPI_HOME", str(tmp_path / "another"))
+    with Client(grpc_address) as client, pytest.raises(errors.Unauthenticated) as refused:
+        client.generate_text("echo", "not mine")
+    assert refused.value.reason == "CREDENTIAL_MISSING"
+    for path in ("/agents", "/v1/models", "/metrics", "/health/echo", "/agents/echo/.well-known/agent-card.json"):
+        with pytest.raises(HTTPError) as page:
+            urlopen(http + path, timeout=20)
+        error = json.loads(page.value.read())["error"]
+        assert (page.value.code, error["reason"], error["message"]) == (
+            401,
+            "CREDENTIAL_MISSING",
+            refused.value.message,
+        )
+    for path in ("/health", "/docs", "/openapi.json"):
+        assert urlopen(http + path, timeout=20).status == 200
+    # What it says to send is taken as it stands, and so is what it says to start the platform with.
+    said = re.search(r"`(authorization: [^`]*)`.*`agent (up --anonymous call)`", refused.value.message)
+    assert said is not None
+    argv = ["bash", "-c", f'curl -sf {http}/agents -H "{said[1]}"']
+    assert '"echo"' in subprocess.run(argv, check=True, capture_output=True, text=True, timeout=20).stdout
+    monkeypatch.setenv("UAPI_HOME", str(home.root))
+    ok(agent_process("down"))
+    ok(agent_process(*said[2].split(), *FREE_PORTS))
+    grpc_address = json.loads(home.gateway_file.read_text())["grpc_address"]
+    with Client(grpc_address, token="") as client:
+        assert client.generate_text("echo", "anybody's").text == "anybody's"
 
 
 def test_killed_parts_come_back_and_agents_go_on(home: Home, agent_process: Agent) -> None:

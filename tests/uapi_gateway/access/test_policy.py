@@ -226,12 +226,13 @@ def test_pages_are_for_those_who_operate_all_agents(others: Certified | None) ->
     for anonymous in (True, False):
         tree = http_rules(policy(anonymous=anonymous, others=others)).matcher
         for name, said in CALLERS.items():
-            assert walk(tree, {**said, ":path": "/health"})
+            for path in ("/health", "/docs", "/openapi.json"):
+                assert walk(tree, {**said, ":path": path}), name
             metrics = walk(tree, {**said, ":path": "/metrics"})
             assert metrics is (name in operating or (name == "anonymous" and anonymous)), name
 
 
-@pytest.mark.parametrize("path", ["/agents", "/agents/x/run", "/v1/models?limit=1", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/agents", "/agents/x/run", "/v1/models?limit=1", "/docs/x"])
 @pytest.mark.parametrize("anonymous", [True, False])
 def test_apis_are_for_all_who_are_known(path: str, anonymous: bool) -> None:
     tree = http_rules(policy(anonymous=anonymous)).matcher
