@@ -173,11 +173,11 @@ async def test_one_that_is_not_wanted_again_stays_listed(
     await ward.begin(mode=mode)
     ward.patient.ended.set_result(Exit(f"exit status {status}", status=status))
     await ward.until(state)
-    await eventually(lambda: ward.worker.rests)
+    # Last of all, its reservation goes.
+    await eventually(lambda: ward.worker.rests and ward.ledger.holding(ward.worker.worker_id) is None)
     assert ward.worker.reason == f"exit status {status}"
     assert ward.worker.retry_at_s == 0.0
     assert ward.driver.started == 1
-    assert ward.ledger.holding(ward.worker.worker_id) is None
     assert ward.deployment.living() == [ward.worker]
 
 
