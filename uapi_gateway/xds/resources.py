@@ -1,8 +1,10 @@
 """The kinds of xDS resources in use, and how one becomes bytes with a version."""
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -30,7 +32,7 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import http_inputs_pb2
-from google.protobuf import any_pb2, json_format
+from google.protobuf import any_pb2, json_format, wrappers_pb2
 
 PREFIX = "type.googleapis.com/"
 LISTENER = PREFIX + "envoy.config.listener.v3.Listener"
@@ -39,6 +41,8 @@ CLUSTER = PREFIX + "envoy.config.cluster.v3.Cluster"
 EXTENSION = PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 ENDPOINTS = PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 SECRET = PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
+# Of what stands for something else; Envoy never sees one.
+_REPEATED = "google.protobuf.BytesValue"
 
 _TYPES: dict[str, Any] = {
     LISTENER: listener_pb2.Listener,
@@ -86,7 +90,39 @@ def make(kind: str, name: str, content: dict[str, Any]) -> Resource:
     """A resource out of its message in protobuf's JSON form."""
     # Of the JSON: bytes inside an `Any` come out in another order in another process.
     canonical = json.dumps(content, sort_keys=True).encode()
-    return _resource(kind, name, json_format.ParseDict(content, _TYPES[kind]()).SerializeToString(), canonical)
+    message = json_format.ParseDict(content, _TYPES[kind]())
+    _put_repeated(message)
+    return _resource(kind, name, message.SerializeToString(), canonical)
+
+
+def repeated(packed: dict[str, Any]) -> dict[str, Any]:
+    """Stands in a resource for an `Any` in JSON form that is there many times: `make` reads it once, for all of them.
+
+    Reading JSON is most of what a change of the routes costs. Not for what stands within another `Any`.
+    """
+    # As bytes, for texts are searched for half characters.
+    return typed(_REPEATED, value=base64.b64encode(json.dumps(packed, sort_keys=True).encode()).decode())
+
+
+def _put_repeated(message: Any) -> None:
+    """Puts in place what `repeated` stands for, anywhere below a message."""
+    for described, value in message.ListFields():
+        if described.message_type is None:
+            continue
+        if described.message_type.GetOptions().map_entry:
+            below = value.values() if described.message_type.fields_by_name["value"].message_type else ()
+        else:
+            below = value if described.is_repeated else (value,)
+        for each in below:
+            if not isinstance(each, any_pb2.Any):
+                _put_repeated(each)
+            elif each.type_url == PREFIX + _REPEATED:
+                each.CopyFrom(_read(wrappers_pb2.BytesValue.FromString(each.value).value))
+
+
+@lru_cache(maxsize=1024)
+def _read(packed: bytes) -> Any:
+    return json_format.Parse(packed, any_pb2.Any())
 
 
 def wrap(kind: str, name: str, message: Any) -> Resource:

@@ -229,13 +229,13 @@ def hold_configuration(name: str, wanted: RoutePlan) -> Resource:
 
 def whole_configuration(name: str, cluster: str) -> Resource:
     """The routes of a listener whose requests all lead to one cluster, as soon as it is there."""
-    host = {"name": name, "domains": ["*"], "routes": [_fields(_route({"cluster": cluster}, patient=True))]}
+    host = {"name": name, "domains": ["*"], "routes": [_fields({"cluster": cluster}, patient=True)]}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
 
 def http_configuration(name: str, cluster: str) -> Resource:
     """The routes of the listener for HTTP: the APIs, whose answers last, and the pages."""
-    page = _fields(_route({"cluster": cluster}, patient=True, platform=True))
+    page = _fields({"cluster": cluster}, patient=True, platform=True)
     own = limits.lasting()
     api = {
         **page,
@@ -245,11 +245,6 @@ def http_configuration(name: str, cluster: str) -> Resource:
     }
     host = {"name": name, "domains": ["*"], "routes": [api, page]}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
-
-
-def _fields(route: dict[str, Any]) -> dict[str, Any]:
-    """A route as a list of routes has it."""
-    return {key: value for key, value in route["action"]["typed_config"].items() if key != "@type"}
 
 
 def _refusals() -> list[dict[str, Any]]:
@@ -417,7 +412,13 @@ def _malformed(header: str, form: str) -> dict[str, Any]:
     return {"and_matcher": {"predicate": [_given(header), {"not_matcher": _matches(header, form)}]}}
 
 
-def _route(
+def _route(target: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    """One route, as a matcher has it; see `_fields`. Of hundreds a dozen differ."""
+    config = typed("envoy.config.route.v3.Route", **_fields(target, **properties))
+    return {"action": {"name": "route", "typed_config": resources.repeated(config)}}
+
+
+def _fields(
     target: dict[str, Any],
     *,
     told: dict[str, Any] | None = None,
@@ -426,7 +427,7 @@ def _route(
     platform: bool = False,
     whole: bool = False,
 ) -> dict[str, Any]:
-    """One route.
+    """One route, as a list of routes has it.
 
     Args:
         target: its cluster.
@@ -477,7 +478,7 @@ def _route(
     filtered = {**(told or {}), **(limits.whole_request(LONGEST_MESSAGE_BYTES) if whole else {})}
     if filtered:
         route["typed_per_filter_config"] = filtered
-    return {"action": {"name": "route", "typed_config": typed("envoy.config.route.v3.Route", **route)}}
+    return route
 
 
 def _refusal(status: int, reason: str) -> dict[str, Any]:
