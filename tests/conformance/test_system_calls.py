@@ -143,7 +143,7 @@ def answer():
     self, hidden, both, raw = literal_eval(_ask(caller, code, timeout_s=60))
     assert (self, hidden, raw) == ("caller", "PERMISSION_DENIED", "closed")
     # Two names are refused, though the first is permitted.
-    assert both == "INTERNAL"
+    assert both == "INVALID_ARGUMENT"
 
 
 def test_platform(caller: Stage) -> None:
