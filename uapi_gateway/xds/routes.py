@@ -170,10 +170,13 @@ def route_configuration(name: str, wanted: RoutePlan, *, own: bool) -> Resource:
         wanted: what there is to route.
         own: a caller that shows no credential is this user, whose looks at the pool go there straight.
     """
-    plain, checked = _tree(wanted, straight=own), _tree(wanted, straight=False)
-    shown = [_holds("authorization", KEY_MARK), _holds("x-api-key", KEY_MARK)] if own else []
-    credentials = [{"predicate": each, "on_match": checked} for each in shown]
-    matcher = {"matcher_list": {"matchers": [*_refusals(), *credentials]}, "on_no_match": plain}
+    matchers = _refusals()
+    if own:
+        checked = _tree(wanted, straight=False)
+        matchers += [
+            {"predicate": _holds(name, KEY_MARK), "on_match": checked} for name in ("authorization", "x-api-key")
+        ]
+    matcher = {"matcher_list": {"matchers": matchers}, "on_no_match": _tree(wanted, straight=own)}
     host = {"name": name, "domains": ["*"], "matcher": matcher}
     return resources.make(resources.ROUTE, name, {"name": name, "virtual_hosts": [host]})
 
@@ -343,12 +346,16 @@ def _methods(
         service: what the paths begin with.
     """
 
-    def route(path: str) -> dict[str, Any]:
-        return _route(target, told=told, repeat=path in repeatable, whole=path in wanted.whole)
-
+    routes = {
+        (repeat, whole): _route(target, told=told, repeat=repeat, whole=whole)
+        for repeat in (False, True)
+        for whole in (False, True)
+    }
     paths = (path for path in repeatable | wanted.whole if not path.startswith(_OWN_ALONE))
-    listed = {path: route(path) for path in sorted(paths) if path.startswith(service)}
-    return _look_up(":path", listed, otherwise=_route(target, told=told))
+    listed = {
+        path: routes[path in repeatable, path in wanted.whole] for path in sorted(paths) if path.startswith(service)
+    }
+    return _look_up(":path", listed, otherwise=routes[False, False])
 
 
 def _services(wanted: RoutePlan) -> dict[str, tuple[str, dict[str, Any]]]:
