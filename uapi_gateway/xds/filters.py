@@ -108,7 +108,7 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
     found = [_first(headers.PRINCIPAL), _first(headers.KEY)]
     found += [*(by_certificate if certified else []), set_header(headers.PRINCIPAL, nobody, absent=True)]
     secure = "unix" if nobody == keys.LOCAL else "%DOWNSTREAM_TLS_VERSION%"
-    found += [set_header(headers.SECURE, secure), *_target(), *conversation()]
+    found += [set_header(headers.SECURE, secure), _pair(), *([_own()] if certified else []), *conversation()]
     return [
         changing(KEYS, "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"),
         changing(TOKENS, f"{_MUTATION}HeaderMutation"),
@@ -125,17 +125,19 @@ def _first(name: str) -> dict[str, Any]:
     return {"append": {"header": header, "append_action": "OVERWRITE_IF_EXISTS"}}
 
 
-def _target() -> list[dict[str, Any]]:
-    """Mutations that put who calls and what beside each other, for rules that look both up."""
-    return [
-        set_header(headers.PAIR, f"%REQ({headers.KEY})%@%REQ({headers.FOR})%"),
-        set_header(headers.OWN, f"{policy.AGENT_PREFIX}%REQ({headers.FOR})%"),
-    ]
+def _pair() -> dict[str, Any]:
+    """The mutation that puts who calls and what beside each other, for rules that look both up."""
+    return set_header(headers.PAIR, f"%REQ({headers.KEY})%@%REQ({headers.FOR})%")
+
+
+def _own() -> dict[str, Any]:
+    """The mutation that says which principal the agent that is called would be, where agents may call."""
+    return set_header(headers.OWN, f"{policy.AGENT_PREFIX}%REQ({headers.FOR})%")
 
 
 def inner_chain() -> list[dict[str, Any]]:
     """The same where the principal is known already, and only the agent may be another."""
-    found = [*_target(), *conversation()]
+    found = [_pair(), _own(), *conversation()]
     mutation = typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})
     return [{"name": WHO, "typed_config": mutation}, together(), rules()]
 

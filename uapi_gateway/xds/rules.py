@@ -69,7 +69,9 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
     # Of agents without permissions, too, which need no rule of their own for it.
     itself = cel.predicate(cel.equal(cel.header(headers.PRINCIPAL), cel.header(headers.OWN)))
     own = _rule((ALL,), wanted.demands, None)
-    by_name = first([(_certified(), certified), (itself, own)], by_token or DENY)
+    # Looked at of agents only: an expression costs more than all the rest.
+    an_agent = matches(headers.PRINCIPAL, _ANY_AGENT)
+    by_name = first([(_certified(), certified), (an_agent, first([(itself, own)], DENY))], by_token or DENY)
     by_principal = look_up(headers.PRINCIPAL, known, by_name)
     tree = look_up(headers.PAIR, by_pair, look_up(headers.KEY, by_key, by_principal))
     miswritten = _predicate("authorization")
@@ -79,8 +81,8 @@ def rules(wanted: Policy, by_token: Any = None) -> Any:
     asking = look_up(
         headers.PRINCIPAL, {policy.ANONYMOUS: tree}, first([(given(headers.PRINCIPAL), PLATFORM_ONLY)], DENY)
     )
-    cases = [(miswritten, DENY), (given(headers.GRANTED), ALLOW), (matches(":path", _WHO_AM_I), asking)]
-    message.matcher.CopyFrom(first(cases, tree).matcher)
+    cases = [(miswritten, DENY), (given(headers.GRANTED), ALLOW)]
+    message.matcher.CopyFrom(first(cases, look_up(":path", {_WHO_AM_I: asking}, tree)).matcher)
     return message
 
 
