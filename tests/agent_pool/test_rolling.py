@@ -125,7 +125,9 @@ async def test_one_that_dies_before_the_roll_is_over_is_given_up(bench: Bench) -
 
 
 @pytest.mark.parametrize("bench", [1000], indirect=True, ids=["room"])
-async def test_one_that_died_while_the_next_one_started_is_given_up(bench: Bench) -> None:
+async def test_one_that_died_while_the_next_one_started_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.driver.slow = "a-02"
     died = asyncio.Event()
     begin = bench.driver.start
@@ -141,7 +143,7 @@ async def test_one_that_died_while_the_next_one_started_is_given_up(bench: Bench
             await eventually(lambda: worker.restarts == 1 and worker.state is State.READY)
         return await begin(launch)
 
-    bench.driver.start = start  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.driver, "start", start)
     with pytest.raises(errors.AgentFailed, match="ValueError: no"):
         await bench.rolls.run(bench.deployment, bench.roll(2, 1))
     bench.driver.slow = ""
