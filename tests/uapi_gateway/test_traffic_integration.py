@@ -191,7 +191,7 @@ async def test_a_callers_conversation_is_at_one_worker_however_it_is_called(tmp_
             for name in map(str, range(12)):
                 # What a caller says of itself changes nothing.
                 named = ("x-uapi-conversation", name)
-                (home,) = await spread(channel, "talks", 2, named, ("x-uapi-caller-conversation", "x"))
+                (home,) = await spread(channel, "talks", 2, named, ("x-uapi-conversation-key", "x"))
                 # As the gateway's doors and its recovery call.
                 ours = (named, ("x-uapi-principal", principal), ("x-uapi-caller-granted", "1"))
                 assert await spread(inside, "talks", 2, *ours) == {home: 2}

@@ -5,6 +5,9 @@ from uapi_gateway.kernel import caller
 
 # Told to agents, too.
 PRINCIPAL = "x-uapi-principal"
+# Whose conversation the call belongs to, and which: calls with the same go to the same worker, where the agent's are
+# spread so. Not there without a conversation. It is hashed again for each attempt, so it stays in the call.
+CONVERSATION = "x-uapi-conversation-key"
 # All that stays between Envoy and the gateway begins so.
 PREFIX = "x-uapi-caller-"
 KEY = PREFIX + "key"
@@ -24,10 +27,7 @@ GRANTED = PREFIX + "granted"
 SECURE = PREFIX + "secure"
 # "cert:" and the URI name of the certificate that the caller has shown; there only if it is verified.
 CERTIFICATE = PREFIX + "certificate"
-# Whose conversation the call belongs to, and which: calls with the same go to the same worker, where the agent's are
-# spread so. Not there without a conversation.
-CONVERSATION = PREFIX + "conversation"
 # The agent that a call is for: that of x-uapi-agent, or that of the worker which it names, or that of the service.
 FOR = "x-uapi-for"
 # What no agent is told.
-PRIVATE = (KEY, PAIR, OWN, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, CONVERSATION, FOR, *caller.PRIVATE)
+PRIVATE = (KEY, PAIR, OWN, CLAIMS, *ENOUGH.values(), GRANTED, SECURE, CERTIFICATE, FOR, *caller.PRIVATE)

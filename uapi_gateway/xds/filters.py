@@ -7,7 +7,6 @@ In this order, on every listener that callers reach:
     uapi.tokens     x-uapi-principal, from a token of an identity provider
     uapi.certificate  whose certificate the caller has shown, on listeners that verify some
     uapi.principal  x-uapi-principal of whoever has none by then
-    uapi.conversation  which calls belong together: one caller's of one conversation
     uapi.access     who may call what
 
 What changes comes by ECDS (https://www.envoyproxy.io/docs/envoy/latest/configuration/overview/extension), which
@@ -30,7 +29,6 @@ from uapi_gateway.xds.resources import Resource, typed
 
 AGENT, OWNER, KEYS, TOKENS = "uapi.agent", "uapi.owner", "uapi.keys", "uapi.tokens"
 CERTIFICATE, WHO, ACCESS = "uapi.certificate", "uapi.principal", "uapi.access"
-CONVERSATION = "uapi.conversation"
 # Of the HTTP pages.
 HTTP_ACCESS = "uapi.http-access"
 # Tokens that were checked and need not be again, in each of Envoy's threads.
@@ -48,6 +46,7 @@ def early() -> list[dict[str, Any]]:
     """What every caller's headers lose before anything looks at them, and what they get."""
     return [
         {"remove": headers.PRINCIPAL},
+        {"remove": headers.CONVERSATION},
         {"remove": headers.FOR},
         {"remove_on_match": {"key_matcher": {"prefix": headers.PREFIX}}},
         for_whom(),
@@ -114,7 +113,6 @@ def chain(nobody: str, access: str = ACCESS, *, certified: bool = False) -> list
         changing(TOKENS, f"{_MUTATION}HeaderMutation"),
         *([_certified()] if certified else []),
         {"name": WHO, "typed_config": typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})},
-        together(),
         rules(access),
     ]
 
@@ -139,7 +137,7 @@ def inner_chain() -> list[dict[str, Any]]:
     """The same where the principal is known already, and only the agent may be another."""
     found = [_pair(), _own(), *conversation()]
     mutation = typed(_MUTATION + "HeaderMutation", mutations={"request_mutations": found})
-    return [{"name": WHO, "typed_config": mutation}, together(), rules()]
+    return [{"name": WHO, "typed_config": mutation}, rules()]
 
 
 def conversation() -> list[dict[str, Any]]:
@@ -153,22 +151,6 @@ def conversation() -> list[dict[str, Any]]:
         set_header(headers.CONVERSATION, named),
         {"append": {**both, "append_action": "OVERWRITE_IF_EXISTS"}},
     ]
-
-
-def together() -> dict[str, Any]:
-    """The filter that keeps what `conversation` has found: routes hash it, again for each attempt, when the header is
-    gone, which agents are not told."""
-    kept = {
-        "object_key": CONVERSATION,
-        "factory_key": "envoy.hashable_string",
-        "format_string": {
-            "text_format_source": {"inline_string": f"%REQ({headers.CONVERSATION})%"},
-            "omit_empty_values": True,
-        },
-        "skip_if_empty": True,
-    }
-    config = typed("envoy.extensions.filters.http.set_filter_state.v3.Config", on_request_headers=[kept])
-    return {"name": CONVERSATION, "typed_config": config}
 
 
 def target() -> list[dict[str, Any]]:

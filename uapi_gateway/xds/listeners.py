@@ -81,7 +81,7 @@ def system_call_listener(path: Path, access_log: Path) -> Resource:
         calls.CHAIN_KEY: f"%REQ({calls.CHAIN_KEY})%,{worker.format('agent')}",
     }
     mutations = [*(filters.set_header(name, value) for name, value in said.items()), *filters.conversation()]
-    chain = Chain([*managers.grpc_mutations(), *filters.early(), *mutations], [*filters.target(), filters.together()])
+    chain = Chain([*managers.grpc_mutations(), *filters.early(), *mutations], filters.target())
     values = {TLV_AGENT: "agent", TLV_WORKER: "worker", TLV_REVISION: "revision"}
     proxied = typed(
         "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",

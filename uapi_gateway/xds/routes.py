@@ -451,7 +451,7 @@ def _fields(
             **target,
             "timeout": "0s",
             # Only clusters of sticky agents ask for it. Without a conversation there is none, and chance decides.
-            "hash_policy": [{"filter_state": {"key": filters.CONVERSATION}}],
+            "hash_policy": [{"header": {"header_name": headers.CONVERSATION}}],
             # The caller's own deadline, even if the worker ignores it; none means none, for streams may last.
             "max_stream_duration": {"grpc_timeout_header_max": f"{LONGEST_DEADLINE_S}s"},
             "retry_policy": {

@@ -110,6 +110,7 @@ def test_listeners_share_no_port_and_take_no_orders_from_headers() -> None:
         *UNREADABLE,
         "x-uapi-not-begun",
         "x-uapi-principal",
+        "x-uapi-conversation-key",
         "x-uapi-for",
         "x-uapi-concurrency",
     }
