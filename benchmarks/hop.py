@@ -26,10 +26,10 @@ from benchmarks.table import Table
 # Of each process that is compared: two Envoys with the same configuration differ by a tenth for as long as they run.
 _INSTANCES = 5
 # Short rounds, and many: whatever else runs on the machine adds to some of them and takes from none.
-_ROUNDS = 12
+_ROUNDS = 24
 _WARM_UP = 20
-_CALLS, _IN_FLIGHT = 640, 32
-_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 16, 500, 4
+_CALLS, _IN_FLIGHT = 320, 32
+_STREAMS, _MESSAGES, _STREAMS_IN_FLIGHT = 8, 500, 4
 _MICRO = 1e6
 # What may take part in a call on the platform's side of the caller.
 _HOP = ("envoy", "gateway", "pool")
@@ -180,10 +180,8 @@ def _add(table: Table, kind: str, instances: list[dict[str, Cost]]) -> None:
 
 
 def credentials(kind: str, cost: Mapping[str, float]) -> Iterator[tuple[str, float, str, float | None]]:
-    """Rows of what credentials cost.
-
-    The bars are beside a gateway that has no key of a caller and no provider: looking for those in each call is part
-    of what they cost. What is left where they are known anyway stands in the rows without a bar.
+    """Rows of what credentials cost: beside calls without one at the same gateway, and beside such calls at a gateway
+    that has no key of a caller and no provider, for looking for those in each call is part of what they cost.
 
     Args:
         kind: of calls.
@@ -193,7 +191,7 @@ def credentials(kind: str, cost: Mapping[str, float]) -> Iterator[tuple[str, flo
     for side, name in (("API key", "an API key"), ("JWT", "a JWT of an identity provider")):
         what = f"{kind}: with {name} / without, at a gateway that knows no keys and no providers"
         yield what, cost[side] / neither, "×", 1.15
-        yield f"{kind}: with {name} / without, at the same gateway", cost[side] / known, "×", None
+        yield f"{kind}: with {name} / without, at the same gateway", cost[side] / known, "×", 1.15
     yield f"{kind}: without, at a gateway that knows a key and a provider / neither", known / neither, "×", None
 
 

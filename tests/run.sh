@@ -1,20 +1,15 @@
 #!/bin/bash
-# Runs all tests as three runs side by side, for most of them wait more than they work. Arguments are pytest's.
+# Runs all tests: those of containers, which share an engine, as one run; beside it all others as two, a file at a time.
+# Most of them wait more than they work. Arguments are pytest's.
 set -u
 cd "$(dirname "$0")/.."
-beside=("containers" "not containers and not integration")
-logs=$(mktemp -d)
-runs=()
-for index in "${!beside[@]}"; do
-    pytest -p no:cacheprovider -m "${beside[index]}" "$@" >"$logs/$index" 2>&1 &
-    runs+=($!)
-done
-trap 'kill "${runs[@]}" 2>/dev/null; rm -rf "$logs"' EXIT
-pytest -m "integration and not containers" "$@"
+log=$(mktemp)
+pytest -p no:cacheprovider -m containers "$@" >"$log" 2>&1 &
+containers=$!
+trap 'kill "$containers" 2>/dev/null; rm -f "$log"' EXIT
+pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not containers" "$@"
 status=$?
-for index in "${!beside[@]}"; do
-    wait "${runs[index]}" || status=$?
-    echo "Meanwhile: ${beside[index]}"
-    cat "$logs/$index"
-done
+wait "$containers" || status=$?
+echo "Meanwhile: containers"
+cat "$log"
 exit "$status"
