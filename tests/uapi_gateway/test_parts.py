@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from agentruntime.home import Home
 
 from uapi_gateway.parts import own_addresses
 from uapi_gateway.settings import Settings
@@ -25,4 +26,4 @@ from uapi_gateway.sockets import Ports
 def test_both_ports_are_own_on_every_address_of_the_machine(tmp_path: Path, address: str, own: bool) -> None:
     is_own = own_addresses(Settings(root=tmp_path), Ports(50051, 8080))
     assert is_own(address) == own
-    assert is_own(f"unix:{tmp_path}/run/pool.sock")
+    assert is_own(f"unix:{Home(tmp_path).pool_socket}")

@@ -33,7 +33,8 @@ def monitoring(
     endpoint: str, *argv: str, stdout: int | IO[bytes] = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`agent monitor` as a process of its own, which must end by itself after the body."""
-    env = {**os.environ, "UAPI_ENDPOINT": endpoint, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    env = {**inherited, "UAPI_ENDPOINT": endpoint, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen(
         [AGENT, "monitor", *argv, *IN_MS], stdout=stdout, stderr=subprocess.PIPE, env=env, start_new_session=True
     )
