@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from agentruntime import log
@@ -24,6 +25,8 @@ from uapi_gateway.xds.cache import Cache
 _log = log.get("uapi_gateway.access")
 # An expired key is refused by what stands in it; this only takes it out of the lists.
 _EXPIRY_TICK_S = 60.0
+# Agents whose scopes are rules of their own, of a kilobyte each, which are all sent again when one of them changes.
+MOST_NAMED = 64
 
 
 class Book:
@@ -50,6 +53,8 @@ class Book:
         self._certified = {said.uri: said for said in store.load_certified()}
         self._demands: dict[str, Demands] = {}
         self._permitted: dict[str, tuple[str, ...]] = {}
+        # In the order in which they came: with many, one more changes none of those before it.
+        self._agents: dict[str, str] = {}
         self.policy = Policy()
         # Each is called with the keys, when they have changed.
         self.listeners: list[Callable[[list[Key]], None]] = []
@@ -172,10 +177,15 @@ class Book:
         agent = self._registry.get(agent_id)
         demands = self._demands.get(agent_id) if agent is None else agent.demands
         permitted = () if agent is None else agent.permissions.agents
-        before = (self._demands.get(agent_id), self._permitted.get(agent_id))
+        before = (self._demands.get(agent_id), self._permitted.get(agent_id), self._named())
         _enter(self._demands, agent_id, None if demands == Demands() else demands)
         _enter(self._permitted, agent_id, permitted or None)
-        return before != (self._demands.get(agent_id), self._permitted.get(agent_id))
+        _enter(self._agents, agent_id, None if agent is None else agent_id)
+        return before != (self._demands.get(agent_id), self._permitted.get(agent_id), self._named())
+
+    def _named(self) -> tuple[str, ...]:
+        """Nobody's but identity providers' tokens have scopes."""
+        return tuple(islice(self._agents, MOST_NAMED)) if self.policy.identity else ()
 
     def _publish_changed(self) -> None:
         self._publish_keys()
@@ -203,9 +213,9 @@ class Book:
     def _publish_rules(self) -> None:
         self._stale = False
         self.policy = replace(self.policy, demands=dict(self._demands), permitted=dict(self._permitted))
-        self.policy = replace(self.policy, certified=dict(self._certified))
+        self.policy = replace(self.policy, certified=dict(self._certified), named=self._named())
         identity = self.policy.identity
-        access = rules.rules(self.policy, tokens.rule(identity, self.policy.demands))
+        access = rules.rules(self.policy, tokens.rule(identity, self.policy.demands, self.policy.named))
         http_access = rules.http_rules(self.policy, tokens.http_rule(identity), tokens.bearers(identity))
         self._cache.put(resources.EXTENSION, filters.extension(filters.ACCESS, access))
         self._cache.put(resources.EXTENSION, filters.extension(filters.HTTP_ACCESS, http_access))

@@ -29,6 +29,8 @@ class Policy:
     demands: Mapping[str, Demands] = field(default_factory=dict)
     # The agents that agents may call, as their permissions say; without those that may call none.
     permitted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Of the agents that there are, those whose scopes Envoy looks for by name.
+    named: tuple[str, ...] = ()
     # What is said of certificates, by URI.
     certified: Mapping[str, Certified] = field(default_factory=dict)
     # Callers without a credential may call agents that demand none.

@@ -59,6 +59,7 @@ def test_no_configuration_makes_a_rule_that_envoy_refuses(
         one = known(grants=mapping, scope_claims=claims)
         for some in ([], [one], [one, known("other")]):
             assert not _empty(tokens.rule(some, demands))
+            assert not _empty(tokens.rule(some, demands, ["a", "e"]))
             assert not _empty(tokens.http_rule(some))
 
 
@@ -79,3 +80,25 @@ def test_what_a_provider_is_asked() -> None:
     # No other claim goes to a header, and no token to an agent.
     assert [each["claim_name"] for each in provider["claim_to_headers"]] == ["sub", "iss"]
     assert not provider.get("forward")
+
+
+def test_an_agent_that_is_named_costs_no_expression() -> None:
+    def tree(agents: list[str]) -> Any:
+        ((case,), _) = _cases(tokens.rule([known()], DEMANDS, agents))
+        return case["on_match"]["matcher"]
+
+    expression = tree([])
+    assert "cel_expr" in json.dumps(expression)
+    named = tree(["a", "e"])
+    assert named["on_no_match"]["matcher"] == expression
+    by_agent = named["matcher_tree"]["exact_match_map"]["map"]
+    assert sorted(by_agent) == ["a", "e"]
+    assert "cel_expr" not in json.dumps(by_agent)
+    # With a provider's own scopes nothing else counts, and no agent has others.
+    mapped = known(grants={"team": ["uapi.call:a"]})
+    assert tokens.rule([mapped], DEMANDS, ["a", "e"]) == tokens.rule([mapped], DEMANDS)
+
+
+def _cases(rule: Any) -> tuple[list[Any], Any]:
+    content = json_format.MessageToDict(rule, preserving_proto_field_name=True)["matcher"]
+    return content["matcher_list"]["matchers"], content["on_no_match"]
