@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 
 import psutil
 import pytest
@@ -26,12 +27,16 @@ def groups(pool: RunningPool) -> list[Group]:
 
 
 async def spare_pid(pool: RunningPool) -> int:
-    """Of the spare, once it waits: it has started grpc's threads, long after its template has told the pool of it."""
+    """Of the spare, once it waits, and the pool has heard of it from its template, which may be late with that."""
+
+    def waits(pid: int) -> bool:
+        process = psutil.Process(pid)
+        return process.num_threads() > 1 and time.time() - process.create_time() > 1
 
     def find() -> int:
         pids = [pid for group in groups(pool) if "-spare." in group.name for pid in group.pids()]
         workers = {worker.pid for worker in known}
-        return next((pid for pid in pids if pid not in workers and psutil.Process(pid).num_threads() > 1), 0)
+        return next((pid for pid in pids if pid not in workers and waits(pid)), 0)
 
     known = (await pool.pool.ListWorkers(pb.ListWorkersRequest())).workers
     return int(await eventually(find))
